@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `DmaTarget`: requester id, guest memory and the bus-master switch in one value. A device that has none cannot touch memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::ledger::Ledger;
+
+/// Guest RAM as every device sees it: shared, mapped once, never moved while the guest lives.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+/// Why a device was not let through the door. The device turns this into the status its specification names.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum DmaError {
+    /// PCI command register bit 2 (Bus Master Enable, PCIe base 7.5.1.1.3) is clear.
+    #[error("the guest has not enabled bus mastering for device {0:#06x}")]
+    BusMasterOff(u16),
+    /// Some byte of the range is not guest RAM, or the range wraps.
+    #[error("device {requester:#06x} asked for {len} bytes at {addr:#x}, which is not all guest RAM")]
+    OutsideRam {
+        /// Bus, device and function of the requester.
+        requester: u16,
+        /// Guest physical address of the first byte.
+        addr: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+/// The Bus Master Enable bit of one function, shared between its configuration space and its engines.
+#[derive(Debug, Default)]
+pub struct BusMaster {
+    enabled: AtomicBool,
+    refused: AtomicU64,
+}
+
+impl BusMaster {
+    /// Follows the command register.
+    pub fn set(&self, on: bool) {
+        self.enabled.store(on, Ordering::Release);
+    }
+
+    /// Whether the function may start an access now.
+    pub fn get(&self) -> bool {
+        self.enabled.load(Ordering::Acquire)
+    }
+
+    /// Accesses refused since the device was made.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// A device's licence to reach guest memory. Clones share the switch and the counters.
+#[derive(Clone)]
+pub struct DmaTarget {
+    requester: u16,
+    ram: Arc<GuestRam>,
+    master: Arc<BusMaster>,
+    ledger: Arc<Ledger>,
+}
+
+impl DmaTarget {
+    /// A target for the function `requester` (bus << 8 | device << 3 | function).
+    pub fn new(requester: u16, ram: Arc<GuestRam>, master: Arc<BusMaster>, ledger: Arc<Ledger>) -> Self {
+        Self { requester, ram, master, ledger }
+    }
+
+    /// Bus, device and function.
+    pub fn requester(&self) -> u16 {
+        self.requester
+    }
+
+    /// The ledger that every access of interest is told to.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// Guest memory for walking rings and copying, or a refusal while bus mastering is off.
+    pub fn ram(&self) -> Result<&GuestRam, DmaError> {
+        if self.master.get() {
+            return Ok(&self.ram);
+        }
+        self.refuse(DmaError::BusMasterOff(self.requester))
+    }
+
+    /// Checks that `len` bytes at `addr` are guest RAM and may be reached now.
+    pub fn check(&self, addr: u64, len: u64) -> Result<&GuestRam, DmaError> {
+        let ram = self.ram()?;
+        let whole = usize::try_from(len).is_ok_and(|len| ram.check_range(GuestAddress(addr), len));
+        if whole && addr.checked_add(len).is_some() {
+            return Ok(ram);
+        }
+        self.refuse(DmaError::OutsideRam { requester: self.requester, addr, len })
+    }
+
+    fn refuse<T>(&self, error: DmaError) -> Result<T, DmaError> {
+        // A hostile guest can ask a million times a second: log the first of each power of two.
+        let count = self.master.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            log::warn!("DMA refused ({count} so far): {error}");
+        }
+        Err(error)
+    }
+}

@@ -4,10 +4,47 @@
 //! Nothing here knows of KVM: interrupts leave through [`MsiRouter`], doorbells are asked for through [`DoorbellHost`], and the host
 //! of the devices (our VMM today, a vfio-user server later) implements both.
 
+pub mod bus;
+pub mod capability;
+pub mod config;
+mod host_bridge;
+pub mod msix;
+#[cfg(test)]
+mod msix_tests;
+mod placement;
+pub mod rationed;
+pub mod registers;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::Arc;
 
+use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
+
+pub use bus::PciBus;
+
+/// A device could not be put on the bus.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum PciError {
+    /// All 32 slots are taken.
+    #[error("the PCI bus is full: 31 devices is the most; remove one")]
+    BusFull,
+    /// No address space left.
+    #[error("BAR {bar} of {size:#x} bytes does not fit into the PCI window; remove a device or widen the window")]
+    WindowFull {
+        /// BAR index.
+        bar: u8,
+        /// Size in bytes.
+        size: u64,
+    },
+    /// The device describes an impossible configuration space.
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+}
 
 /// Where a function's MSI-X messages go. One value a function; `vector` counts from 0 within it.
 pub trait MsiRouter: Send + Sync {

@@ -1,6 +1,278 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Placeholder until the ledger's room is built.
+//! The ledger: which device touched which guest page, when, and with what, in one order with the marks of the lab.
+//!
+//! One u64 sequence ([`Seq`]) orders everything: device accesses, holds, completions, lab marks. An oracle compares
+//! sequence numbers, never clock times. Devices of one guest share one ledger. It costs one branch when off, and one
+//! array access per page plus one short lock per step of a request when on; no lock is held across a data copy.
+//!
+//! * Every page has a slot with the numbers of the last device write into it and the last device read from it.
+//! * Block requests are kept as [`RequestRecord`]s, the newest 65,536 of them; [`Ledger::complete_since`] tells an
+//!   oracle whether anything that it should have seen was dropped.
+//! * Watched pages (at most 64) get content hashes at each step of a request, per 512-byte sector.
+//! * [`Ledger::totals`] sets what devices counted for themselves beside what was recorded.
 
-/// The ledger.
-#[derive(Debug, Default)]
-pub struct Ledger;
+mod hash;
+mod record;
+mod ring;
+#[cfg(test)]
+mod tests;
+mod totals;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use std::ops::Range;
+
+pub use hash::{PAGE_SIZE, PageHash, SECTOR_SIZE};
+pub use record::{BlkOp, Hold, HoldPoint, PageTouch, ReleaseWhy, RequestRecord, RequestStart};
+pub use totals::{DiskCounters, DiskTotals, OpCounts};
+
+use ring::{NoteRing, RequestRing};
+use totals::DiskEntry;
+
+/// A place in the one order of events. 0 means never.
+pub type Seq = u64;
+
+/// At most this many pages are watched.
+pub const MAX_WATCHED: usize = 64;
+
+/// A mark that the lab puts between device events, such as "step fsync begin".
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Note {
+    /// What happened. Kept up to 1,024 bytes.
+    pub text: String,
+}
+
+impl Note {
+    /// A mark with this text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into() }
+    }
+}
+
+/// The last device accesses to one page. 0 means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PageAccess {
+    /// Last DMA into the page.
+    pub written: Seq,
+    /// Last DMA out of the page.
+    pub read: Seq,
+}
+
+#[derive(Default)]
+struct Slot {
+    written: AtomicU64,
+    read: AtomicU64,
+}
+
+/// See the module's text.
+pub struct Ledger {
+    seq: AtomicU64,
+    on: AtomicBool,
+    slots: Vec<Slot>,
+    watched_count: AtomicUsize,
+    watched: RwLock<Vec<u64>>,
+    requests: Mutex<RequestRing>,
+    notes: Mutex<NoteRing>,
+    disks: Mutex<Vec<DiskEntry>>,
+}
+
+impl Default for Ledger {
+    /// A ledger without page slots.
+    fn default() -> Self {
+        Self::with_slots(0)
+    }
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ledger").field("seq", &self.now()).field("pages", &self.slots.len()).finish_non_exhaustive()
+    }
+}
+
+impl Ledger {
+    /// A ledger for guest physical addresses 0 to `ram_bytes`: the end of the highest RAM region, holes included.
+    /// Pages beyond have no slot (their requests are recorded all the same).
+    pub fn new(ram_bytes: u64) -> Arc<Self> {
+        Arc::new(Self::with_slots(usize::try_from(ram_bytes.div_ceil(PAGE_SIZE)).unwrap_or(0)))
+    }
+
+    fn with_slots(pages: usize) -> Self {
+        let mut slots = Vec::new();
+        slots.resize_with(pages, Slot::default);
+        Self {
+            seq: AtomicU64::new(0),
+            on: AtomicBool::new(true),
+            slots,
+            watched_count: AtomicUsize::new(0),
+            watched: RwLock::default(),
+            requests: Mutex::default(),
+            notes: Mutex::default(),
+            disks: Mutex::default(),
+        }
+    }
+
+    /// Switches recording on or off (on at first). Sequence numbers and notes go on while it is off.
+    pub fn set_on(&self, on: bool) {
+        self.on.store(on, Ordering::Relaxed);
+    }
+
+    /// The newest number given out.
+    pub fn now(&self) -> Seq {
+        self.seq.load(Ordering::SeqCst)
+    }
+
+    /// Takes the next number of the order.
+    pub fn tick(&self) -> Seq {
+        self.seq.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Puts a mark into the order.
+    pub fn stamp(&self, note: Note) -> Seq {
+        let mut notes = lock(&self.notes);
+        // Inside the lock, so that the ring is sorted.
+        let seq = self.tick();
+        notes.push(seq, note);
+        seq
+    }
+
+    /// The marks made at `since` or later, oldest first (the newest 65,536).
+    pub fn notes(&self, since: Seq) -> Vec<(Seq, Note)> {
+        lock(&self.notes).since(since)
+    }
+
+    // ---- pages ----
+
+    /// Hashes the page at `page_gpa` at each step of every request that arrives from now on. False when 64 pages are
+    /// watched already. Watching a page twice counts once.
+    pub fn watch(&self, page_gpa: u64) -> bool {
+        let base = page_gpa & !(PAGE_SIZE - 1);
+        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        if !watched.contains(&base) {
+            if watched.len() >= MAX_WATCHED {
+                return false;
+            }
+            watched.push(base);
+        }
+        self.watched_count.store(watched.len(), Ordering::Release);
+        true
+    }
+
+    /// Watches nothing any more.
+    pub fn unwatch_all(&self) {
+        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        watched.clear();
+        self.watched_count.store(0, Ordering::Release);
+    }
+
+    /// Whether a device must hash at all: the one branch of the common case.
+    pub fn watches_any(&self) -> bool {
+        self.watched_count.load(Ordering::Acquire) != 0 && self.on.load(Ordering::Relaxed)
+    }
+
+    /// Whether the page with this base is watched.
+    pub fn watches(&self, page_gpa: u64) -> bool {
+        self.watches_any() && self.watched.read().unwrap_or_else(PoisonError::into_inner).contains(&page_gpa)
+    }
+
+    /// A device wrote `len` bytes at `gpa` (DMA into guest memory); `seq` was taken after the copy.
+    pub fn device_wrote(&self, gpa: u64, len: u64, seq: Seq) {
+        for slot in self.slots_of(gpa, len) {
+            slot.written.fetch_max(seq, Ordering::Relaxed);
+        }
+    }
+
+    /// A device read `len` bytes at `gpa` (DMA out of guest memory); `seq` was taken after the copy.
+    pub fn device_read(&self, gpa: u64, len: u64, seq: Seq) {
+        for slot in self.slots_of(gpa, len) {
+            slot.read.fetch_max(seq, Ordering::Relaxed);
+        }
+    }
+
+    /// The last accesses of any device to the page that holds `gpa`.
+    pub fn last_access(&self, gpa: u64) -> PageAccess {
+        self.slots_of(gpa, 1).first().map_or(PageAccess::default(), |slot| PageAccess {
+            written: slot.written.load(Ordering::Relaxed),
+            read: slot.read.load(Ordering::Relaxed),
+        })
+    }
+
+    fn slots_of(&self, gpa: u64, len: u64) -> &[Slot] {
+        if len == 0 || !self.on.load(Ordering::Relaxed) {
+            return &[];
+        }
+        let last = gpa.saturating_add(len - 1) / PAGE_SIZE;
+        let first = usize::try_from(gpa / PAGE_SIZE).unwrap_or(usize::MAX).min(self.slots.len());
+        let end = usize::try_from(last).unwrap_or(usize::MAX).saturating_add(1).min(self.slots.len());
+        &self.slots[first..end]
+    }
+
+    // ---- block requests ----
+
+    /// Starts the record of a request that arrived now; its id, or `None` while the ledger is off.
+    pub fn begin(&self, start: RequestStart) -> Option<u64> {
+        if !self.on.load(Ordering::Relaxed) {
+            return None;
+        }
+        totals::recorded(&mut lock(&self.disks), start.disk, start.op);
+        let mut requests = lock(&self.requests);
+        let arrived = self.tick();
+        Some(requests.push(start, arrived))
+    }
+
+    /// Changes the record of request `id`, unless it has been dropped. `change` must be short: it runs under a lock.
+    pub fn amend(&self, id: u64, change: impl FnOnce(&mut RequestRecord)) {
+        if let Some(record) = lock(&self.requests).get_mut(id) {
+            change(record);
+        }
+    }
+
+    /// The record of request `id`, unless it has been dropped.
+    pub fn request(&self, id: u64) -> Option<RequestRecord> {
+        lock(&self.requests).get_mut(id).cloned()
+    }
+
+    /// Requests that were alive at `since` or arrived later (0: all that are kept), in order of arrival.
+    pub fn requests(&self, since: Seq) -> Vec<RequestRecord> {
+        lock(&self.requests).select(since, |_| true)
+    }
+
+    /// Of [`Ledger::requests`] those that touch the page with base `page_gpa`.
+    pub fn touching(&self, page_gpa: u64, since: Seq) -> Vec<RequestRecord> {
+        let base = page_gpa & !(PAGE_SIZE - 1);
+        lock(&self.requests).select(since, |r| r.pages.iter().any(|touch| touch.gpa == base))
+    }
+
+    /// Of [`Ledger::requests`] those of `disk` that cover a sector (512 bytes) of `range`.
+    pub fn touching_lba(&self, disk: u8, range: Range<u64>, since: Seq) -> Vec<RequestRecord> {
+        lock(&self.requests).select(since, |r| r.disk == disk && r.covers_lba(&range))
+    }
+
+    /// Records dropped because the ring was full.
+    pub fn dropped(&self) -> u64 {
+        lock(&self.requests).dropped()
+    }
+
+    /// Whether every request alive at `since` or later is still on record and with all its pages. An oracle that finds
+    /// nothing may say "nothing" only when this holds.
+    pub fn complete_since(&self, since: Seq) -> bool {
+        lock(&self.requests).complete_since(since)
+    }
+
+    // ---- totals ----
+
+    /// A device registers the counters that it keeps by itself. Counts from here on are compared with the records.
+    pub fn register_disk(&self, disk: u8, counters: &Arc<DiskCounters>) {
+        totals::register(&mut lock(&self.disks), disk, counters);
+    }
+
+    /// Per disk, in order of registration: requests counted by the device, and requests on record.
+    pub fn totals(&self) -> Vec<DiskTotals> {
+        lock(&self.disks).iter().map(DiskEntry::totals).collect()
+    }
+}
+
+/// A panic elsewhere must not take the evidence with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

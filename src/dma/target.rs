@@ -101,7 +101,7 @@ impl DmaTarget {
         // A hostile guest can ask a million times a second: log the first of each power of two.
         let count = self.master.refused.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
-            log::warn!("DMA refused ({count} so far): {error}");
+            log::info!("DMA refused ({count} so far): {error}");
         }
         Err(error)
     }

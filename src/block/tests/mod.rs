@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device as a driver sees it.
+
+mod basic;
+mod faults;
+mod hostile;
+mod levers;
+mod power_cut;

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What handles name.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rnic_agent::proto::{Failure, JobState, Value};
+
+use super::lock;
+use crate::sys::mapping::Mapping;
+
+/// Most handles at a time.
+const MAX: usize = 4096;
+
+/// A step that runs in the background.
+#[derive(Default)]
+pub struct Job {
+    result: Mutex<Option<Result<Value, Failure>>>,
+    done: Condvar,
+}
+
+impl Job {
+    /// Notes how it ended.
+    pub fn finish(&self, result: Result<Value, Failure>) {
+        *lock(&self.result) = Some(result);
+        self.done.notify_all();
+    }
+
+    /// How it stands, after waiting at most `limit` for its end.
+    pub fn wait(&self, limit: Duration) -> JobState {
+        let start = Instant::now();
+        let mut result = lock(&self.result);
+        while result.is_none() {
+            let Some(left) = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) else { break };
+            result = self.done.wait_timeout(result, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        JobState { done: result.is_some(), result: result.clone().map(Box::new) }
+    }
+}
+
+/// Anything with a handle.
+#[derive(Clone)]
+pub enum Object {
+    /// Open file.
+    File(Arc<File>),
+    /// Mapping or anonymous buffer.
+    Mapping(Arc<Mapping>),
+    /// Background step.
+    Job(Arc<Job>),
+}
+
+#[derive(Default)]
+struct Table {
+    last: u32,
+    map: HashMap<u32, Object>,
+}
+
+/// The handle table. Objects are dropped outside its lock: closing a file may wait for a disk.
+#[derive(Default)]
+pub struct Objects {
+    table: Mutex<Table>,
+}
+
+fn bad_handle(handle: u32, what: &str) -> Failure {
+    Failure { errno: libc::EBADF, what: format!("handle {handle} is no {what}") }
+}
+
+impl Objects {
+    /// Gives an object a handle. Handles are not used twice.
+    pub fn add(&self, object: Object) -> Result<u32, Failure> {
+        let mut table = lock(&self.table);
+        let handle = table.last.checked_add(1).filter(|_| table.map.len() < MAX);
+        let Some(handle) = handle else {
+            return Err(Failure { errno: libc::EMFILE, what: format!("{MAX} handles are in use: send Reset") });
+        };
+        table.last = handle;
+        table.map.insert(handle, object);
+        Ok(handle)
+    }
+
+    fn get(&self, handle: u32) -> Option<Object> {
+        lock(&self.table).map.get(&handle).cloned()
+    }
+
+    /// The open file `handle`.
+    pub fn file(&self, handle: u32) -> Result<Arc<File>, Failure> {
+        match self.get(handle) {
+            Some(Object::File(file)) => Ok(file),
+            _ => Err(bad_handle(handle, "open file")),
+        }
+    }
+
+    /// The mapping `handle`.
+    pub fn mapping(&self, handle: u32) -> Result<Arc<Mapping>, Failure> {
+        match self.get(handle) {
+            Some(Object::Mapping(mapping)) => Ok(mapping),
+            _ => Err(bad_handle(handle, "mapping")),
+        }
+    }
+
+    /// The job `handle`.
+    pub fn job(&self, handle: u32) -> Result<Arc<Job>, Failure> {
+        match self.get(handle) {
+            Some(Object::Job(job)) => Ok(job),
+            _ => Err(bad_handle(handle, "job")),
+        }
+    }
+
+    /// Forgets a handle.
+    pub fn remove(&self, handle: u32) -> Option<Object> {
+        lock(&self.table).map.remove(&handle)
+    }
+
+    /// Forgets all; returns how many jobs still run.
+    pub fn clear(&self) -> u64 {
+        let objects = std::mem::take(&mut lock(&self.table).map);
+        let running = |object: &&Object| matches!(object, Object::Job(job) if !job.wait(Duration::ZERO).done);
+        objects.values().filter(running).count() as u64
+    }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Processes: forking PID 1, reaping, signals, waiting for a program's end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use super::check;
+
+/// Sets an environment variable. Call while the process has one thread.
+pub fn set_env(key: &str, value: &str) {
+    // SAFETY: PID 1 has one thread when it settles its environment, so nobody reads it meanwhile.
+    unsafe { std::env::set_var(key, value) }
+}
+
+/// Splits PID 1 in two. Returns the child's pid to the parent and None to the child.
+///
+/// Call while the process has one thread.
+pub fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: the process has one thread, so the child may go on with anything.
+    let pid = check(unsafe { libc::fork() }.into())? as i32;
+    Ok((pid != 0).then_some(pid))
+}
+
+/// Waits for any child; returns its pid and raw wait status.
+pub fn wait_any() -> io::Result<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: the pointer is to an integer of ours.
+    let pid = check(unsafe { libc::waitpid(-1, &raw mut status, 0) }.into())?;
+    Ok((pid as i32, status))
+}
+
+/// kill(2). `pid` below -1 is a process group, -1 is everybody but us and PID 1.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes numbers.
+    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// A descriptor that becomes readable when process `pid` ends.
+pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers; the new descriptor is owned at once.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as i32))
+    }
+}
+
+/// What to wait for on a descriptor (-1: nothing), and what came.
+pub type PollFd = libc::pollfd;
+
+/// A slot of [`poll`] for reading.
+pub fn readable(fd: Option<&impl AsRawFd>) -> PollFd {
+    PollFd { fd: fd.map_or(-1, AsRawFd::as_raw_fd), events: libc::POLLIN, revents: 0 }
+}
+
+/// A slot of [`poll`] for writing.
+pub fn writable(fd: Option<&impl AsRawFd>) -> PollFd {
+    PollFd { fd: fd.map_or(-1, AsRawFd::as_raw_fd), events: libc::POLLOUT, revents: 0 }
+}
+
+/// poll(2). EINTR counts as nothing.
+pub fn poll(fds: &mut [PollFd], timeout_ms: i32) -> io::Result<u64> {
+    // SAFETY: pointer and length of one slice.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) }.into()) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        other => other,
+    }
+}
+
+/// Makes reads and writes of `fd` return EAGAIN instead of waiting.
+pub fn nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: an open descriptor and numbers.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }.into())?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags as i32 | libc::O_NONBLOCK) }.into()).map(drop)
+}
+
+/// Gives `command` a session of its own with `terminal` as its controlling terminal and standard streams.
+pub fn on_terminal(command: &mut Command, terminal: &File) -> io::Result<()> {
+    command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal.try_clone()?);
+    // SAFETY: between fork and exec only two system calls are made; they take numbers.
+    unsafe {
+        command.pre_exec(|| {
+            check(libc::setsid().into())?;
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0).into()).map(drop)
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the host can ask for.
+
+use serde::{Deserialize, Serialize};
+
+use crate::acked::Plan;
+use crate::pattern::Pattern;
+
+/// One step. Each variant names the [`Value`](super::Value) it returns; `Unit` where none is named.
+///
+/// `h` is an open file, `m` a mapping or anonymous buffer, `job` a running step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// Does nothing.
+    Ping,
+    /// Drops all handles. Returns `Num`: steps still running, whose resources live until they end.
+    Reset,
+
+    // Programs and the system.
+    /// Runs a program (found by PATH) and waits. Returns `Exec`.
+    Exec {
+        /// Program and arguments.
+        #[serde(rename = "a")]
+        argv: Vec<String>,
+        /// Its standard input.
+        #[serde(rename = "i", default, skip_serializing_if = "String::is_empty")]
+        stdin: String,
+        /// Its process group is killed after so many seconds (0: 60).
+        #[serde(rename = "s", default)]
+        limit_s: u32,
+    },
+    /// Makes a file system: `mkfs.FS -f OPTS DEV`. Returns `Exec`.
+    Mkfs {
+        /// Its type.
+        fs: FsType,
+        /// Block device.
+        dev: String,
+        /// More options.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        opts: Vec<String>,
+    },
+    /// mount(2); makes `dir` and loads the file system's module if missing.
+    Mount {
+        /// Block device or source name.
+        dev: String,
+        /// Mount point.
+        dir: String,
+        /// Type, as mount(8) calls it.
+        fs: String,
+        /// File system options (the comma list).
+        #[serde(rename = "o", default, skip_serializing_if = "String::is_empty")]
+        opts: String,
+        /// MS_RDONLY.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ro: bool,
+    },
+    /// umount2(2) without flags: fails with EBUSY while something is open.
+    Umount {
+        /// Mount point.
+        dir: String,
+    },
+    /// Sets (when `value` is there) and reads a sysctl, named with dots or slashes. Returns `Text`.
+    Sysctl {
+        /// "vm.dirty_writeback_centisecs".
+        key: String,
+        /// New value.
+        #[serde(rename = "v", default, skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+    },
+    /// Returns `Text`: the beginning of a file.
+    ReadFile {
+        /// Its path.
+        path: String,
+        /// At most so many bytes (48 KiB at most).
+        max: u32,
+    },
+    /// Writes `text` with one write(2) into an existing file (sysfs, procfs).
+    WriteSys {
+        /// Its path.
+        path: String,
+        /// What to write.
+        text: String,
+    },
+    /// Loads a module by name, with what modules.dep and modules.softdep say it needs. Returns `Num`: modules newly loaded.
+    Modprobe {
+        /// Its name; `-` and `_` are the same.
+        name: String,
+    },
+    /// mkdir -p.
+    Mkdir {
+        /// Path.
+        path: String,
+    },
+    /// unlink(2).
+    Unlink {
+        /// Path.
+        path: String,
+    },
+    /// Returns `Sys`.
+    SysInfo,
+    /// Returns `Num`: /proc/sys/kernel/tainted.
+    Taint,
+    /// Returns `Num`: the mark of the newest kernel message.
+    DmesgMark,
+    /// Kernel messages after a mark. Returns `Lines` (at most 200, each at most 400 characters, newest kept).
+    DmesgSince {
+        /// From [`Op::DmesgMark`]; 0 for all.
+        #[serde(rename = "m")]
+        mark: u64,
+        /// Keep messages of this severity and worse (syslog: 3 error, 4 warning, 7 everything)...
+        #[serde(rename = "l")]
+        level: u8,
+        /// ...and those that contain one of these.
+        #[serde(rename = "w", default, skip_serializing_if = "Vec::is_empty")]
+        words: Vec<String>,
+    },
+    /// Sync, unmount, power off. The reply is sent before.
+    Poweroff,
+    /// Restart at once, without syncing anything. The reply is sent before.
+    Reboot,
+    /// Kernel panic on purpose. The reply is sent before.
+    Crash,
+
+    // Files.
+    /// Returns `Handle`.
+    Open {
+        /// Path.
+        #[serde(rename = "p")]
+        path: String,
+        /// How.
+        #[serde(rename = "f", default)]
+        flags: OpenFlags,
+    },
+    /// Drops a file, mapping or job handle. A mapping is unmapped.
+    Close {
+        /// Any handle.
+        h: u32,
+    },
+    /// pwrite(2) of a pattern: one call up to 4 MiB, then 4 MiB at a time. Returns `Num`: bytes.
+    Write {
+        /// File.
+        h: u32,
+        /// Offset; the pattern is that of this file offset.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length, at most 1 GiB.
+        #[serde(rename = "l")]
+        len: u64,
+        /// What.
+        #[serde(rename = "p")]
+        pattern: Pattern,
+    },
+    /// pread(2). Returns `Content`. `off` is a multiple of 512.
+    Read {
+        /// File.
+        h: u32,
+        /// Offset.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length, at most 1 GiB; less where the file ends.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// fsync(2).
+    Fsync {
+        /// File.
+        h: u32,
+    },
+    /// fdatasync(2).
+    Fdatasync {
+        /// File.
+        h: u32,
+    },
+    /// sync_file_range(2).
+    SyncFileRange {
+        /// File.
+        h: u32,
+        /// Offset.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length; 0 means to the end.
+        #[serde(rename = "l")]
+        len: u64,
+        /// SYNC_FILE_RANGE_WAIT_BEFORE.
+        #[serde(rename = "b", default, skip_serializing_if = "std::ops::Not::not")]
+        wait_before: bool,
+        /// SYNC_FILE_RANGE_WRITE.
+        #[serde(rename = "w", default, skip_serializing_if = "std::ops::Not::not")]
+        write: bool,
+        /// SYNC_FILE_RANGE_WAIT_AFTER.
+        #[serde(rename = "a", default, skip_serializing_if = "std::ops::Not::not")]
+        wait_after: bool,
+    },
+    /// syncfs(2) of the file system that `h` is on.
+    SyncFs {
+        /// File.
+        h: u32,
+    },
+    /// sync(2).
+    Sync,
+    /// fallocate(2).
+    Fallocate {
+        /// File.
+        h: u32,
+        /// What to do with the range.
+        mode: FallocMode,
+        /// Offset.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// ftruncate(2).
+    Ftruncate {
+        /// File.
+        h: u32,
+        /// New size.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// ioctl FICLONE: `dst` becomes a clone of `src`.
+    Ficlone {
+        /// File to clone.
+        src: u32,
+        /// File that becomes the clone.
+        dst: u32,
+    },
+    /// FS_IOC_FIEMAP of the whole file. Returns `Extents` (at most 512).
+    Fiemap {
+        /// File.
+        h: u32,
+        /// FIEMAP_FLAG_SYNC.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        sync: bool,
+    },
+    /// Returns `Stat`.
+    Stat {
+        /// File.
+        h: u32,
+    },
+    /// posix_fadvise(2).
+    Fadvise {
+        /// File.
+        h: u32,
+        /// Offset.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length; 0 means to the end.
+        #[serde(rename = "l")]
+        len: u64,
+        /// What.
+        #[serde(rename = "a")]
+        advice: Fadvice,
+    },
+    /// sync(2) is *not* called: only clean pages (1), slab objects (2) or both (3) go.
+    DropCaches {
+        /// Value for /proc/sys/vm/drop_caches.
+        what: u8,
+    },
+
+    // Memory.
+    /// mmap(2) of a file. Returns `Handle`.
+    Mmap {
+        /// File.
+        h: u32,
+        /// Offset, a multiple of 4096.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+        /// PROT_WRITE beside PROT_READ.
+        #[serde(rename = "w", default, skip_serializing_if = "std::ops::Not::not")]
+        write: bool,
+        /// MAP_PRIVATE instead of MAP_SHARED.
+        #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
+        private: bool,
+    },
+    /// Anonymous private memory, page-aligned. Returns `Handle`.
+    AnonBuffer {
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+        /// Aligned to 2 MiB and MADV_HUGEPAGE (else MADV_NOHUGEPAGE).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        huge: bool,
+    },
+    /// Unmaps; the handle stays until closed, its address range is not used again before.
+    Munmap {
+        /// Mapping.
+        m: u32,
+    },
+    /// msync(2) with MS_SYNC.
+    Msync {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// madvise(2).
+    Madvise {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+        /// What.
+        #[serde(rename = "a")]
+        advice: Advice,
+    },
+    /// Reads one byte, or writes it back unchanged (a CPU access of the least size).
+    Touch {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Write it back.
+        #[serde(rename = "w", default, skip_serializing_if = "std::ops::Not::not")]
+        write: bool,
+    },
+    /// CPU stores of a pattern (that of the *file* offset `off` + the mapping's own offset). EFAULT where SIGBUS would be.
+    Store {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length, at most 64 MiB.
+        #[serde(rename = "l")]
+        len: u64,
+        /// What.
+        #[serde(rename = "p")]
+        pattern: Pattern,
+    },
+    /// CPU loads. Returns `Content`. `off` is a multiple of 512. EFAULT where SIGBUS would be.
+    Load {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length, at most 64 MiB.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// Where a page is now. Returns `Page`. Does not fault the page in.
+    PageInfo {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+    },
+    /// pread(2) from a file (O_DIRECT for real device DMA) into a mapping, as a job. Returns `Handle` of the job, whose
+    /// result is `Num`: bytes.
+    DioReadInto {
+        /// File.
+        h: u32,
+        /// Offset in the file.
+        #[serde(rename = "f")]
+        foff: u64,
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        moff: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// pwrite(2) to a file from a mapping, as a job. Returns `Handle` of the job, whose result is `Num`: bytes.
+    DioWriteFrom {
+        /// File.
+        h: u32,
+        /// Offset in the file.
+        #[serde(rename = "f")]
+        foff: u64,
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        moff: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+
+    // Jobs.
+    /// Waits until a job is done or the time is over. Returns `Job` either way.
+    Wait {
+        /// Job.
+        job: u32,
+        /// Milliseconds.
+        #[serde(rename = "ms")]
+        limit_ms: u32,
+    },
+    /// Returns `Job`.
+    JobState {
+        /// Job.
+        job: u32,
+    },
+
+    // Durability.
+    /// Writes numbered, checksummed blocks, flushes each group and sends [`Event::Acked`](super::Event::Acked) after each
+    /// acknowledged flush, as a job whose result is `Num`: groups acknowledged.
+    AckedWriter {
+        /// Block device or file (made if missing).
+        path: String,
+        /// Where each block goes.
+        plan: Plan,
+        /// Stop after so many seconds.
+        max_s: u32,
+        /// Stop after so many groups (0: none).
+        #[serde(default)]
+        max_groups: u64,
+    },
+    /// Checks after a restart that all groups 1..=`n` are there. Returns `Acked`.
+    AckedCheck {
+        /// Block device or file.
+        path: String,
+        /// As written.
+        plan: Plan,
+        /// Groups that were acknowledged.
+        n: u64,
+    },
+}
+
+/// How to open. Read-only without any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OpenFlags {
+    /// O_RDWR.
+    #[serde(rename = "w", skip_serializing_if = "std::ops::Not::not")]
+    pub write: bool,
+    /// O_CREAT, mode 0644.
+    #[serde(rename = "c", skip_serializing_if = "std::ops::Not::not")]
+    pub create: bool,
+    /// O_TRUNC.
+    #[serde(rename = "t", skip_serializing_if = "std::ops::Not::not")]
+    pub truncate: bool,
+    /// O_DIRECT.
+    #[serde(rename = "d", skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
+    /// O_SYNC.
+    #[serde(rename = "s", skip_serializing_if = "std::ops::Not::not")]
+    pub sync: bool,
+}
+
+/// File systems that [`Op::Mkfs`] makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FsType {
+    /// ext4.
+    Ext4,
+    /// xfs.
+    Xfs,
+    /// btrfs.
+    Btrfs,
+}
+
+impl FsType {
+    /// "ext4", "xfs", "btrfs".
+    pub fn name(self) -> &'static str {
+        match self {
+            FsType::Ext4 => "ext4",
+            FsType::Xfs => "xfs",
+            FsType::Btrfs => "btrfs",
+        }
+    }
+}
+
+/// Modes of fallocate(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FallocMode {
+    /// Mode 0: allocate, grow.
+    Allocate,
+    /// FALLOC_FL_KEEP_SIZE.
+    KeepSize,
+    /// FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE.
+    PunchHole,
+    /// FALLOC_FL_ZERO_RANGE.
+    ZeroRange,
+    /// FALLOC_FL_COLLAPSE_RANGE.
+    CollapseRange,
+    /// FALLOC_FL_INSERT_RANGE.
+    InsertRange,
+    /// FALLOC_FL_UNSHARE_RANGE.
+    UnshareRange,
+}
+
+/// Advice for posix_fadvise(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fadvice {
+    /// POSIX_FADV_NORMAL.
+    Normal,
+    /// POSIX_FADV_RANDOM: no readahead, so page faults and reads make single-page folios.
+    Random,
+    /// POSIX_FADV_SEQUENTIAL.
+    Sequential,
+    /// POSIX_FADV_WILLNEED.
+    Willneed,
+    /// POSIX_FADV_DONTNEED: drops clean, unmapped page-cache pages.
+    Dontneed,
+}
+
+/// Advice for madvise(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Advice {
+    /// MADV_NORMAL.
+    Normal,
+    /// MADV_RANDOM: no readahead, so faults make single-page folios.
+    Random,
+    /// MADV_SEQUENTIAL.
+    Sequential,
+    /// MADV_WILLNEED.
+    Willneed,
+    /// MADV_DONTNEED.
+    Dontneed,
+    /// MADV_REMOVE.
+    Remove,
+    /// MADV_DONTFORK.
+    Dontfork,
+    /// MADV_HUGEPAGE.
+    Hugepage,
+    /// MADV_NOHUGEPAGE.
+    Nohugepage,
+    /// MADV_COLD.
+    Cold,
+    /// MADV_PAGEOUT.
+    Pageout,
+    /// MADV_POPULATE_READ.
+    PopulateRead,
+    /// MADV_POPULATE_WRITE.
+    PopulateWrite,
+    /// MADV_COLLAPSE (since 6.1).
+    Collapse,
+    /// MADV_SOFT_OFFLINE.
+    SoftOffline,
+    /// MADV_MERGEABLE.
+    Mergeable,
+}

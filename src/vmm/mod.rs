@@ -1,2 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Under construction.
+//! The virtual machine monitor: KVM, and the small machine around it.
+//!
+//! [`Vm::boot`] puts a [`VmConfig`] together and starts it; [`run`] is the front end of `rnic run`, with a terminal and signals;
+//! the lab uses [`Vm`] directly. The machine: flat topology of 1 to 8 vCPUs, hardware-reduced ACPI, one PCIe bus by ECAM and by
+//! CF8/CFC, MSI-X by irqfd, doorbells by ioeventfd, two 16550 UARTs (console and agent channel), pvpanic.
+//!
+//! `unsafe` is confined to `memory.rs` (memory slots) and `sys.rs` (signals, terminal).
+
+mod acpi;
+mod boot;
+mod console;
+mod cpuid;
+mod error;
+mod irq;
+pub mod layout;
+mod memory;
+mod outcome;
+mod platform;
+pub mod probe;
+pub mod run;
+mod serial;
+mod sys;
+mod vcpu;
+mod vm;
+
+pub use console::{Console, Echo};
+pub use error::VmmError;
+pub use outcome::Outcome;
+pub use sys::{on_ending_signal, window_size};
+pub use vm::{Vm, VmConfig};
+
+/// Most vCPUs a machine can have.
+pub const MAX_CPUS: u8 = 8;

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What can go wrong before a guest runs, each as one sentence with the remedy.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::block::BlockError;
+use crate::block::transport::TransportError;
+use crate::pci::PciError;
+
+/// A machine could not be put together.
+#[derive(Debug, Error)]
+pub enum VmmError {
+    /// No KVM device.
+    #[error("/dev/kvm does not exist on this machine; run the command through images/with-kvm, which brings one")]
+    NoKvm,
+    /// No right to the KVM device.
+    #[error("no right to open /dev/kvm; run as root or add this user to the group kvm")]
+    KvmDenied,
+    /// KVM refused something.
+    #[error("KVM failed while {doing}: {source}")]
+    Kvm {
+        /// What was being done.
+        doing: &'static str,
+        /// KVM's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// The host cannot give the memory.
+    #[error("the guest wants {} MiB of memory and the host has {} MiB free; give it less with --memory size=", .wanted >> 20, .available >> 20)]
+    NoMemory {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes the host has.
+        available: u64,
+    },
+    /// Guest memory could not be made or written.
+    #[error("guest memory: {0}")]
+    Memory(#[source] io::Error),
+    /// A size outside what the machine models.
+    #[error("--memory size={} MiB is out of range; use 64 MiB to 64 GiB", .0 >> 20)]
+    MemorySize(u64),
+    /// A vCPU count outside what the machine models.
+    #[error("--cpus {0} is out of range; use 1 to 8")]
+    Cpus(u8),
+    /// The kernel file is not usable.
+    #[error("kernel {}: {what}", .path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The initramfs could not be read.
+    #[error("the initramfs could not be read: {0}")]
+    Initramfs(#[source] io::Error),
+    /// The initramfs does not fit.
+    #[error("the initramfs has {} MiB and only {} MiB of guest memory are free for it; give the guest more with --memory size=", .size >> 20, .room >> 20)]
+    InitramfsTooLarge {
+        /// Bytes of the initramfs.
+        size: u64,
+        /// Bytes there is room for.
+        room: u64,
+    },
+    /// The command line is too long or holds a zero.
+    #[error(
+        "the kernel command line has {len} characters (a zero among them counts as its end); at most {max} are possible"
+    )]
+    Cmdline {
+        /// Its length.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A disk could not be used.
+    #[error(transparent)]
+    Disk(#[from] BlockError),
+    /// A disk's PCI function could not be made.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// PCI has no more room.
+    #[error("the device does not fit on the PCI bus: {0}")]
+    Pci(#[source] PciError),
+    /// Too many CPUID leaves for one vCPU.
+    #[error("this CPU reports more CPUID leaves than KVM takes")]
+    TooManyCpuidLeaves,
+    /// The ACPI tables outgrew their room.
+    #[error("the ACPI tables do not fit below 1 MiB")]
+    AcpiTooLarge,
+    /// A host resource (thread, eventfd, file) could not be had.
+    #[error("{doing}: {source}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl VmmError {
+    /// For `map_err` on KVM calls.
+    pub(super) fn kvm(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |source| VmmError::Kvm { doing, source }
+    }
+
+    /// For `map_err` on host calls.
+    pub(super) fn host(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| VmmError::Host { doing, source }
+    }
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's address map. One table, so that ACPI, the memory slots and the bus cannot disagree.
+//!
+//! ```text
+//! 0                  boot data (page tables, command line), low RAM up to 0x9fc00
+//! 0xe0000            ACPI tables (reserved in e820)
+//! 0x100000           RAM, up to 3 GiB
+//! 0xc0000000         32-bit PCI window
+//! 0xe0000000         ECAM, 256 buses
+//! 0xfec00000         IOAPIC;  0xfee00000 local APIC;  0xfffbc000 KVM's own pages on Intel
+//! 0x1_0000_0000      RAM beyond 3 GiB
+//! half of the physical address space, at most 256 GiB: 64-bit PCI window, up to 64 GiB
+//! ```
+
+/// Global descriptor table used until the kernel loads its own.
+pub const GDT: u64 = 0x500;
+/// `boot_params`, the "zero page" (Documentation/arch/x86/zero-page).
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Top level page table; two more follow.
+pub const PML4: u64 = 0x9000;
+/// Stack the kernel starts with.
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// Kernel command line.
+pub const CMDLINE: u64 = 0x20000;
+/// Longest command line x86 Linux takes (COMMAND_LINE_SIZE), terminating zero included.
+pub const CMDLINE_MAX: usize = 2048;
+/// End of conventional memory.
+pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// ACPI tables, RSDP first.
+pub const ACPI: u64 = 0xe_0000;
+/// End of the room for ACPI tables.
+pub const ACPI_END: u64 = 0x10_0000;
+/// RAM above the legacy hole.
+pub const HIGH_RAM: u64 = 0x10_0000;
+/// First address that is never RAM below 4 GiB.
+pub const RAM_HOLE: u64 = 0xc000_0000;
+/// RAM continues here.
+pub const RAM_ABOVE_4G: u64 = 0x1_0000_0000;
+
+/// 32-bit PCI memory window: base and size.
+pub const PCI_WINDOW_32: (u64, u64) = (0xc000_0000, 0x2000_0000);
+/// ECAM (PCIe base 7.2.2): base and size for 256 buses.
+pub const ECAM: (u64, u64) = (0xe000_0000, 0x1000_0000);
+/// IOAPIC registers.
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// Local APIC registers.
+pub const LAPIC: u32 = 0xfee0_0000;
+/// Page that KVM on Intel uses for real mode; unused elsewhere.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages that KVM on Intel uses for a task state segment.
+pub const KVM_TSS: usize = 0xfffb_d000;
+
+/// GSIs below this are IOAPIC pins; MSI routes start here.
+pub const FIRST_MSI_GSI: u32 = 24;
+
+/// The console UART (16550, PNP0501): I/O base and GSI.
+pub const COM1: (u16, u32) = (0x3f8, 4);
+/// The agent channel.
+pub const COM2: (u16, u32) = (0x2f8, 3);
+/// Sleep control register (ACPI 6.5 §4.8.3.7) and, one above, sleep status.
+pub const SLEEP_CONTROL: u16 = 0x600;
+/// Reset register (ACPI 6.5 §4.8.3.6); any write of [`RESET_VALUE`] resets.
+pub const RESET_REGISTER: u16 = 0x602;
+/// What to write there.
+pub const RESET_VALUE: u8 = 1;
+/// pvpanic's port (QEMU's documented interface "pvpanic device"), ACPI id QEMU0001.
+pub const PVPANIC: u16 = 0x505;
+
+/// The 64-bit PCI window for a CPU with `bits` physical address bits: base and size.
+pub fn pci_window_64(bits: u8) -> (u64, u64) {
+    let base = 1u64 << bits.clamp(34, 39).saturating_sub(1);
+    (base, base.min(64 << 30))
+}
+
+/// RAM pieces for `size` bytes: (guest address, length).
+pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
+    let low = size.min(RAM_HOLE);
+    let mut ranges = vec![(0, low)];
+    if size > low {
+        ranges.push((RAM_ABOVE_4G, size - low));
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_do_not_overlap_ram_or_each_other() {
+        for bits in [36, 39, 40, 46, 48] {
+            let (base, size) = pci_window_64(bits);
+            assert!(base + size <= 1 << bits.min(40), "{bits}");
+            assert_eq!(base % size, 0);
+        }
+        assert!(PCI_WINDOW_32.0 + PCI_WINDOW_32.1 <= ECAM.0);
+        assert!(ECAM.0 + ECAM.1 <= u64::from(IOAPIC));
+        assert_eq!(ram_ranges(512 << 20), vec![(0, 512 << 20)]);
+        assert_eq!(ram_ranges(4 << 30), vec![(0, RAM_HOLE), (RAM_ABOVE_4G, 1 << 30)]);
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! vCPU threads: run, answer exits, pause and stop when told.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::outcome::Outcome;
+use super::platform::Platform;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Run,
+    Pause,
+    Stop,
+}
+
+struct State {
+    wanted: Wanted,
+    /// vCPUs that are inside the run loop, not parked and not ended.
+    running: usize,
+}
+
+/// The switch that all vCPU threads obey.
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, guard: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Parks the calling vCPU while the machine is paused. False when it shall end.
+    fn pass(&self) -> bool {
+        let mut state = self.lock();
+        if state.wanted == Wanted::Run {
+            return true;
+        }
+        state.running -= 1;
+        self.changed.notify_all();
+        while state.wanted == Wanted::Pause {
+            state = self.wait(state);
+        }
+        if state.wanted == Wanted::Stop {
+            return false;
+        }
+        state.running += 1;
+        true
+    }
+}
+
+/// All vCPU threads of a machine.
+pub struct Vcpus {
+    gate: Arc<Gate>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+impl Vcpus {
+    /// Starts a thread for each vCPU.
+    pub fn start(vcpus: Vec<VcpuFd>, platform: &Arc<Platform>) -> io::Result<Self> {
+        // The handler does nothing: the signal's only work is to make KVM_RUN return EINTR.
+        register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        let gate = Arc::new(Gate {
+            state: Mutex::new(State { wanted: Wanted::Run, running: vcpus.len() }),
+            changed: Condvar::new(),
+        });
+        let mut threads = Vec::with_capacity(vcpus.len());
+        for (id, vcpu) in vcpus.into_iter().enumerate() {
+            let (gate, platform) = (gate.clone(), platform.clone());
+            let thread = std::thread::Builder::new().name(format!("vcpu{id}"));
+            threads.push(thread.spawn(move || run(vcpu, id, &gate, &platform))?);
+        }
+        Ok(Self { gate, threads })
+    }
+
+    fn set(&self, wanted: Wanted) {
+        let mut state = self.gate.lock();
+        if state.wanted == Wanted::Stop {
+            return;
+        }
+        state.wanted = wanted;
+        self.gate.changed.notify_all();
+        // A kick can come just before KVM_RUN and be lost, so kick until everyone has answered.
+        while wanted != Wanted::Run && state.running > 0 {
+            self.threads.iter().filter(|thread| !thread.is_finished()).for_each(kick);
+            let waited = self.gate.changed.wait_timeout(state, Duration::from_millis(2));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Stops all vCPUs where they are; returns when none executes guest code.
+    pub fn pause(&self) {
+        self.set(Wanted::Pause);
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        self.set(Wanted::Run);
+    }
+
+    /// Ends all vCPU threads.
+    pub fn stop(&mut self) {
+        self.set(Wanted::Stop);
+        for thread in self.threads.drain(..) {
+            // A vCPU thread that panicked has said so already.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn kick(thread: &JoinHandle<()>) {
+    // A thread that has ended meanwhile needs no kick.
+    if let Err(error) = thread.kill(SIGRTMIN()) {
+        log::debug!("a vCPU thread could not be kicked: {error}");
+    }
+}
+
+fn run(mut vcpu: VcpuFd, id: usize, gate: &Gate, platform: &Platform) {
+    while gate.pass() {
+        match vcpu.run() {
+            Ok(exit) => {
+                if let Some(outcome) = answer(exit, id, platform) {
+                    platform.ending.set(outcome);
+                }
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => platform.ending.set(Outcome::Failed(format!("vCPU {id} cannot run: {error}"))),
+        }
+        if platform.ending.get().is_some() {
+            park_until_stopped(gate);
+            return;
+        }
+    }
+}
+
+/// After the end of the guest's life nothing runs any more; the thread waits to be joined.
+fn park_until_stopped(gate: &Gate) {
+    let mut state = gate.lock();
+    state.running -= 1;
+    gate.changed.notify_all();
+    while state.wanted != Wanted::Stop {
+        state = gate.wait(state);
+    }
+}
+
+fn answer(exit: VcpuExit<'_>, id: usize, platform: &Platform) -> Option<Outcome> {
+    match exit {
+        VcpuExit::IoIn(port, data) => platform.port_read(port, data),
+        VcpuExit::IoOut(port, data) => platform.port_write(port, data),
+        VcpuExit::MmioRead(address, data) => platform.mmio_read(address, data),
+        VcpuExit::MmioWrite(address, data) => platform.mmio_write(address, data),
+        VcpuExit::Shutdown => platform.ending.reset(),
+        VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
+        other => {
+            return Some(Outcome::Failed(format!("vCPU {id} stopped in a way this VMM does not handle: {other:?}")));
+        }
+    }
+    None
+}

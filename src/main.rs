@@ -1,2 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-fn main() {}
+//! The command line.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A minimal KVM machine monitor and a lab that puts device DMA against filesystem writeback on unmodified kernels.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a kernel in a small machine with a console.
+    Run(Box<cli::run::RunArgs>),
+    /// Run scenarios on kernels and print verdicts with their evidence.
+    Lab(cli::lab::LabArgs),
+    /// Say whether this host's KVM is an architectural one (exit status 0) or not (1).
+    KvmProbe,
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let result = match Args::parse().command {
+        Command::Run(args) => cli::run::main(*args),
+        Command::Lab(args) => cli::lab::main(args),
+        Command::KvmProbe => cli::probe::main(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("rnic: {error}");
+        ExitCode::FAILURE
+    })
+}

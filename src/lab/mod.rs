@@ -1,2 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Under construction.
+//! The lab: scenarios on unmodified kernels, judged by evidence.
+//!
+//! * [`plan`]: which rows there are; [`scenarios`]: their steps, told at a [`bench`].
+//! * [`guest`]: a machine with an agent; each kernel gets a guest under test and a second one, the witness, which mounts
+//!   what a power cut left behind.
+//! * [`oracle`]: judgements on the ledger; [`complaints`]: what the guest kernel had to say.
+//! * [`verdict`], [`expect`], [`report`]: words, expectations, tables and JSON. Oracles never see an expectation.
+//! * [`runner`]: puts it together.
+
+pub mod bench;
+pub mod complaints;
+pub mod console;
+pub mod expect;
+pub mod guest;
+pub mod oracle;
+pub mod plan;
+pub mod report;
+pub mod runner;
+pub mod scenarios;
+pub mod verdict;

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One file a command; an error is one sentence that `main` prints.
+
+pub mod lab;
+mod parts;
+pub mod probe;
+pub mod run;
+mod values;
+
+/// Any room's error, shown as its sentence.
+pub type Error = Box<dyn std::error::Error>;

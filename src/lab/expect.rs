@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What is expected of a stock kernel, by version range. Expectations never reach an oracle; the report sets them beside what
+//! was observed. Sources: the hazard catalogue's reading of kernel sources, corrected by runs (docs/findings.md).
+
+use super::plan::{Folio, Row};
+
+/// An upstream version, e.g. 6.12.117.
+pub type Version = (u32, u32, u32);
+
+const ANY: &str = "";
+
+/// One expectation. The first line that matches counts.
+struct Line {
+    scenario: &'static str,
+    mode: &'static str,
+    fs: &'static str,
+    /// First and last version it holds for.
+    versions: (Version, Version),
+    verdict: &'static str,
+}
+
+const ALL: (Version, Version) = ((6, 1, 0), (7, 3, 999));
+const V6_1: (Version, Version) = ((6, 1, 0), (6, 1, 999));
+/// btrfs without its fixup for pages that are dirtied behind its back.
+const NO_FIXUP: (Version, Version) = ((6, 12, 97), (6, 12, 999));
+
+const fn line(
+    scenario: &'static str,
+    mode: &'static str,
+    fs: &'static str,
+    versions: (Version, Version),
+    verdict: &'static str,
+) -> Line {
+    Line { scenario, mode, fs, versions, verdict }
+}
+
+const TABLE: &[Line] = &[
+    line("H12", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
+    line("H12", "dio", ANY, ALL, "EXPOSED"),
+    line("H12", "dio-held", "btrfs", ALL, "TORN"),
+    line("H12", "dio-held", ANY, ALL, "BENIGN"),
+    line("H03", "dio", "ext4", V6_1, "LOST+WARN"),
+    line("H03", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
+    line("H03", "dio", ANY, ALL, "SAFE"),
+    line("H04", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
+    line("H04", "dio", "btrfs", ALL, "SAFE"),
+    line("H18", "dio", "xfs", ALL, "LEAKTO"),
+    line("H19", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
+    line("H19", "dio", "btrfs", ALL, "SAFE"),
+    line("H10", ANY, ANY, ALL, "BENIGN"),
+    line("C-lie", ANY, ANY, ALL, "CAUGHT"),
+    line("C-miss", ANY, ANY, ALL, "CAUGHT"),
+];
+
+/// Whether a kernel of `version` gives a plain write (6.1: readahead) of a file on `fs` folios of several pages. 6.1 has them on
+/// xfs by readahead only; ext4 since 6.16, btrfs since 6.17 (all seen in runs, docs/findings.md).
+fn makes_large(fs: &str, version: Version) -> bool {
+    match fs {
+        "xfs" => true,
+        "ext4" => version >= (6, 16, 0),
+        _ => version >= (6, 17, 0),
+    }
+}
+
+/// The verdict expected of `row` on a stock kernel of `version`; `None` where nothing is known.
+pub fn expected(row: &Row, version: Version) -> Option<&'static str> {
+    if row.folio == Folio::Large && !makes_large(row.fs.name(), version) {
+        return Some("NOT-RUN");
+    }
+    let fits = |pattern: &str, value: &str| pattern.is_empty() || pattern == value;
+    let line = TABLE.iter().find(|line| {
+        line.scenario == row.scenario.id
+            && fits(line.mode, row.scenario.mode)
+            && fits(line.fs, row.fs.name())
+            && (line.versions.0..=line.versions.1).contains(&version)
+    })?;
+    Some(line.verdict)
+}
+
+/// Reads the upstream version out of a Debian package version ("6.12.117-1") or `uname -v` ("... Debian 6.1.192-2 ...").
+pub fn parse_version(text: &str) -> Option<Version> {
+    let start = text.find("Debian ").map_or(0, |at| at + "Debian ".len());
+    let text = text[start..].trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let mut numbers = text[..end].split('.').map(|n| n.parse().ok());
+    Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_either_text() {
+        assert_eq!(parse_version("6.12.117-1"), Some((6, 12, 117)));
+        assert_eq!(parse_version("#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-10-01)"), Some((6, 1, 192)));
+        assert_eq!(parse_version("7.3.4-1~bpo13+1"), Some((7, 3, 4)));
+        assert_eq!(parse_version("nothing"), None);
+    }
+
+    #[test]
+    fn every_planned_row_of_a_named_kernel_has_an_expectation() {
+        for row in super::super::plan::all_rows() {
+            for version in [(6, 1, 192), (6, 12, 117), (7, 3, 4)] {
+                assert!(expected(&row, version).is_some(), "{row:?} {version:?}");
+            }
+        }
+    }
+}

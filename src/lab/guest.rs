@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest of the lab: a machine, its agent, and its two disks that can be exchanged.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rnic_agent::client::{CallError, Client};
+use rnic_agent::proto::{Hello, Op, Value};
+
+use super::verdict::Stop;
+use crate::block::{DiskConfig, DiskHandle};
+use crate::dma::ledger::Ledger;
+use crate::image::KernelSource;
+use crate::vmm::{Console, Echo, Outcome, Vm, VmConfig};
+
+/// RAM of a lab guest.
+const MEMORY: u64 = 512 << 20;
+/// vCPUs of a lab guest: one for the step that is held, one for the others.
+const CPUS: u8 = 2;
+/// From the first instruction to the agent's word, under emulation on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// A step that waits for nothing that the lab holds.
+pub const STEP_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of the disks that are exchanged; sparse. xfs wants 300 MiB.
+pub const DISK_SIZE: u64 = 512 << 20;
+/// Bytes of the disk that O_DIRECT reads come from.
+pub const SOURCE_SIZE: u64 = 16 << 20;
+
+/// Kernel command line of every lab guest. `panic=-1` turns a panic into a reset at once; the flusher is stopped by sysctl.
+const CMDLINE: &str = "console=ttyS0 panic=-1 mitigations=off quiet loglevel=5 rnic.mode=agent";
+
+/// What lab guests are made from.
+#[derive(Clone)]
+pub struct GuestParts {
+    /// Kernel, modules and root file system.
+    pub kernel: KernelSource,
+    /// The initramfs that carries the agent, made once a run.
+    pub initramfs: Arc<File>,
+    /// Where disks are made.
+    pub work: PathBuf,
+    /// Copy the console to standard error as well.
+    pub verbose: bool,
+}
+
+/// A running guest.
+pub struct Guest {
+    vm: Vm,
+    agent: Client,
+    console: Console,
+    hello: Hello,
+    work: PathBuf,
+    name: String,
+    made: u32,
+}
+
+/// Index of the disk under test.
+const FS_DISK: usize = 1;
+/// Index of the disk that O_DIRECT reads come from.
+const SOURCE_DISK: usize = 2;
+
+impl Guest {
+    /// Boots a guest; `name` tells its files from those of other guests.
+    pub fn boot(parts: &GuestParts, name: &str) -> Result<Self, Stop> {
+        let failed = |error: &dyn std::fmt::Display| Stop::Failed(error.to_string());
+        let console = Console::default();
+        if parts.verbose {
+            console.echo(Echo::Stderr);
+        }
+        let root = parts
+            .kernel
+            .root
+            .clone()
+            .ok_or_else(|| Stop::Failed("there is no root image for this kernel; run `images/prepare`".into()))?;
+        let work = parts.work.clone();
+        let fs = make_disk(&work, &format!("{name}-fs-0"), DISK_SIZE, &[]).map_err(|e| failed(&e))?;
+        let source = make_disk(&work, &format!("{name}-src-0"), SOURCE_SIZE, &[]).map_err(|e| failed(&e))?;
+        let disks = vec![
+            DiskConfig { readonly: true, serial: "rnic-root".into(), ..DiskConfig::new(root) },
+            DiskConfig { track: true, serial: "rnic-fs".into(), ..DiskConfig::new(fs) },
+            DiskConfig { serial: "rnic-src".into(), ..DiskConfig::new(source) },
+        ];
+        let config = VmConfig {
+            kernel: parts.kernel.image.clone(),
+            initramfs: Some(parts.initramfs.try_clone().map_err(|e| failed(&e))?),
+            cmdline: CMDLINE.into(),
+            cpus: CPUS,
+            memory: MEMORY,
+            disks,
+            console: Box::new(console.clone()),
+        };
+        let mut vm = Vm::boot(config).map_err(|e| failed(&e))?;
+        let agent = connect(&mut vm);
+        let hello = agent.wait_hello(BOOT_LIMIT).map_err(|error| {
+            let why = vm.outcome().map_or_else(|| error.to_string(), |outcome| outcome.to_string());
+            Stop::GuestEnded(format!("the {name} guest did not come up: {why}; its console ends: {}", tail(&console)))
+        })?;
+        Ok(Self { vm, agent, console, hello, work, name: name.into(), made: 0 })
+    }
+
+    /// The agent's first message.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// The ledger of this guest's devices.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        self.vm.ledger()
+    }
+
+    /// The disk under test.
+    pub fn fs_disk(&self) -> &DiskHandle {
+        &self.vm.disks()[FS_DISK]
+    }
+
+    /// The disk that O_DIRECT reads come from.
+    pub fn source_disk(&self) -> &DiskHandle {
+        &self.vm.disks()[SOURCE_DISK]
+    }
+
+    /// The agent.
+    pub fn agent(&self) -> &Client {
+        &self.agent
+    }
+
+    /// Runs `op` as a job; its handle.
+    pub fn spawn(&self, op: Op) -> Result<u32, Stop> {
+        self.agent.spawn(op, STEP_LIMIT).map_err(|error| self.stop_for("starting a job", &error))
+    }
+
+    /// Gives the machine away, its console echoed to standard output.
+    pub fn into_vm(self) -> Vm {
+        self.console.echo(Echo::Stdout);
+        self.vm
+    }
+
+    /// Whether it can take another row.
+    pub fn alive(&self) -> bool {
+        self.vm.outcome().is_none() && !self.vm.has_panicked()
+    }
+
+    /// One step, with the usual limit.
+    pub fn call(&self, op: Op) -> Result<Value, CallError> {
+        self.agent.call(op, STEP_LIMIT)
+    }
+
+    /// One step whose failure ends the row.
+    pub fn must(&self, op: Op) -> Result<Value, Stop> {
+        let name = op_name(&op);
+        self.call(op).map_err(|error| self.stop_for(&name, &error))
+    }
+
+    /// One step that gives a handle.
+    pub fn handle(&self, op: Op) -> Result<u32, Stop> {
+        let name = op_name(&op);
+        self.must(op)?.handle().ok_or_else(|| Stop::Failed(format!("{name}: the agent gave no handle")))
+    }
+
+    /// A call's failure as a stop: the guest's end explains it better than the call can.
+    pub fn stop_for(&self, step: &str, error: &CallError) -> Stop {
+        match self.vm.outcome() {
+            Some(outcome) => {
+                Stop::GuestEnded(format!("{outcome} during {step}; its console ends: {}", tail(&self.console)))
+            }
+            None if self.vm.has_panicked() => {
+                Stop::GuestEnded(format!("the guest kernel panicked during {step}: {}", tail(&self.console)))
+            }
+            None => Stop::Failed(format!("step {step}: {error}")),
+        }
+    }
+
+    /// A new empty disk under test, and a source disk whose first bytes are `source`.
+    pub fn fresh_disks(&mut self, source: &[u8]) -> Result<(), Stop> {
+        self.made += 1;
+        let fs = self.make(&format!("fs-{}", self.made), DISK_SIZE, &[])?;
+        let source = self.make(&format!("src-{}", self.made), SOURCE_SIZE, source)?;
+        self.swap(FS_DISK, &fs)?;
+        self.swap(SOURCE_DISK, &source)
+    }
+
+    /// Puts an image into the disk under test's place.
+    pub fn insert(&mut self, image: &Path) -> Result<(), Stop> {
+        self.swap(FS_DISK, image)
+    }
+
+    fn make(&self, name: &str, size: u64, head: &[u8]) -> Result<PathBuf, Stop> {
+        make_disk(&self.work, &format!("{}-{name}", self.name), size, head)
+            .map_err(|error| Stop::Failed(format!("making a disk in {}: {error}", self.work.display())))
+    }
+
+    fn swap(&self, disk: usize, image: &Path) -> Result<(), Stop> {
+        self.vm.disks()[disk].swap(image).map_err(|error| Stop::Failed(error.to_string()))?;
+        // The disk holds its file open: no name is needed any more, and nothing stays behind if we are killed.
+        std::fs::remove_file(image).map_err(|error| Stop::Failed(format!("removing {}: {error}", image.display())))
+    }
+
+    /// Ends the guest.
+    pub fn stop(mut self) {
+        self.agent.close();
+        self.vm.stop(Outcome::Stopped);
+    }
+}
+
+fn connect(vm: &mut Vm) -> Client {
+    let input = vm.input();
+    let agent = Client::new(move |bytes| {
+        if input.agent(bytes) == bytes.len() { Ok(()) } else { Err(std::io::ErrorKind::WouldBlock.into()) }
+    });
+    if let Some(lines) = vm.take_agent_lines() {
+        let (client, life) = (agent.clone(), vm.input());
+        std::thread::spawn(move || {
+            loop {
+                match lines.recv_timeout(Duration::from_millis(100)) {
+                    Ok(line) => client.feed(&line),
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !life.over() => {}
+                    Err(_) => return client.close(),
+                }
+            }
+        });
+    }
+    agent
+}
+
+fn make_disk(work: &Path, name: &str, size: u64, head: &[u8]) -> std::io::Result<PathBuf> {
+    let path = work.join(name);
+    let mut file = File::create(&path)?;
+    file.set_len(size)?;
+    file.write_all(head)?;
+    Ok(path)
+}
+
+fn op_name(op: &Op) -> String {
+    let text = format!("{op:?}");
+    text.chars().take(120).collect()
+}
+
+/// The last lines of a console, on one line.
+fn tail(console: &Console) -> String {
+    let text = console.text();
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(6)..].join(" | ")
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Rows for people and for machines.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::plan::{Row, all_rows};
+use super::scenarios;
+use super::verdict::{Observed, Verdict};
+
+/// A row that has run. Field names are stable.
+#[derive(Debug, Clone, Serialize)]
+pub struct RowResult {
+    /// Catalogue number.
+    pub scenario: &'static str,
+    /// File system.
+    pub fs: &'static str,
+    /// How the writer reached the page.
+    pub mode: &'static str,
+    /// "single" or "large".
+    pub folio: String,
+    /// The kernel's name: "6.1", or the path that was given.
+    pub kernel: String,
+    /// Its full version.
+    pub kernel_version: String,
+    /// Expected verdict, "-" where none is known.
+    pub expected: String,
+    /// Observed verdict.
+    pub observed: String,
+    /// What the observation rests on.
+    pub evidence: Vec<String>,
+    /// Duration.
+    pub seconds: f64,
+    #[serde(skip)]
+    pub(super) verdict: Verdict,
+}
+
+/// How a row, or a run, counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Score {
+    /// As expected, or harmless where nothing is expected.
+    Good,
+    /// Not enough evidence.
+    Inconclusive,
+    /// Differs, or harms data where nothing is expected.
+    Differs,
+}
+
+impl RowResult {
+    /// A result of `row`.
+    pub fn new(row: &Row, kernel: &str, version: &str, expected: Option<&str>, observed: &Observed) -> Self {
+        Self {
+            scenario: row.scenario.id,
+            fs: row.fs.name(),
+            mode: row.scenario.mode,
+            folio: row.folio.to_string(),
+            kernel: kernel.into(),
+            kernel_version: version.into(),
+            expected: expected.unwrap_or("-").into(),
+            observed: observed.to_string(),
+            evidence: Vec::new(),
+            seconds: 0.0,
+            verdict: observed.verdict,
+        }
+    }
+
+    /// How it counts.
+    pub fn score(&self) -> Score {
+        match self.verdict {
+            Verdict::Inconclusive => Score::Inconclusive,
+            verdict if self.expected == "-" => {
+                if verdict.harmful() || self.observed.contains("WARN") {
+                    Score::Differs
+                } else {
+                    Score::Good
+                }
+            }
+            _ if self.observed == self.expected => Score::Good,
+            _ => Score::Differs,
+        }
+    }
+}
+
+/// A whole run, for machines. `rows` is the only list at the top.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Version of this program.
+    pub rnic: &'static str,
+    /// The host's kernel and KVM.
+    pub host: String,
+    /// All nonces of the run derive from it.
+    pub seed: u64,
+    /// Rows in the order in which they ended.
+    pub rows: Vec<RowResult>,
+}
+
+impl Report {
+    /// 0 all as expected, 1 some differ, 2 some inconclusive (and none differs).
+    pub fn exit_status(&self) -> u8 {
+        match self.rows.iter().map(RowResult::score).max() {
+            None | Some(Score::Good) => 0,
+            Some(Score::Differs) => 1,
+            Some(Score::Inconclusive) => 2,
+        }
+    }
+
+    /// One line: how many rows there were and how they count.
+    pub fn summary(&self) -> String {
+        let count = |score| self.rows.iter().filter(|row| row.score() == score).count();
+        format!(
+            "{} rows: {} as expected, {} differ, {} inconclusive",
+            self.rows.len(),
+            count(Score::Good),
+            count(Score::Differs),
+            count(Score::Inconclusive)
+        )
+    }
+}
+
+/// Heads the table.
+pub fn print_head(out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "{:<8} {:<5} {:<8} {:<6} {:<6} {:<14} {:<14} {:>7}",
+        "scenario", "fs", "mode", "folio", "kernel", "expected", "observed", "seconds"
+    )
+}
+
+/// One row and its evidence below it.
+pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
+    let mark = match row.score() {
+        Score::Good => "",
+        Score::Differs => "  <-- differs",
+        Score::Inconclusive => "  <-- inconclusive",
+    };
+    writeln!(
+        out,
+        "{:<8} {:<5} {:<8} {:<6} {:<6} {:<14} {:<14} {:>7.1}{mark}",
+        row.scenario,
+        row.fs,
+        row.mode,
+        row.folio,
+        short(&row.kernel),
+        row.expected,
+        row.observed,
+        row.seconds
+    )?;
+    row.evidence.iter().try_for_each(|line| writeln!(out, "         {line}"))?;
+    out.flush()
+}
+
+/// A kernel given by path shows its file name only.
+fn short(kernel: &str) -> &str {
+    kernel.rsplit('/').next().unwrap_or(kernel)
+}
+
+/// `rnic lab --list`.
+pub fn print_list(out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "Scenarios (* = part of the core set that `rnic lab` runs; --all runs every row):")?;
+    for scenario in scenarios::ALL {
+        let name = |fs: &rnic_agent::proto::FsType| {
+            format!("{}{}", fs.name(), if scenario.core.contains(fs) { "*" } else { "" })
+        };
+        let filesystems: Vec<_> = scenario.filesystems.iter().map(name).collect();
+        writeln!(out, "  {:<7} {:<9} {:<19} {}", scenario.id, scenario.mode, filesystems.join(" "), scenario.title)?;
+    }
+    writeln!(out, "{} rows per kernel in all. Verdicts:", all_rows().len())?;
+    for verdict in Verdict::all() {
+        writeln!(out, "  {:<13} {}", verdict.word(), verdict.meaning())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(expected: Option<&str>, verdict: Verdict) -> RowResult {
+        RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", expected, &Observed::new(verdict))
+    }
+
+    fn status(rows: Vec<RowResult>) -> u8 {
+        Report { rnic: "0", host: String::new(), seed: 0, rows }.exit_status()
+    }
+
+    #[test]
+    fn exit_status_tells_the_three_cases_apart() {
+        assert_eq!(status(vec![row(Some("LOST"), Verdict::Lost)]), 0);
+        assert_eq!(status(vec![row(Some("LOST"), Verdict::Safe), row(None, Verdict::Inconclusive)]), 1);
+        assert_eq!(status(vec![row(Some("LOST"), Verdict::Inconclusive)]), 2);
+    }
+
+    #[test]
+    fn a_kernel_of_ones_own_fails_only_by_harm() {
+        assert_eq!(status(vec![row(None, Verdict::Benign), row(None, Verdict::Exposed)]), 0);
+        assert_eq!(status(vec![row(None, Verdict::Torn)]), 1);
+    }
+
+    #[test]
+    fn json_has_the_stable_names() {
+        let json = serde_json::to_value(row(None, Verdict::Safe)).unwrap();
+        let mut names: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        names.sort_unstable();
+        let stable = "evidence expected folio fs kernel kernel_version mode observed scenario seconds";
+        assert_eq!(names.join(" "), stable);
+    }
+}

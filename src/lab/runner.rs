@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Runs rows on kernels: two guests a kernel, two kernels at a time, rows told as they come.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use rnic_agent::proto::Op;
+
+use super::bench::Bench;
+use super::complaints::Complaints;
+use super::expect::{self, Version};
+use super::guest::{Guest, GuestParts};
+use super::plan::{Plant, Row};
+use super::report::{Report, RowResult};
+use super::verdict::{Finding, Observed, Stop, Verdict};
+use crate::dma::ledger::BlkOp;
+use crate::fault::{FaultAction, RequestMatch, Rule};
+use crate::image::KernelSource;
+
+/// Kernels that run side by side: each has two guests of two vCPUs.
+const KERNELS_AT_ONCE: usize = 2;
+
+/// A kernel with what its guests need.
+pub struct KernelPlan {
+    /// The kernel.
+    pub kernel: KernelSource,
+    /// Its initramfs.
+    pub initramfs: Arc<std::fs::File>,
+}
+
+/// What a run needs.
+pub struct LabConfig {
+    /// Kernels in the order they were asked for.
+    pub kernels: Vec<KernelPlan>,
+    /// Rows for each kernel.
+    pub rows: Vec<Row>,
+    /// All nonces derive from it.
+    pub seed: u64,
+    /// A directory for disks; must exist.
+    pub work: PathBuf,
+    /// Copy guest consoles to standard error.
+    pub verbose: bool,
+}
+
+/// News from a run.
+pub enum News {
+    /// Something slow began: kernel, what.
+    Phase(String, String),
+    /// A row ended.
+    Row(Box<RowResult>),
+    /// A kernel cannot be tested.
+    Broken(String, String),
+}
+
+/// Runs everything; `tell` gets news as they come. Returns the report and, when `keep`, the last guest that is alive.
+pub fn run(config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (Report, Option<Guest>) {
+    let host = host_line();
+    let seed = config.seed;
+    let kept = Mutex::new(None);
+    let mut rows = Vec::new();
+    let queue = Mutex::new(config.kernels.iter());
+    std::thread::scope(|scope| {
+        let (sender, receiver) = channel();
+        for _ in 0..KERNELS_AT_ONCE.min(config.kernels.len()) {
+            let (sender, queue, config, kept) = (sender.clone(), &queue, &config, &kept);
+            scope.spawn(move || {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some(plan) = next else { return };
+                    let guest = run_kernel(config, plan, &sender);
+                    if let Some(guest) = guest {
+                        let mut slot = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                        match keep {
+                            true => *slot = Some(guest),
+                            false => guest.stop(),
+                        }
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for news in receiver {
+            tell(&news);
+            if let News::Row(row) = news {
+                rows.push(*row);
+            }
+        }
+    });
+    let report = Report { rnic: env!("CARGO_PKG_VERSION"), host, seed, rows };
+    (report, kept.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The host as a report names it.
+pub fn host_line() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let module =
+        ["kvm_amd", "kvm_intel"].into_iter().find(|name| std::path::Path::new("/sys/module").join(name).exists());
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("", |text| text.trim_start_matches([' ', '\t', ':']));
+    format!("Linux {}, {}, CPU {}", kernel.trim(), module.unwrap_or("no KVM module"), cpu.trim())
+}
+
+struct KernelRun<'a> {
+    config: &'a LabConfig,
+    parts: GuestParts,
+    version: Version,
+    known: bool,
+    label: String,
+    news: &'a Sender<News>,
+}
+
+fn run_kernel(config: &LabConfig, plan: &KernelPlan, news: &Sender<News>) -> Option<Guest> {
+    let kernel = &plan.kernel;
+    let parts = GuestParts {
+        kernel: kernel.clone(),
+        initramfs: plan.initramfs.clone(),
+        work: config.work.clone(),
+        verbose: config.verbose,
+    };
+    let named = kernel.package_version.as_deref();
+    let run = KernelRun {
+        config,
+        parts,
+        version: named.and_then(expect::parse_version).unwrap_or_default(),
+        known: named.is_some(),
+        label: named.unwrap_or(&kernel.release).to_string(),
+        news,
+    };
+    run.rows()
+}
+
+impl KernelRun<'_> {
+    fn name(&self) -> &str {
+        &self.parts.kernel.name
+    }
+
+    fn tell(&self, news: News) {
+        // The receiver outlives all senders' threads.
+        drop(self.news.send(news));
+    }
+
+    fn phase(&self, what: &str) {
+        self.tell(News::Phase(self.name().into(), what.into()));
+    }
+
+    fn rows(&self) -> Option<Guest> {
+        self.phase("booting two guests");
+        let tag = |role: &str| format!("{}-{role}", self.name().replace('/', "_"));
+        let (guest, witness) = std::thread::scope(|scope| {
+            let witness = scope.spawn(|| Guest::boot(&self.parts, &tag("witness")));
+            let guest = Guest::boot(&self.parts, &tag("test"));
+            (guest, witness.join().unwrap_or_else(|_| Err(Stop::Failed("the witness's thread failed".into()))))
+        });
+        let (mut guest, mut witness) = match (guest, witness) {
+            (Ok(guest), Ok(witness)) => (guest, witness),
+            (Err(stop), _) | (_, Err(stop)) => {
+                self.tell(News::Broken(self.name().into(), stop.to_string()));
+                self.config.rows.iter().for_each(|row| self.not_run(row, &stop));
+                return None;
+            }
+        };
+        for (index, row) in self.config.rows.iter().enumerate() {
+            let result = self.row(&mut guest, &mut witness, row, index as u64);
+            let spent = result.observed.contains("WARN") || !guest.alive();
+            self.tell(News::Row(Box::new(result)));
+            let last = index + 1 == self.config.rows.len();
+            for (guest, role, spent) in [(&mut guest, "test", spent && !last), (&mut witness, "witness", false)] {
+                if (spent || !guest.alive()) && !last {
+                    self.phase(&format!("booting a new {role} guest"));
+                    match Guest::boot(&self.parts, &tag(role)) {
+                        Ok(new) => std::mem::replace(guest, new).stop(),
+                        Err(stop) => {
+                            self.config.rows[index + 1..].iter().for_each(|row| self.not_run(row, &stop));
+                            return None;
+                        }
+                    }
+                }
+            }
+        }
+        witness.stop();
+        Some(guest)
+    }
+
+    fn not_run(&self, row: &Row, why: &Stop) {
+        let mut result = self.result(row, &Observed::new(Verdict::Inconclusive));
+        result.evidence.push(format!("not run: {why}"));
+        self.tell(News::Row(Box::new(result)));
+    }
+
+    fn result(&self, row: &Row, observed: &Observed) -> RowResult {
+        let expected = if self.known { expect::expected(row, self.version) } else { None };
+        RowResult::new(row, self.name(), &self.label, expected, observed)
+    }
+
+    fn row(&self, guest: &mut Guest, witness: &mut Guest, row: &Row, index: u64) -> RowResult {
+        self.phase(&format!("{} {} on {} ({} folios)", row.scenario.id, row.scenario.mode, row.fs.name(), row.folio));
+        let begun = Instant::now();
+        let marks = [&*guest, &*witness].map(|guest| match guest.call(Op::DmesgMark) {
+            Ok(value) => value.num().unwrap_or(0),
+            Err(_) => 0,
+        });
+        let nonce = nonce(self.config.seed, self.name(), index);
+        let (outcome, mut evidence) = play(guest, witness, row, nonce, &self.config.work);
+        let mut observed = match outcome {
+            Ok(finding) => finding.observed,
+            Err(Stop::GuestEnded(what)) => {
+                evidence.push(what);
+                Observed::new(Verdict::Panic)
+            }
+            Err(Stop::NotRun(what)) => {
+                evidence.push(what);
+                Observed::new(Verdict::NotRun)
+            }
+            Err(stop) => {
+                evidence.push(stop.to_string());
+                Observed::new(Verdict::Inconclusive)
+            }
+        };
+        if guest.alive() {
+            let complaints = Complaints::since(guest, marks[0]);
+            observed.complained = !complaints.reports.is_empty();
+            evidence
+                .extend(complaints.reports.into_iter().chain(complaints.quoted).map(|line| format!("dmesg: {line}")));
+        }
+        if witness.alive() {
+            let complaints = Complaints::since(witness, marks[1]);
+            let lines = complaints.reports.into_iter().chain(complaints.quoted);
+            evidence.extend(lines.map(|line| format!("dmesg of the second guest: {line}")));
+        }
+        let mut result = self.result(row, &observed);
+        result.evidence = evidence;
+        result.seconds = begun.elapsed().as_secs_f64();
+        result
+    }
+}
+
+/// Runs one row's story and judges its evidence as a whole.
+fn play(
+    guest: &mut Guest,
+    witness: &mut Guest,
+    row: &Row,
+    nonce: u64,
+    work: &std::path::Path,
+) -> (Result<Finding, Stop>, Vec<String>) {
+    guest.fs_disk().faults().clear();
+    let mut bench = match Bench::prepare(guest, witness, *row, nonce, work) {
+        Ok(bench) => bench,
+        Err(stop) => return (Err(stop), Vec::new()),
+    };
+    let rule = row.scenario.plant.map(|plant| {
+        let request = RequestMatch { op: Some(BlkOp::Write), page: Some(bench.gpa), lba: None };
+        let action = match plant {
+            Plant::LyingLever => FaultAction::LieAboutHold,
+            Plant::MissedWrite => FaultAction::HideFromLedger,
+        };
+        bench.guest.fs_disk().faults().add(Rule::new(request, 1, action))
+    });
+    let told = (row.scenario.run)(&mut bench);
+    let closed = bench.close();
+    let evidence = bench.take_evidence();
+    let outcome = match rule {
+        None => told.and_then(|finding| closed.map(|()| finding)),
+        Some(rule) => {
+            let faults = bench.guest.fs_disk().faults();
+            let fired = rule.and_then(|id| faults.rule(id)).is_some_and(|rule| rule.fired > 0);
+            faults.clear();
+            return control(&bench, fired, told, evidence);
+        }
+    };
+    (outcome, evidence)
+}
+
+/// Judges a negative control: was the planted fault noticed by the checks that every row passes?
+fn control(
+    bench: &Bench<'_>,
+    fired: bool,
+    told: Result<Finding, Stop>,
+    mut evidence: Vec<String>,
+) -> (Result<Finding, Stop>, Vec<String>) {
+    if !fired {
+        return (Err(Stop::Inconclusive("the planted fault did not act".into())), evidence);
+    }
+    let told = match told {
+        Ok(finding) => format!("alone, the scenario would have said {}", finding.observed),
+        Err(Stop::Inconclusive(why)) => format!("alone, the scenario would have stopped: {why}"),
+        Err(stop) => return (Err(stop), evidence),
+    };
+    evidence.push(told);
+    let noticed = bench.broken_evidence();
+    let verdict = if noticed.is_some() { Verdict::Caught } else { Verdict::Missed };
+    evidence.extend(noticed.map(|what| format!("noticed: {what}")));
+    (Ok(Finding::new(verdict)), evidence)
+}
+
+/// A nonce that no other row of this or another run has, except under the same seed.
+fn nonce(seed: u64, kernel: &str, index: u64) -> u64 {
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(index + 1);
+    for byte in kernel.bytes() {
+        state = (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    state
+}

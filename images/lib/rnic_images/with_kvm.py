@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""images/with-kvm: runs a command where /dev/kvm is architectural, on the host or in a TCG guest with SVM."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from . import cache, session
+from .progress import Problem, say
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+INSIDE = "RNIC_WITH_KVM_INSIDE"
+DEFAULT_MEMORY = 6144
+LEAST_MEMORY = 1536
+HOST_RESERVE = 1024
+FAILED = 125
+
+
+def probe_program():
+    """The rnic binary that can try the KVM, if it has been built."""
+    target = os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target"
+    for path in (os.environ.get("RNIC_BIN"), Path(target) / "release" / "rnic", REPOSITORY / "target/release/rnic"):
+        if path and os.access(path, os.X_OK):
+            return str(path)
+    return None
+
+
+def judge_host():
+    """(whether the host's KVM is architectural, why)."""
+    if not os.path.exists("/dev/kvm"):
+        return False, "this machine has no /dev/kvm"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False, "/dev/kvm may not be opened by this user (the group kvm may)"
+    if os.path.exists("/sys/module/kvm_pvm"):
+        return False, "host KVM is kvm_pvm (no ring 0)"
+    program = probe_program()
+    if program:
+        try:
+            status = subprocess.run([program, "kvm-probe"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                    stderr=subprocess.DEVNULL, timeout=20, check=False).returncode
+        except (subprocess.TimeoutExpired, OSError):
+            return False, f"{program} kvm-probe did not end within 20 s"
+        if status in (0, 1):
+            return status == 0, "kvm-probe ran ring 0 in it" if status == 0 else "kvm-probe says that host KVM is not architectural"
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    if "vmx" in flags or "svm" in flags:
+        return True, "the CPU has VMX or SVM"
+    return False, "the CPU shows neither VMX nor SVM"
+
+
+def choose(environment):
+    """(whether to run on the host, why), RNIC_KVM=host|tcg considered."""
+    if environment.get(INSIDE):
+        return True, None
+    forced = environment.get("RNIC_KVM", "")
+    if forced == "host":
+        return True, "RNIC_KVM=host"
+    if forced == "tcg":
+        return False, "RNIC_KVM=tcg"
+    if forced:
+        raise Problem(f"RNIC_KVM={forced} is neither host nor tcg: unset it or choose one of them")
+    return judge_host()
+
+
+def memory_size(asked):
+    """MB for the L1: what was asked, or 6144 as far as the host has it free."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    free = int(fields["MemAvailable"].split()[0]) // 1024
+    size = asked or min(DEFAULT_MEMORY, free - HOST_RESERVE)
+    if size < LEAST_MEMORY or size > free:
+        raise Problem(f"the TCG guest would get {size} MB and needs at least {LEAST_MEMORY} MB of the {free} MB that are free: "
+                      "end other programs or give --memory MB")
+    return size
+
+
+def run_directly(command, environment):
+    """Becomes the command."""
+    try:
+        os.execvpe(command[0], command, {**environment, INSIDE: "1"})
+    except OSError as error:
+        say(f"with-kvm: {command[0]}: {error.strerror}")
+        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def parse():
+    """The command line; everything from the first word that is no option is the command."""
+    parser = argparse.ArgumentParser(
+        prog="images/with-kvm", usage="%(prog)s [--writable DIR]... [--memory MB] [--] COMMAND...",
+        description="Runs COMMAND where /dev/kvm is an architectural KVM: on this machine if its own is one, otherwise in a "
+        "TCG guest with SVM that sees this machine's files read-only (writes vanish, except under --writable).",
+        epilog="RNIC_KVM=host or tcg forces a way. Exit status: COMMAND's, or 125 when with-kvm itself fails.")
+    parser.add_argument("--writable", action="append", default=[], metavar="DIR", help="a folder whose changes are kept")
+    parser.add_argument("--memory", type=int, metavar="MB", help=f"size of the TCG guest (default {DEFAULT_MEMORY} or what is free)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    parser.exit_on_error = False
+    try:
+        arguments = parser.parse_args()
+    except argparse.ArgumentError as error:
+        raise Problem(f"{error}; see images/with-kvm --help") from error
+    if arguments.command[:1] == ["--"]:
+        arguments.command = arguments.command[1:]
+    if not arguments.command:
+        raise Problem("no command given; see images/with-kvm --help")
+    arguments.writable = sorted({os.path.realpath(path) for path in arguments.writable}, key=len)
+    for path in arguments.writable:
+        if not os.path.isdir(path) or "\n" in path or path == "/":
+            raise Problem(f"--writable {path} is not a folder below /: make it first")
+    return arguments
+
+
+def run():
+    """Does what the command line says; returns the exit status."""
+    arguments = parse()
+    host, why = choose(os.environ)
+    if host:
+        if why:
+            say(f"with-kvm: using this machine's /dev/kvm ({why})")
+        run_directly(arguments.command, os.environ)
+    program = shutil.which("qemu-system-x86_64")
+    if not program:
+        raise Problem(f"{why}, and there is no qemu-system-x86_64 for a TCG guest: run images/prepare first")
+    with session.Session(cache.root(), program, memory_size(arguments.memory), arguments.writable) as guest:
+        version = ".".join(map(str, guest.version))
+        say(f"with-kvm: {why}, using a TCG guest with SVM (QEMU {version}, {guest.cpus} vCPUs, {guest.memory} MB), boot takes 3 s or more")
+        return guest.run(arguments.command, {**os.environ, INSIDE: "1"})
+
+
+def main():
+    """The entry point; problems of with-kvm itself end in status 125."""
+    try:
+        sys.stdout.flush()
+        status = run()
+    except Problem as problem:
+        say(f"with-kvm: {problem}")
+        status = FAILED
+    except OSError as error:
+        say(f"with-kvm: {error.filename or 'the TCG guest'}: {error.strerror}; check the file and the disk")
+        status = FAILED
+    except KeyboardInterrupt:
+        status = 130
+    os._exit(status)  # a thread may still wait for standard input
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@
 //! * [`fault`]: rules that make a device misbehave on purpose, for negative controls.
 //! * [`pci`]: configuration space, BARs, MSI-X and the bus. Knows nothing of KVM.
 //! * [`block`]: virtio-blk over virtio-pci, with levers that hold a request open and images of a power cut.
-//! * [`vmm`]: KVM. Memory, boot, vCPUs, interrupts, ACPI, serial ports.
 //! * [`image`]: named kernels and root file systems, and the initramfs that carries the agent.
+//! * [`vmm`]: KVM. Memory, boot, vCPUs, interrupts, ACPI, serial ports.
 //! * [`lab`]: scenarios, oracles, verdicts, reports.
 
 pub mod block;

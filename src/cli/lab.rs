@@ -68,6 +68,9 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         print_list(&mut std::io::stdout())?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(path) = &args.json_file {
+        report_place(path)?;
+    }
     let rows = select(&Selection { all: args.all, scenarios: args.scenario.clone(), filesystems: args.fs.clone() })?;
     let names: Vec<String> = match (args.kernel.is_empty(), args.all) {
         (false, _) => args.kernel.clone(),
@@ -122,6 +125,16 @@ fn version(kernel: &KernelSource) -> String {
 fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| now.as_nanos() as u64)
+}
+
+/// Refuses a report's path that cannot work before the guests have run for minutes.
+fn report_place(path: &Path) -> Result<(), super::Error> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if dir.is_dir() && !path.is_dir() {
+        return Ok(());
+    }
+    Err(format!("the report {} cannot be written: give --json-file a file in a directory that exists", path.display())
+        .into())
 }
 
 /// Nothing half-written: the file is complete or not there.

@@ -83,7 +83,8 @@ pub struct Built {
 
 /// Builds into an unnamed file in the directory for temporary files; its position is at the beginning.
 pub fn build(spec: &Spec) -> Result<(File, Built), ImageError> {
-    let mut file = unnamed_file()?;
+    let dir = std::env::temp_dir();
+    let mut file = unnamed_file(&dir).map_err(|source| ImageError::TempDir { dir, source })?;
     let mut writer = BufWriter::with_capacity(1 << 20, &file);
     let built = write(spec, &mut writer)?;
     writer.flush()?;
@@ -92,11 +93,10 @@ pub fn build(spec: &Spec) -> Result<(File, Built), ImageError> {
     Ok((file, built))
 }
 
-fn unnamed_file() -> io::Result<File> {
-    let dir = std::env::temp_dir();
+fn unnamed_file(dir: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
-    if let Ok(file) = options.clone().custom_flags(libc::O_TMPFILE).open(&dir) {
+    if let Ok(file) = options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
         return Ok(file);
     }
     // File systems without O_TMPFILE.

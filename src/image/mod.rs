@@ -104,8 +104,16 @@ pub enum ImageError {
         /// Why.
         source: vmlinux::PayloadError,
     },
+    /// No temporary file can be made.
+    #[error("no temporary file can be made in {} ({source}): set TMPDIR to a directory with 1 GB of room", .dir.display())]
+    TempDir {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The initramfs cannot be written.
-    #[error("the initramfs cannot be written: {0}")]
+    #[error("the initramfs cannot be written ({0}): set TMPDIR to a directory with 1 GB of room")]
     Write(#[from] std::io::Error),
 }
 

@@ -431,6 +431,11 @@ impl CutPage {
         self.content.as_ref().is_ok_and(|content| content.is(pattern, PAGE_AT))
     }
 
+    /// Whether the page is `page`, as identified.
+    pub fn holds(&self, page: &Content) -> bool {
+        self.content.as_ref().is_ok_and(|content| content == page)
+    }
+
     /// For evidence: "B*8" or "EIO".
     pub fn text(&self) -> String {
         match &self.content {

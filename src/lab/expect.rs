@@ -14,6 +14,8 @@ struct Line {
     scenario: &'static str,
     mode: &'static str,
     fs: &'static str,
+    /// `None`: both sizes.
+    folio: Option<Folio>,
     /// First and last version it holds for.
     versions: (Version, Version),
     verdict: &'static str,
@@ -24,6 +26,9 @@ const V6_1: (Version, Version) = ((6, 1, 0), (6, 1, 999));
 /// btrfs without its fixup for pages that are dirtied behind its back.
 const NO_FIXUP: (Version, Version) = ((6, 12, 97), (6, 12, 999));
 
+/// ext4 with large folios, whose buffers reclaim takes away under a pin.
+const EXT4_LARGE: (Version, Version) = ((6, 16, 0), (7, 3, 999));
+
 const fn line(
     scenario: &'static str,
     mode: &'static str,
@@ -31,7 +36,12 @@ const fn line(
     versions: (Version, Version),
     verdict: &'static str,
 ) -> Line {
-    Line { scenario, mode, fs, versions, verdict }
+    Line { scenario, mode, fs, folio: None, versions, verdict }
+}
+
+/// The same for large folios only.
+const fn large(line: Line) -> Line {
+    Line { folio: Some(Folio::Large), ..line }
 }
 
 const TABLE: &[Line] = &[
@@ -40,10 +50,11 @@ const TABLE: &[Line] = &[
     line("H12", "dio-held", "btrfs", ALL, "TORN"),
     line("H12", "dio-held", ANY, ALL, "BENIGN"),
     line("H03", "dio", "ext4", V6_1, "LOST+WARN"),
+    large(line("H03", "dio", "ext4", EXT4_LARGE, "LOST+WARN")),
     line("H03", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
     line("H03", "dio", ANY, ALL, "SAFE"),
     line("H04", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
-    line("H04", "dio", "btrfs", ALL, "SAFE"),
+    line("H04", "dio", "btrfs", ALL, "LOST"),
     line("H18", "dio", "xfs", ALL, "LEAKTO"),
     line("H19", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
     line("H19", "dio", "btrfs", ALL, "SAFE"),
@@ -72,6 +83,7 @@ pub fn expected(row: &Row, version: Version) -> Option<&'static str> {
         line.scenario == row.scenario.id
             && fits(line.mode, row.scenario.mode)
             && fits(line.fs, row.fs.name())
+            && line.folio.is_none_or(|folio| folio == row.folio)
             && (line.versions.0..=line.versions.1).contains(&version)
     })?;
     Some(line.verdict)

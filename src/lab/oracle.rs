@@ -98,7 +98,15 @@ mod tests {
             at_data: None,
             at_completion: None,
         };
-        RequestStart { disk: 0, op, ranges: [8..16].to_vec(), lba: 8, len: 4096, pages: vec![touch], pages_known: true }
+        RequestStart {
+            disk: 0,
+            op,
+            ranges: std::iter::once(8..16).collect(),
+            lba: 8,
+            len: 4096,
+            pages: vec![touch],
+            pages_known: true,
+        }
     }
 
     /// A ledger with a write that arrives, a read that lands, and the write's data taken, in the given order.

@@ -34,6 +34,8 @@ pub struct RowResult {
     pub seconds: f64,
     #[serde(skip)]
     pub(super) verdict: Verdict,
+    #[serde(skip)]
+    pub(super) complained: bool,
 }
 
 /// How a row, or a run, counts.
@@ -62,6 +64,7 @@ impl RowResult {
             evidence: Vec::new(),
             seconds: 0.0,
             verdict: observed.verdict,
+            complained: observed.complained,
         }
     }
 
@@ -70,7 +73,7 @@ impl RowResult {
         match self.verdict {
             Verdict::Inconclusive => Score::Inconclusive,
             verdict if self.expected == "-" => {
-                if verdict.harmful() || self.observed.contains("WARN") {
+                if verdict.harmful() || self.complained {
                     Score::Differs
                 } else {
                     Score::Good

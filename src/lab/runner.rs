@@ -105,6 +105,15 @@ pub fn host_line() -> String {
     format!("Linux {}, {}, CPU {}", kernel.trim(), module.unwrap_or("no KVM module"), cpu.trim())
 }
 
+/// The guest under test, and the one that mounts what a power cut left.
+struct Guests {
+    test: Guest,
+    witness: Guest,
+}
+
+/// Set in a row's index for its second attempt, so that its data differ.
+const RETRY: u64 = 1 << 32;
+
 struct KernelRun<'a> {
     config: &'a LabConfig,
     parts: GuestParts,
@@ -149,47 +158,83 @@ impl KernelRun<'_> {
     }
 
     fn rows(&self) -> Option<Guest> {
-        self.phase("booting two guests");
-        let tag = |role: &str| format!("{}-{role}", self.name().replace('/', "_"));
-        let (guest, witness) = std::thread::scope(|scope| {
-            let witness = scope.spawn(|| Guest::boot(&self.parts, &tag("witness")));
-            let guest = Guest::boot(&self.parts, &tag("test"));
-            (guest, witness.join().unwrap_or_else(|_| Err(Stop::Failed("the witness's thread failed".into()))))
-        });
-        let (mut guest, mut witness) = match (guest, witness) {
-            (Ok(guest), Ok(witness)) => (guest, witness),
-            (Err(stop), _) | (_, Err(stop)) => {
-                self.tell(News::Broken(self.name().into(), stop.to_string()));
-                self.config.rows.iter().for_each(|row| self.not_run(row, &stop));
+        let mut guests = match self.boot_both() {
+            Ok(guests) => guests,
+            Err(stop) => {
+                self.none_run(&self.config.rows, &stop);
                 return None;
             }
         };
         for (index, row) in self.config.rows.iter().enumerate() {
-            let result = self.row(&mut guest, &mut witness, row, index as u64);
-            let spent = result.observed.contains("WARN") || !guest.alive();
-            self.tell(News::Row(Box::new(result)));
+            let ended = self.row_with_retry(&mut guests, row, index as u64);
             let last = index + 1 == self.config.rows.len();
-            for (guest, role, spent) in [(&mut guest, "test", spent && !last), (&mut witness, "witness", false)] {
-                if (spent || !guest.alive()) && !last {
-                    self.phase(&format!("booting a new {role} guest"));
-                    match Guest::boot(&self.parts, &tag(role)) {
-                        Ok(new) => std::mem::replace(guest, new).stop(),
-                        Err(stop) => {
-                            self.config.rows[index + 1..].iter().for_each(|row| self.not_run(row, &stop));
-                            return None;
-                        }
-                    }
-                }
+            let renewed = if last { Ok(()) } else { self.renew(&mut guests, &ended) };
+            self.tell(News::Row(Box::new(ended)));
+            if let Err(stop) = renewed {
+                self.none_run(&self.config.rows[index + 1..], &stop);
+                return None;
             }
         }
-        witness.stop();
-        Some(guest)
+        guests.witness.stop();
+        Some(guests.test)
     }
 
-    fn not_run(&self, row: &Row, why: &Stop) {
-        let mut result = self.result(row, &Observed::new(Verdict::Inconclusive));
-        result.evidence.push(format!("not run: {why}"));
-        self.tell(News::Row(Box::new(result)));
+    /// Runs a row; once more when its evidence was not enough, saying so.
+    fn row_with_retry(&self, guests: &mut Guests, row: &Row, index: u64) -> RowResult {
+        let first = self.row(guests, row, index);
+        if first.verdict != Verdict::Inconclusive || self.renew(guests, &first).is_err() {
+            return first;
+        }
+        let mut second = self.row(guests, row, index + RETRY);
+        let why = first.evidence.last().map_or("", String::as_str);
+        second.evidence.insert(0, format!("second attempt; the first was inconclusive: {why}"));
+        second.seconds += first.seconds;
+        second
+    }
+
+    fn tag(&self, role: &str) -> String {
+        format!("{}-{role}", self.name().replace('/', "_"))
+    }
+
+    fn boot_both(&self) -> Result<Guests, Stop> {
+        self.phase("booting two guests");
+        std::thread::scope(|scope| {
+            let witness = scope.spawn(|| self.boot("witness"));
+            let test = self.boot("test");
+            let witness = witness.join().unwrap_or_else(|_| Err(Stop::Failed("the witness's thread failed".into())));
+            Ok(Guests { test: test?, witness: witness? })
+        })
+    }
+
+    /// Boots a guest; once more if it does not come up.
+    fn boot(&self, role: &str) -> Result<Guest, Stop> {
+        Guest::boot(&self.parts, &self.tag(role)).or_else(|stop| {
+            log::warn!("{stop}; trying once more");
+            Guest::boot(&self.parts, &self.tag(role))
+        })
+    }
+
+    /// New guests in place of those that are gone, and of one whose kernel has complained.
+    fn renew(&self, guests: &mut Guests, after: &RowResult) -> Result<(), Stop> {
+        if after.complained || !guests.test.alive() {
+            self.phase("booting a new test guest");
+            std::mem::replace(&mut guests.test, self.boot("test")?).stop();
+        }
+        if !guests.witness.alive() {
+            self.phase("booting a new witness");
+            std::mem::replace(&mut guests.witness, self.boot("witness")?).stop();
+        }
+        Ok(())
+    }
+
+    /// No guest, no rows: each is told as not run, the reason once.
+    fn none_run(&self, rows: &[Row], why: &Stop) {
+        self.tell(News::Broken(self.name().into(), why.to_string()));
+        for row in rows {
+            let mut result = self.result(row, &Observed::new(Verdict::Inconclusive));
+            result.evidence.push("not run: this kernel's guests did not come up".into());
+            self.tell(News::Row(Box::new(result)));
+        }
     }
 
     fn result(&self, row: &Row, observed: &Observed) -> RowResult {
@@ -197,7 +242,8 @@ impl KernelRun<'_> {
         RowResult::new(row, self.name(), &self.label, expected, observed)
     }
 
-    fn row(&self, guest: &mut Guest, witness: &mut Guest, row: &Row, index: u64) -> RowResult {
+    fn row(&self, guests: &mut Guests, row: &Row, index: u64) -> RowResult {
+        let Guests { test: guest, witness } = guests;
         self.phase(&format!("{} {} on {} ({} folios)", row.scenario.id, row.scenario.mode, row.fs.name(), row.folio));
         let begun = Instant::now();
         let marks = [&*guest, &*witness].map(|guest| match guest.call(Op::DmesgMark) {
@@ -208,7 +254,7 @@ impl KernelRun<'_> {
         let (outcome, mut evidence) = play(guest, witness, row, nonce, &self.config.work);
         let mut observed = match outcome {
             Ok(finding) => finding.observed,
-            Err(Stop::GuestEnded(what)) => {
+            Err(Stop::Panicked(what)) => {
                 evidence.push(what);
                 Observed::new(Verdict::Panic)
             }

@@ -146,15 +146,15 @@ pub enum Stop {
     Inconclusive(String),
     /// The kernel cannot make what the row is about.
     NotRun(String),
-    /// The guest ended.
-    GuestEnded(String),
-    /// The lab, the agent or the host failed.
+    /// The guest kernel panicked, and said so.
+    Panicked(String),
+    /// The lab, the agent or the host failed; a guest that went away without a word is such a failure.
     Failed(String),
 }
 
 impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Stop::Inconclusive(what) | Stop::NotRun(what) | Stop::GuestEnded(what) | Stop::Failed(what)) = self;
+        let (Stop::Inconclusive(what) | Stop::NotRun(what) | Stop::Panicked(what) | Stop::Failed(what)) = self;
         f.write_str(what)
     }
 }

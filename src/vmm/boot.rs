@@ -91,7 +91,16 @@ pub fn write_boot_params(
         *slot = boot_e820_entry { addr, size, r#type: kind };
         params.e820_entries += 1;
     }
+    ram.write_slice(&reset_code(), GuestAddress(layout::RESET_VECTOR)).map_err(memory)?;
     ram.write_obj(params, GuestAddress(layout::ZERO_PAGE)).map_err(memory)
+}
+
+/// Real-mode code for the reset vector that writes the ACPI reset register. On reduced-hardware ACPI Linux takes EFI for the way to
+/// reset and, finding none, the BIOS: it never tries the register by itself.
+fn reset_code() -> [u8; 9] {
+    let [low, high] = layout::RESET_REGISTER.to_le_bytes();
+    // mov dx, RESET_REGISTER; mov al, RESET_VALUE; out dx, al; 1: hlt; jmp 1b
+    [0xba, low, high, 0xb0, layout::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
 fn e820(ram: &GuestRam) -> Vec<(u64, u64, u32)> {

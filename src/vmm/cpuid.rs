@@ -14,7 +14,15 @@ const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const AMD_ECX_SVM: u32 = 1 << 2;
+const AMD_ECX_CMP_LEGACY: u32 = 1 << 1;
 const AMD_ECX_TOPOEXT: u32 = 1 << 22;
+
+/// KVM's own feature leaf (Documentation/virt/kvm/x86/cpuid).
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// Of the paravirtual features only the clock is offered (both versions, and its "stable" bit). Asynchronous page faults, steal time,
+/// paravirtual spinlocks, IPIs and TLB flushes would make a guest's schedule depend on the host's, and this machine is for
+/// looking at stock code paths.
+const PARAVIRT_KEPT: u32 = 1 | 1 << 3 | 1 << 24;
 
 /// What every vCPU of this machine starts from.
 pub fn supported(kvm: &Kvm) -> Result<CpuId, VmmError> {
@@ -29,6 +37,7 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, VmmError> {
                 entry.ecx |= ECX_HYPERVISOR | ECX_X2APIC;
                 entry.ecx = if deadline { entry.ecx | ECX_TSC_DEADLINE } else { entry.ecx & !ECX_TSC_DEADLINE };
             }
+            KVM_FEATURES => entry.eax &= PARAVIRT_KEPT,
             // No performance counters: KVM's are not there under emulation and Linux then warns.
             0xa | 0x8000_0022 => clear(entry),
             0x8000_0001 => entry.ecx &= !AMD_ECX_SVM,
@@ -36,7 +45,19 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, VmmError> {
             _ => {}
         }
     }
+    drop_orphans(cpuid.as_mut_slice());
     Ok(cpuid)
+}
+
+/// Features that build on AVX: (function, bit of ECX). Some hosts offer them without it, and Linux complains.
+const AVX_CHILDREN: [(u32, u32); 4] = [(1, 12), (1, 29), (7, 9), (7, 10)];
+
+fn drop_orphans(entries: &mut [kvm_cpuid_entry2]) {
+    let avx = entries.iter().any(|entry| entry.function == 1 && entry.ecx >> 28 & 1 == 1);
+    for (function, bit) in AVX_CHILDREN {
+        let children = entries.iter_mut().filter(|entry| !avx && (entry.function, entry.index) == (function, 0));
+        children.for_each(|entry| entry.ecx &= !(1 << bit));
+    }
 }
 
 fn clear(entry: &mut kvm_cpuid_entry2) {
@@ -51,7 +72,9 @@ pub fn physical_bits(cpuid: &CpuId) -> u8 {
 
 /// Specialises `base` for vCPU `id` of `count`.
 pub fn for_vcpu(base: &CpuId, id: u8, count: u8) -> Result<CpuId, VmmError> {
-    let topology = Topology { id: u32::from(id), count: u32::from(count) };
+    // "Auth", the first word of AMD's vendor name.
+    let amd = base.as_slice().iter().any(|entry| entry.function == 0 && entry.ebx == 0x6874_7541);
+    let topology = Topology { id: u32::from(id), count: u32::from(count), amd };
     let entries: Vec<_> = base.as_slice().iter().map(|entry| topology.apply(*entry)).collect();
     CpuId::from_entries(&entries).map_err(|_| VmmError::TooManyCpuidLeaves)
 }
@@ -59,6 +82,7 @@ pub fn for_vcpu(base: &CpuId, id: u8, count: u8) -> Result<CpuId, VmmError> {
 struct Topology {
     id: u32,
     count: u32,
+    amd: bool,
 }
 
 impl Topology {
@@ -76,7 +100,13 @@ impl Topology {
             // Intel cache leaves: caches shared by one logical processor, `count` cores in the package.
             4 if entry.eax != 0 => entry.eax = (entry.eax & 0x3fff) | ((self.count - 1) << 26),
             0xb | 0x1f => self.extended_topology(&mut entry),
-            0x8000_0001 => entry.ecx &= !AMD_ECX_TOPOEXT,
+            0x8000_0001 => {
+                entry.ecx &= !AMD_ECX_TOPOEXT;
+                if self.amd && self.count > 1 {
+                    // Several cores, not several threads of one (APM 3, E.4.2).
+                    entry.ecx |= AMD_ECX_CMP_LEGACY;
+                }
+            }
             0x8000_0008 => entry.ecx = (self.core_bits() << 12) | (self.count - 1),
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (self.id, self.id, 0),
             _ => {}

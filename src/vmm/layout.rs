@@ -30,6 +30,8 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
 pub const ACPI_END: u64 = 0x10_0000;
+/// Where a processor starts after a reset in real mode, F000:FFF0, and where Linux jumps to reset a machine "by BIOS".
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM above the legacy hole.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// First address that is never RAM below 4 GiB.

@@ -5,7 +5,7 @@
 //! the lab uses [`Vm`] directly. The machine: flat topology of 1 to 8 vCPUs, hardware-reduced ACPI, one PCIe bus by ECAM and by
 //! CF8/CFC, MSI-X by irqfd, doorbells by ioeventfd, two 16550 UARTs (console and agent channel), pvpanic.
 //!
-//! `unsafe` is confined to `memory.rs` (memory slots) and `sys.rs` (signals, terminal).
+//! `unsafe` is confined to `memory.rs` (memory slots) and `sys.rs` (signals, terminal, heap).
 
 mod acpi;
 mod boot;

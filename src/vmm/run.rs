@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 
 use super::error::VmmError;
 use super::outcome::{Ending, Outcome};
-use super::sys::{RawTerminal, Signals};
+use super::sys::{self, RawTerminal, Signals};
 use super::vm::{Input, Vm, VmConfig};
 
 /// Ctrl-A, then x: leave the VM, as in QEMU; a second ctrl-A is passed on.
@@ -63,6 +64,7 @@ fn stay(
             break Outcome::Panic;
         }
     };
+    LEAVING.store(true, Ordering::Release);
     let outcome = vm.stop(outcome);
     drop(terminal);
     Ok(outcome)
@@ -144,11 +146,20 @@ impl MutEventSubscriber for Front {
     }
 }
 
-/// A console that writes to standard output, unbuffered, and forgets what a closed one refuses.
+/// Set when a run is being ended.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// A console that writes to standard output, unbuffered, and forgets what a closed one refuses. When nobody reads, the guest waits,
+/// but not the end of the run: from then on such output is dropped.
 pub struct Stdout;
 
 impl io::Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        while !sys::writable(1, POLL_MS) {
+            if LEAVING.load(Ordering::Acquire) {
+                return Ok(bytes.len());
+            }
+        }
         let mut out = io::stdout().lock();
         // A reader that has gone away must not stop the guest.
         drop(out.write_all(bytes).and_then(|()| out.flush()));

@@ -64,6 +64,22 @@ pub fn on_ending_signal(act: impl FnOnce(i32) + Send + 'static) -> io::Result<()
     std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
 }
 
+/// Whether a write to `fd` would go through now (or fail at once), waiting for it at most `limit_ms`. False when a signal comes.
+pub fn writable(fd: RawFd, limit_ms: i32) -> bool {
+    let mut wanted = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the pointer is to one pollfd of ours.
+    unsafe { libc::poll(&raw mut wanted, 1, limit_ms) > 0 }
+}
+
+/// Gives freed heap back to the system. Reading module lists and kernels leaves megabytes of it that a machine never needs again.
+pub fn give_back_heap() {
+    // SAFETY: no preconditions; it may be called at any time from any thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// The terminal's settings from before raw mode, for the panic hook as well, since a panic aborts without unwinding.
 static FOUND: Mutex<Option<libc::termios>> = Mutex::new(None);
 

@@ -17,7 +17,7 @@ use super::outcome::{Ending, Outcome};
 use super::platform::{Platform, lock};
 use super::serial::{Output, Uart};
 use super::vcpu::Vcpus;
-use super::{MAX_CPUS, acpi, boot, cpuid, layout, memory};
+use super::{MAX_CPUS, acpi, boot, cpuid, layout, memory, sys};
 use crate::block::transport::VirtioPci;
 use crate::block::{BlockDevice, DiskConfig, DiskHandle};
 use crate::dma::GuestRam;
@@ -62,11 +62,11 @@ impl Vm {
     /// Builds the machine and starts its vCPUs.
     pub fn boot(config: VmConfig) -> Result<Self, VmmError> {
         check(&config)?;
-        let kvm = open_kvm()?;
-        // Everything that can be wrong with files is found out before memory is taken.
-        let vmlinux = boot::read_kernel(&config.kernel)?;
+        // Everything that can be wrong with files is found out before memory is taken, and on machines without KVM too.
         let opened = open_disks(config.disks)?;
+        let vmlinux = boot::read_kernel(&config.kernel)?;
         let ram = memory::allocate(config.memory & !0xf_ffff)?;
+        let kvm = open_kvm()?;
         let vm = create_vm(&kvm, &ram)?;
         let base = cpuid::supported(&kvm)?;
         let window_64 = layout::pci_window_64(cpuid::physical_bits(&base));
@@ -96,6 +96,7 @@ impl Vm {
         let rsdp = acpi::write_tables(&ram, config.cpus, window_64)?;
         boot::write_boot_params(&ram, &config.cmdline, initramfs, rsdp)?;
         let vcpus = make_vcpus(&vm, &base, config.cpus, &ram, entry)?;
+        sys::give_back_heap();
         let started = Instant::now();
         let vcpus = Vcpus::start(vcpus, &platform).map_err(host("starting a vCPU thread"))?;
         Ok(Self { vcpus, platform, disks, ledger, agent: Some(agent), started, _vm: vm, _ram: ram })

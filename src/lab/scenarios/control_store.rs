@@ -54,12 +54,16 @@ fn store_under_write(bench: &mut Bench<'_>, point: HoldPoint) -> Result<Finding,
         bench.gpa,
         if blocked { " had to wait for it" } else { "" },
         oracle::seq(write.data),
-        newer.as_ref().map_or("no write followed".into(), |newer| format!("{} followed", oracle::describe(newer))),
+        match &newer {
+            Some(newer) if newer.id == held => "that write carried the store".into(),
+            Some(newer) => format!("{} followed", oracle::describe(newer)),
+            None => "no write followed".to_string(),
+        },
         errno.map_or("0".into(), crate::lab::verdict::errno_name),
         cut.at,
         cut.text(),
     ));
-    let there = cut.content.as_ref().ok() == Some(&expected_page(bench, 'D', PAGE));
+    let there = cut.holds(&expected_page(bench, 'D', PAGE));
     match (there && errno.is_none(), blocked) {
         (false, _) => Ok(Finding::with_errno(Verdict::Lost, errno)),
         (true, true) => Ok(Finding::new(Verdict::Blocked)),

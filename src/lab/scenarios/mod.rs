@@ -25,6 +25,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Ext4, Btrfs],
         plant: None,
         folios: BOTH,
+        core_folios: SINGLE,
         run: overlap::after_writeback,
     },
     Scenario {
@@ -35,6 +36,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Ext4, Btrfs],
         plant: None,
         folios: BOTH,
+        core_folios: SINGLE,
         run: overlap::during_writeback,
     },
     Scenario {
@@ -45,6 +47,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Ext4],
         plant: None,
         folios: BOTH,
+        core_folios: BOTH,
         run: out_of_band::stripped,
     },
     Scenario {
@@ -55,6 +58,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Btrfs],
         plant: None,
         folios: BOTH,
+        core_folios: SINGLE,
         run: out_of_band::dirtied,
     },
     Scenario {
@@ -65,6 +69,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Xfs],
         plant: None,
         folios: BOTH,
+        core_folios: SINGLE,
         run: reflink::clone_under_read,
     },
     Scenario {
@@ -75,6 +80,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Btrfs],
         plant: None,
         folios: BOTH,
+        core_folios: SINGLE,
         run: reflink::clone_under_read,
     },
     Scenario {
@@ -85,6 +91,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Ext4],
         plant: None,
         folios: BOTH,
+        core_folios: SINGLE,
         run: control_store::before_data,
     },
     Scenario {
@@ -95,6 +102,7 @@ pub const ALL: &[Scenario] = &[
         core: &[],
         plant: None,
         folios: BOTH,
+        core_folios: SINGLE,
         run: control_store::before_completion,
     },
     Scenario {
@@ -105,6 +113,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Ext4],
         plant: Some(Plant::LyingLever),
         folios: SINGLE,
+        core_folios: SINGLE,
         run: overlap::during_writeback,
     },
     Scenario {
@@ -115,6 +124,7 @@ pub const ALL: &[Scenario] = &[
         core: &[Ext4],
         plant: Some(Plant::MissedWrite),
         folios: SINGLE,
+        core_folios: SINGLE,
         run: overlap::after_writeback,
     },
 ];

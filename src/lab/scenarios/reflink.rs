@@ -21,7 +21,7 @@ pub fn clone_under_read(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let original = oracle::last_write_before(bench.guest.ledger(), bench.gpa, bench.begun, cloned);
     bench.finish_read(&read)?;
     let page = expected_page(bench, 'C', PAGE);
-    let lost = heal(bench, &page)?;
+    let lost = heal(bench, &page)?.lost();
     if let (Some(original), Some(late)) = (original, oracle::newer_write(bench.guest.ledger(), bench.gpa, cloned)) {
         bench.say(format!(
             "{} wrote LBA {} before the clone; {} wrote LBA {} after it{}",
@@ -41,7 +41,7 @@ pub fn clone_under_read(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         cut.at
     ));
     let intact = expected_page(bench, 'B', PAGE);
-    if live != intact || cut.content.as_ref().ok() != Some(&intact) {
+    if live != intact || !cut.holds(&intact) {
         return Ok(Finding::new(Verdict::LeakTo));
     }
     Ok(lost.unwrap_or(Finding::new(Verdict::Safe)))

@@ -361,6 +361,11 @@ pub enum Op {
         #[serde(rename = "o")]
         off: u64,
     },
+    /// Returns `Num`: /proc/kpageflags of a page frame, mapped or not; see [`kpf`](super::kpf).
+    FrameFlags {
+        /// Page frame number.
+        pfn: u64,
+    },
     /// pread(2) from a file (O_DIRECT for real device DMA) into a mapping, as a job. Returns `Handle` of the job, whose
     /// result is `Num`: bytes.
     DioReadInto {

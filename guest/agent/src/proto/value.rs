@@ -190,7 +190,7 @@ pub mod kpf {
     /// Transparent huge page (6.12 and later: any large folio).
     pub const THP: u32 = 22;
     /// PG_private: the file system has data attached (buffers on ext4).
-    pub const PRIVATE: u32 = 36;
+    pub const PRIVATE: u32 = 35;
 }
 
 /// A job.

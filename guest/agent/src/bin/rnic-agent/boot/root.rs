@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -121,6 +122,7 @@ fn switch(disk: &Path) -> Result<(), String> {
     let layers = "lowerdir=/run/rnic/lower,upperdir=/run/rnic/memory/upper,workdir=/run/rnic/memory/work";
     step("overlay", sys::mount("overlay", "/newroot", "overlay", 0, layers))?;
     bind_modules();
+    power_commands();
     for name in MOVED {
         let target = format!("/newroot/{name}");
         make(&target)?;
@@ -130,6 +132,21 @@ fn switch(disk: &Path) -> Result<(), String> {
     step("move", sys::mount(".", "/", "", libc::MS_MOVE, ""))?;
     step("chroot", std::os::unix::fs::chroot("."))?;
     step("chdir", std::env::set_current_dir("/"))
+}
+
+/// `poweroff` and `reboot` for people: the root has no init system to bring them. Disks are synced and remounted read-only first.
+fn power_commands() {
+    let dir = "/newroot/usr/local/sbin";
+    if !attempt(dir, fs::create_dir_all(dir)) {
+        return;
+    }
+    for (name, key) in [("poweroff", 'o'), ("halt", 'o'), ("reboot", 'b')] {
+        let path = format!("{dir}/{name}");
+        let script =
+            format!("#!/bin/sh\nsync\necho u > /proc/sysrq-trigger\necho {key} > /proc/sysrq-trigger\nsleep 30\n");
+        let executable = fs::Permissions::from_mode(0o755);
+        attempt(&path, fs::write(&path, script).and_then(|()| fs::set_permissions(&path, executable)));
+    }
 }
 
 /// The modules in the initramfs belong to the running kernel; the root disk has none.

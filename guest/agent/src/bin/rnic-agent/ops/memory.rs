@@ -32,6 +32,7 @@ pub fn run(context: &Context, op: Op) -> Outcome {
         Op::Touch { m, off, write } => touch(&*mapping(m)?, off, write),
         Op::Store { m, off, len, pattern } => store(&*mapping(m)?, off, len, &pattern),
         Op::Load { m, off, len } => load(&*mapping(m)?, off, len),
+        Op::FrameFlags { pfn } => page::frame_flags(pfn).map(Value::Num).map_err(failed("page frame flags")),
         Op::PageInfo { m, off } => page::info(&*mapping(m)?, off).map(Value::Page).map_err(failed("page info")),
         Op::DioReadInto { h, foff, m, moff, len } => {
             let (file, mapping) = (context.objects.file(h)?, mapping(m)?);

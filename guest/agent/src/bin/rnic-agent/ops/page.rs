@@ -14,7 +14,8 @@ const MAX_FOLIO: u64 = 1 << 18;
 
 fn word(file: &File, index: u64) -> io::Result<u64> {
     let mut bytes = [0; 8];
-    file.read_exact_at(&mut bytes, index * 8)?;
+    let at = index.checked_mul(8).ok_or(io::ErrorKind::InvalidInput)?;
+    file.read_exact_at(&mut bytes, at)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
@@ -44,6 +45,11 @@ pub fn info(mapping: &Mapping, off: u64) -> io::Result<Page> {
     page.mapcount = word(&File::open("/proc/kpagecount")?, pfn)?;
     (page.folio_pfn, page.folio_pages) = folio(pfn, |pfn| word(&flags, pfn))?;
     Ok(page)
+}
+
+/// Flags of a page frame that no mapping need point to.
+pub fn frame_flags(pfn: u64) -> io::Result<u64> {
+    word(&File::open("/proc/kpageflags")?, pfn)
 }
 
 /// (first page frame, number of pages) of the folio around `pfn`, found by its head and tail flags.

@@ -18,7 +18,10 @@ SUPERSEDED = "superseded"
 SUPERSEDED_KEPT = 5
 # What every manifest entry of a kind has, beside its list of packages.
 MEMBERS = {"kernels": ("name", "release", "package_version", "vmlinux", "bzimage", "modules", "config", "root", "recipe"),
-           "roots": ("name", "image", "recipe")}
+           "roots": ("name", "image", "recipe"),
+           "tools": ("name", "version", "program", "recipe")}
+# kind -> the folder of its entries, and the member of an entry that is a path in it.
+PLACES = {"kernels": ("kernels", "vmlinux"), "roots": ("roots", "image"), "tools": ("qemu", "program")}
 
 
 def root():
@@ -86,7 +89,7 @@ def read_manifest(folder):
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
-    manifest = {"format": MANIFEST_FORMAT, "kernels": [], "roots": []}
+    manifest = {"format": MANIFEST_FORMAT, **{kind: [] for kind in MEMBERS}}
     if isinstance(found, dict) and found.get("format") == MANIFEST_FORMAT:
         for kind, members in MEMBERS.items():
             entries = found.get(kind) if isinstance(found.get(kind), list) else []
@@ -112,9 +115,9 @@ def drop_unlisted(folder, manifest):
     A guest of another run may still read a superseded entry: it is marked, and goes a day later, or when five newer ones have come.
     """
     superseded = []
-    for kind, member in (("kernels", "vmlinux"), ("roots", "image")):
+    for kind, (place, member) in PLACES.items():
         wanted = {Path(entry[member]).parts[1] for entry in manifest[kind]}
-        for path in sorted((folder / kind).glob("*")) + sorted((folder / kind).glob(BUILDING + "*")):
+        for path in sorted((folder / place).glob("*")) + sorted((folder / place).glob(BUILDING + "*")):
             if path.name.startswith(BUILDING):
                 remove(path)
             elif path.name in wanted:

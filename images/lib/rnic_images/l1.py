@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """The L1 guest of with-kvm: its initramfs and the QEMU command line that starts it."""
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
-from . import cache
+from . import cache, qemu
 from .progress import Problem
 
 INIT = Path(__file__).resolve().parents[2] / "l1-init"
@@ -15,9 +14,11 @@ MODULES = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "kvm
 APPLETS = ("cat chroot insmod ip kill ln mkdir mkfifo mount poweroff printf readlink rm sed setsid sh sleep stty sync "
            "umount usleep").split()
 FOLDERS = ("bin", "dev", "proc", "sys", "m", "io", "ro", "rw", "newroot")
-# The L1 is trusted and short-lived: no mitigations, no zeroing of fresh pages, nothing probed that is not there.
+# The L1 is trusted and short-lived: no mitigations, no zeroing of fresh pages, nothing probed that is not there. A CPU that is lost
+# (QEMU 7.2 loses one now and then) ends it within a minute, so that with-kvm never waits for ever.
 APPEND = ("console=ttyS0 quiet panic=-1 oops=panic mitigations=off init_on_alloc=0 nokaslr no_timer_check audit=0 "
-          "apparmor=0 cryptomgr.notests random.trust_cpu=on tsc=reliable transparent_hugepage=madvise rdinit=/init")
+          "apparmor=0 cryptomgr.notests random.trust_cpu=on tsc=reliable transparent_hugepage=madvise "
+          "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1 rdinit=/init")
 
 
 def kernel(folder):
@@ -78,19 +79,10 @@ def cpio(files):
     return b"".join(parts)
 
 
-def qemu_version(program):
-    """(major, minor) of a QEMU program."""
-    text = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
-    match = re.search(r"version (\d+)\.(\d+)", text)
-    if not match:
-        raise Problem(f"{program} does not say its version: install the package qemu-system-x86 again")
-    return int(match[1]), int(match[2])
-
-
 def command_line(program, version, guest):
     """QEMU's arguments. `guest` has vmlinux, initramfs, job, log, cpus, memory (MB), fds by port name, writable."""
-    # Before 11.1 QEMU lets the inner guest's XSETBV bypass KVM: offer no XSAVE, nor what rests on it.
-    cpu = "max,svm=on,la57=off" + ("" if version >= (11, 1) else ",xsave=off,avx=off,avx2=off,pku=off")
+    # An older QEMU lets the inner guest's XSETBV bypass KVM: offer no XSAVE, nor what rests on it.
+    cpu = "max,svm=on,la57=off" + ("" if version >= qemu.SOUND else ",xsave=off,avx=off,avx2=off,pku=off")
     line = [program, "-name", "rnic-l1", "-machine", "q35,usb=off,smbus=off,sata=off,vmport=off", "-nodefaults",
             "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot", "-accel", "tcg,thread=multi",
             "-cpu", cpu, "-m", str(guest.memory), "-smp", str(guest.cpus),

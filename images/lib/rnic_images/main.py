@@ -9,26 +9,27 @@ import subprocess
 import sys
 import time
 
-from . import cache, kernels, roots
+from . import cache, kernels, l1, qemu, roots
 from .debian import Suite
 from .progress import Problem, say
 
 # MB that a finished entry takes at most, and what the building of one takes beside (downloads, unpacked files).
-KERNEL_SPACE, ROOT_SPACE, BUILDING_SPACE = 350, 300, 700
+KERNEL_SPACE, ROOT_SPACE, TOOL_SPACE, BUILDING_SPACE = 350, 300, 80, 700
+PARTS = (*kernels.KERNELS, *roots.ROOTS, qemu.NAME)
 
 
 def wanted_parts(words):
-    """The kernels and roots that `words` name (a kernel brings its root); all for no words."""
+    """The kernels, roots and tools that `words` name; all for no words. A kernel brings its root, the L1's kernel brings QEMU."""
     if not words:
-        return list(kernels.KERNELS), list(roots.ROOTS)
+        return list(kernels.KERNELS), list(roots.ROOTS), [qemu.NAME]
     wanted_kernels = [name for name in kernels.KERNELS if name in words]
     wanted_roots = [name for name in roots.ROOTS if name in words
                     or any(kernels.KERNELS[kernel][1] == name for kernel in wanted_kernels)]
-    unknown = [word for word in words if word not in kernels.KERNELS and word not in roots.ROOTS]
+    wanted_tools = [qemu.NAME] if qemu.NAME in words or l1.KERNEL in words else []
+    unknown = [word for word in words if word not in PARTS]
     if unknown:
-        raise Problem(f"there is no guest part {unknown[0]!r}: "
-                      f"choose among {', '.join([*kernels.KERNELS, *roots.ROOTS])}")
-    return wanted_kernels, wanted_roots
+        raise Problem(f"there is no guest part {unknown[0]!r}: choose among {', '.join(PARTS)}")
+    return wanted_kernels, wanted_roots, wanted_tools
 
 
 def usable(folder, entry, members, recipe):
@@ -36,13 +37,15 @@ def usable(folder, entry, members, recipe):
     return entry.get("recipe") == recipe and all((folder / entry[member]).exists() for member in members)
 
 
-def missing(folder, manifest, wanted_kernels, wanted_roots):
+def missing(folder, manifest, wanted_kernels, wanted_roots, wanted_tools):
     """The wanted parts that the cache does not hold."""
     have_kernels = {entry["name"] for entry in manifest["kernels"]
                     if usable(folder, entry, ("vmlinux", "bzimage", "modules", "config"), kernels.recipe())}
     have_roots = {entry["name"] for entry in manifest["roots"] if usable(folder, entry, ("image",), roots.recipe())}
+    have_tools = {entry["name"] for entry in manifest["tools"] if usable(folder, entry, ("program",), qemu.recipe())}
     return ([name for name in wanted_kernels if name not in have_kernels],
-            [name for name in wanted_roots if name not in have_roots])
+            [name for name in wanted_roots if name not in have_roots],
+            [name for name in wanted_tools if name not in have_tools])
 
 
 def put(entries, entry, order):
@@ -51,10 +54,11 @@ def put(entries, entry, order):
     entries.sort(key=lambda item: list(order).index(item["name"]) if item["name"] in order else len(order))
 
 
-def fill(folder, manifest, todo_kernels, todo_roots):
+def fill(folder, manifest, todo_kernels, todo_roots, todo_tools):
     """Builds what is missing; the manifest is renewed after each part, so that an interruption loses one part."""
-    if todo_kernels or todo_roots:
-        cache.need_space(folder, BUILDING_SPACE + KERNEL_SPACE * len(todo_kernels) + ROOT_SPACE * len(todo_roots))
+    if todo_kernels or todo_roots or todo_tools:
+        cache.need_space(folder, BUILDING_SPACE + KERNEL_SPACE * len(todo_kernels) + ROOT_SPACE * len(todo_roots)
+                         + TOOL_SPACE * len(todo_tools))
     suites = {}
 
     def suite(name):
@@ -68,6 +72,9 @@ def fill(folder, manifest, todo_kernels, todo_roots):
     for name in todo_roots:
         put(manifest["roots"], roots.build(folder, name, suite(name)), roots.ROOTS)
         cache.write_manifest(folder, manifest)
+    if todo_tools:
+        put(manifest["tools"], qemu.build(folder, suite(qemu.SUITE)), (qemu.NAME,))
+        cache.write_manifest(folder, manifest)
 
 
 def report(folder, manifest, start):
@@ -75,24 +82,30 @@ def report(folder, manifest, start):
     size = subprocess.run(["du", "-sm", str(folder)], stdout=subprocess.PIPE, text=True, check=False).stdout.split()
     for entry in manifest["kernels"]:
         say(f"kernel {entry['name']}: {entry['release']} (package {entry['package_version']}, {entry['suite']})")
+    for entry in manifest["tools"]:
+        say(f"{entry['name']}: {entry['version']}")
     say(f"guest parts are ready in {folder} ({size[0] if size else '?'} MB) after {time.monotonic() - start:.0f} s")
 
 
 def run(arguments):
     """Does what the command line says."""
     start = time.monotonic()
-    wanted_kernels, wanted_roots = wanted_parts(arguments.what)
+    wanted = wanted_parts(arguments.what)
     folder = cache.root()
-    if not arguments.update and missing(folder, cache.read_manifest(folder), wanted_kernels, wanted_roots) == ([], []):
+
+    def todo(manifest):
+        parts, names, tools = wanted if arguments.update else missing(folder, manifest, *wanted)
+        # Asked last: to learn a program's version takes longer than all the rest of a run that only looks.
+        return parts, names, tools if tools and (qemu.NAME in arguments.what or not qemu.needless(os.environ)) else []
+
+    if not any(todo(cache.read_manifest(folder))):
         say(f"guest parts are ready in {folder}")
         return
     with cache.locked(folder, "prepare"):
         manifest = cache.read_manifest(folder)
-        todo = (wanted_kernels, wanted_roots) if arguments.update else \
-            missing(folder, manifest, wanted_kernels, wanted_roots)
         cache.drop_unlisted(folder, manifest)
         try:
-            fill(folder, manifest, *todo)
+            fill(folder, manifest, *todo(manifest))
         finally:
             cache.drop_unlisted(folder, cache.read_manifest(folder))
         report(folder, manifest, start)
@@ -101,10 +114,10 @@ def run(arguments):
 def main():
     """The entry point; exit status 1 for a problem a person can act on."""
     parser = argparse.ArgumentParser(
-        prog="images/prepare", description="Makes this machine ready: host packages, guest kernels, root file systems.")
+        prog="images/prepare", description="Makes this machine ready: host packages, guest kernels, root file systems, QEMU.")
     parser.add_argument("--update", action="store_true", help="look for newer kernels and packages (default: keep what is cached)")
     parser.add_argument("what", nargs="*", metavar="WHAT",
-                        help=f"parts to prepare: {', '.join([*kernels.KERNELS, *roots.ROOTS])} (default: all)")
+                        help=f"parts to prepare: {', '.join(PARTS)} (default: all)")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-made entries are cleaned up
     try:
         run(parser.parse_args())

@@ -38,9 +38,9 @@ SHOWN = 12
 class Session:
     """The L1 guest of one command. Use as a context manager: QEMU and the folder are gone afterwards."""
 
-    def __init__(self, folder, program, memory, writable):
+    def __init__(self, folder, program, version, memory, writable):
         entry = l1.kernel(folder)
-        self.program, self.version = program, l1.qemu_version(program)
+        self.program, self.version = program, version
         self.vmlinux, self.initramfs = folder / entry["vmlinux"], l1.initramfs(folder, entry)
         self.memory, self.writable = memory, writable
         self.cpus = min(4, len(os.sched_getaffinity(0)))

@@ -3,12 +3,11 @@
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from . import cache, session
+from . import cache, qemu, session
 from .progress import Problem, say
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -119,12 +118,13 @@ def run():
         if why:
             say(f"with-kvm: using this machine's /dev/kvm ({why})")
         run_directly(arguments.command, os.environ)
-    program = shutil.which("qemu-system-x86_64")
-    if not program:
-        raise Problem(f"{why}, and there is no qemu-system-x86_64 for a TCG guest: run images/prepare first")
-    with session.Session(cache.root(), program, memory_size(arguments.memory), arguments.writable) as guest:
-        version = ".".join(map(str, guest.version))
-        say(f"with-kvm: {why}, using a TCG guest with SVM (QEMU {version}, {guest.cpus} vCPUs, {guest.memory} MB), boot takes 3 s or more")
+    program, version = qemu.find(cache.root(), os.environ)
+    with session.Session(cache.root(), program, version, memory_size(arguments.memory), arguments.writable) as guest:
+        say(f"with-kvm: {why}, using a TCG guest with SVM (QEMU {qemu.dotted(version)}, {guest.cpus} vCPUs, {guest.memory} MB), "
+            "boot takes 3 s or more")
+        if version < qemu.SOUND:
+            say(f"with-kvm: {program} is older than {qemu.dotted(qemu.SOUND)} and may lose nested guests under load: "
+                "run images/prepare, which brings a newer one")
         return guest.run(arguments.command, {**os.environ, INSIDE: "1"})
 
 

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line where no guest is needed: help that a person can read, and bad input. Every refusal is one sentence that
+//! names the thing and the remedy, has an exit status other than 0, and leaves nothing behind.
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Done, rnic, run};
+use rnic::block::{BlockDevice, DiskConfig};
+use rnic::image::Manifest;
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Widest line of any help.
+const HELP_WIDTH: usize = 110;
+
+/// A place of its own for each test: `files` for its input, `tmp` and `cwd` to see what is left behind.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["files", "tmp", "cwd"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("files").join(name)
+    }
+
+    /// A file of the input, as a word for the command line.
+    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// A sparse file of `size` bytes.
+    fn disk(&self, name: &str, size: u64) -> String {
+        let path = self.path(name);
+        File::create(&path).unwrap().set_len(size).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("TMPDIR", self.dir.path().join("tmp"))
+            .current_dir(self.dir.path().join("cwd"))
+            .env_remove("RUST_LOG");
+        command
+    }
+
+    /// Nothing new anywhere.
+    fn assert_clean(&self) {
+        for name in ["tmp", "cwd"] {
+            let left: Vec<_> = fs::read_dir(self.dir.path().join(name)).unwrap().map(|e| e.unwrap().path()).collect();
+            assert!(left.is_empty(), "left behind: {left:?}");
+        }
+    }
+
+    /// Runs rnic and checks that it refuses in one sentence with all of `words` in it.
+    fn refuses(&self, args: &[&str], words: &[&str]) {
+        let done = run(self.command(rnic()).args(args), LIMIT);
+        assert_refusal(&done, args, words);
+        self.assert_clean();
+    }
+}
+
+fn assert_refusal(done: &Done, args: &[&str], words: &[&str]) {
+    assert_ne!(done.code(), 0, "{args:?}: {done:?}");
+    assert_eq!(done.out, "", "{args:?}: {done:?}");
+    // What is wrong with an option's value, clap follows with a pointer to --help.
+    let pointer = "\n\nFor more information, try '--help'.\n";
+    let sentence = done.err.strip_suffix(pointer).unwrap_or(&done.err).trim_end_matches('\n');
+    assert!(
+        !sentence.contains('\n') && (20..400).contains(&sentence.len()),
+        "{args:?}: not one sentence: {}",
+        done.err
+    );
+    for word in words {
+        assert!(sentence.contains(word), "{args:?}: {word:?} is not in: {sentence}");
+    }
+    assert!(!sentence.contains("os error 2)\n") && !sentence.contains("panicked"), "{args:?}: {sentence}");
+}
+
+fn manifest() -> Manifest {
+    Manifest::load().expect("these tests read real kernels: run images/prepare first")
+}
+
+fn bzimage(name: &str) -> PathBuf {
+    let manifest = manifest();
+    manifest.dir.join(&manifest.kernel(name).unwrap().bzimage)
+}
+
+#[test]
+fn kernels_that_are_none() {
+    let place = Place::new();
+    let whole = fs::read(bzimage("6.1")).unwrap();
+    let truncated = place.file("truncated", &whole[..1 << 20]);
+    let script = place.file("script", "#!/bin/sh\necho this is no kernel\n");
+    let empty = place.file("empty", "");
+    let mut bytes = whole;
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4096].fill(0x5a);
+    let damaged = place.file("damaged", bytes);
+    let dir = place.dir.path().to_str().unwrap();
+    for (kernel, words) in [
+        ("/nowhere/bzImage", &["/nowhere/bzImage", "No such file"][..]),
+        (&truncated, &[&truncated, "truncated"]),
+        (&script, &[&script, "neither an ELF vmlinux nor a bzImage"]),
+        (&empty, &[&empty, "neither an ELF vmlinux nor a bzImage"]),
+        (&damaged, &[&damaged, "damaged"]),
+        (dir, &[dir, "cannot be read"]),
+        ("5.4", &["5.4", "6.1, 6.12, 7.3", "images/prepare", "path"]),
+    ] {
+        place.refuses(&["run", "--kernel", kernel, "--exec", "true"], words);
+    }
+    place.refuses(&["run"], &["--kernel"]);
+    place.refuses(&["lab", "--kernel", "5.4"], &["5.4", "images/prepare"]);
+    place.refuses(&["lab", "--kernel", &truncated], &[&truncated, "truncated"]);
+}
+
+#[test]
+fn an_elf_file_cut_short_is_no_kernel() {
+    let place = Place::new();
+    let manifest = manifest();
+    let bytes = fs::read(manifest.dir.join(&manifest.kernel("6.1").unwrap().vmlinux)).unwrap();
+    let truncated = place.file("vmlinux", &bytes[..1 << 20]);
+    place.refuses(&["run", "--kernel", &truncated, "--exec", "true"], &[&truncated]);
+}
+
+#[test]
+fn modules_that_are_not_there() {
+    let place = Place::new();
+    let kernel = bzimage("7.3");
+    let kernel = kernel.to_str().unwrap();
+    let empty = place.dir.path().join("cwd");
+    let empty = empty.to_str().unwrap();
+    for dir in ["/nowhere/modules", empty] {
+        place.refuses(&["run", "--kernel", kernel, "--modules", dir], &[dir, "modules.dep", "depmod"]);
+    }
+}
+
+#[test]
+fn an_empty_image_cache() {
+    let place = Place::new();
+    let mut command = place.command(rnic());
+    command.env("RNIC_CACHE", place.path("nothing")).args(["run", "--kernel", "6.1"]);
+    let done = run(&mut command, LIMIT);
+    assert_refusal(&done, &["run"], &["nothing", "images/prepare"]);
+    place.assert_clean();
+}
+
+#[test]
+fn disks_that_cannot_be_used() {
+    let place = Place::new();
+    let odd = place.disk("odd", 1000);
+    let empty = place.disk("empty", 0);
+    let dir = place.dir.path().to_str().unwrap().to_owned();
+    let good = place.disk("good", 1 << 20);
+    for (disk, words) in [
+        ("path=/nowhere/disk.img".to_owned(), &["/nowhere/disk.img", "does not exist", "give the path"][..]),
+        (format!("path={odd}"), &[&odd, "1000 bytes", "truncate"]),
+        (format!("path={empty}"), &[&empty, "empty", "truncate"]),
+        (format!("path={dir}"), &[&dir, "neither a file nor a block device"]),
+        (format!("path={good},queues=9"), &["1 to 8 queues", "9"]),
+        (format!("path={good},serial=123456789012345678901"), &["20 bytes", "shorten"]),
+        (format!("path={good},colour=red"), &["colour=red", "readonly="]),
+        (format!("path={good},readonly=maybe"), &["maybe", "on nor off"]),
+        ("readonly=on".to_owned(), &["path="]),
+    ] {
+        place.refuses(&["run", "--kernel", "6.1", "--disk", &disk, "--exec", "true"], words);
+    }
+}
+
+#[test]
+fn a_disk_in_use() {
+    let place = Place::new();
+    let disk = place.disk("disk", 1 << 20);
+    let holder = BlockDevice::open(0, DiskConfig::new(&disk)).unwrap();
+    let option = format!("path={disk}");
+    place.refuses(&["run", "--kernel", "6.1", "--disk", &option, "--exec", "true"], &[&disk, "in use", "copy"]);
+    // Two readers do not disturb each other, a reader and a writer do.
+    let option = format!("path={disk},readonly=on");
+    place.refuses(&["run", "--kernel", "6.1", "--disk", &option, "--exec", "true"], &[&disk, "in use"]);
+    drop(holder);
+    BlockDevice::open(0, DiskConfig::new(&disk)).unwrap();
+}
+
+#[test]
+fn sizes_and_counts() {
+    let place = Place::new();
+    for (option, value, words) in [
+        ("--memory", "size=900T", &["900T", "use K, M or G"][..]),
+        ("--memory", "size=", &["--memory", "512M or 1G"]),
+        ("--memory", "-5", &["--memory"]),
+        ("--memory", "size=16M", &["16 MiB", "64 MiB to 64 GiB"]),
+        ("--memory", "size=65G", &["66560 MiB", "64 MiB to 64 GiB"]),
+        ("--memory", "size=99999999999999G", &["too large"]),
+        ("--cpus", "0", &["--cpus", "1 to 8"]),
+        ("--cpus", "9", &["--cpus", "1 to 8"]),
+        ("--cpus", "300", &["--cpus"]),
+        ("--serial", "printer", &["printer", "tty, null or file=PATH"]),
+    ] {
+        place.refuses(&["run", "--kernel", "6.1", "--exec", "true", &format!("{option}={value}")], words);
+    }
+    let long = "x".repeat(5000);
+    place.refuses(&["run", "--kernel", "6.1", "--cmdline", &long, "--exec", "true"], &["command line", "at most"]);
+    let initramfs = place.path("no-initramfs");
+    let initramfs = initramfs.to_str().unwrap();
+    place.refuses(&["run", "--kernel", "6.1", "--initramfs", initramfs], &[initramfs, "--initramfs"]);
+}
+
+/// More memory than the machine has free, up to the 64 GiB that a guest may have at all.
+#[test]
+fn more_memory_than_there_is() {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
+    let free: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    let wanted = (free >> 20) + 8;
+    assert!(wanted <= 64, "this machine has {} GiB free: no guest can ask for more", free >> 20);
+    let option = format!("--memory=size={wanted}G");
+    Place::new().refuses(&["run", "--kernel", "6.1", &option, "--exec", "true"], &["memory", "--memory"]);
+}
+
+#[test]
+fn configuration_files() {
+    let place = Place::new();
+    let missing = place.path("missing.toml");
+    place.refuses(&["run", "--config", missing.to_str().unwrap()], &["missing.toml", "No such file"]);
+    for (name, text, words) in [
+        ("typing.toml", "kernel = '6.1", &["typing.toml"][..]),
+        ("unknown.toml", "kernle = '6.1'", &["unknown.toml", "kernle", "kernel"]),
+        ("size.toml", "kernel = '6.1'\nmemory = '1X'", &["size.toml", "K, M or G"]),
+        ("type.toml", "kernel = '6.1'\ncpus = 'two'", &["type.toml", "two"]),
+        ("disk.toml", "kernel = '6.1'\n[[disk]]\nreadonly = true", &["disk.toml", "path"]),
+        ("binary.toml", "\0\0\0", &["binary.toml"]),
+    ] {
+        let path = place.file(name, text);
+        place.refuses(&["run", "--config", &path], words);
+    }
+}
+
+#[test]
+fn the_lab_and_what_it_does_not_know() {
+    let place = Place::new();
+    place.refuses(&["lab", "--scenario", "H99"], &["H99", "--list"]);
+    place.refuses(&["lab", "--fs", "ntfs"], &["ntfs", "ext4"]);
+    place.refuses(&["lab", "--kernel", "5.4"], &["5.4", "images/prepare"]);
+    place.refuses(&["lab", "--kernel", "/nowhere/bzImage"], &["/nowhere/bzImage"]);
+    let mut nowhere = place.command(rnic());
+    nowhere.env("TMPDIR", "/nowhere").args(["lab", "--scenario", "H12", "--kernel", "6.1"]);
+    assert_refusal(&run(&mut nowhere, LIMIT), &["lab"], &["TMPDIR"]);
+    place.assert_clean();
+}
+
+/// A file name of the report that cannot be written is refused before the guests have run for minutes.
+#[test]
+fn a_report_that_cannot_be_written() {
+    let place = Place::new();
+    place.refuses(&["lab", "--scenario", "H12", "--json-file", "/nowhere/report.json"], &["/nowhere/report.json"]);
+}
+
+/// A shell that runs `script` with a /dev of its own: as root in a new mount namespace, otherwise in a user namespace too.
+fn private_dev(place: &Place, script: &str) -> Done {
+    let root = fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap() == 0;
+    let namespaces: &[&str] = if root { &["--mount"] } else { &["--mount", "--user", "--map-root-user"] };
+    let script = format!("set -e; mount -t tmpfs -o mode=755 tmpfs /dev; {script}");
+    let mut command = place.command("unshare");
+    command.args(namespaces).args(["sh", "-c", &script]).env("ROOT", if root { "1" } else { "" });
+    // What these tests copy to a place that everyone can read.
+    fs::copy(rnic(), place.path("rnic")).unwrap();
+    fs::copy(bzimage("6.1"), place.path("bzImage")).unwrap();
+    fs::write(place.path("initramfs"), "not read that far").unwrap();
+    fs::set_permissions(place.path("rnic"), fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["bzImage", "initramfs"] {
+        fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    run(command.env("FILES", place.dir.path().join("files")), LIMIT)
+}
+
+const BOOT: &str = "\"$FILES/rnic\" run --kernel \"$FILES/bzImage\" --initramfs \"$FILES/initramfs\"";
+
+#[test]
+fn a_machine_without_kvm() {
+    let place = Place::new();
+    let done = private_dev(&place, &format!("exec {BOOT}"));
+    assert_refusal(&done, &["without /dev/kvm"], &["/dev/kvm", "images/with-kvm"]);
+    place.assert_clean();
+}
+
+/// As root: somebody else without the right. As somebody else: a file that only the real root may open.
+#[test]
+fn a_user_without_the_right_to_kvm() {
+    let place = Place::new();
+    let script = format!(
+        "touch /dev/kvm; if [ \"$ROOT\" ]; then chmod 600 /dev/kvm; exec setpriv --reuid=65534 --regid=65534 --clear-groups {BOOT}; \
+         fi; mount --bind /etc/shadow /dev/kvm; exec {BOOT}"
+    );
+    let done = private_dev(&place, &script);
+    assert_refusal(&done, &["without the right"], &["/dev/kvm", "group"]);
+    place.assert_clean();
+}
+
+/// A /dev/kvm that is something else.
+#[test]
+fn a_kvm_that_is_none() {
+    let place = Place::new();
+    let done = private_dev(&place, &format!("touch /dev/kvm; exec {BOOT}"));
+    assert_refusal(&done, &["a file as /dev/kvm"], &["KVM"]);
+    place.assert_clean();
+}
+
+#[test]
+fn help_that_a_person_can_read() {
+    for words in [&["--help"][..], &["run", "--help"], &["lab", "--help"], &["kvm-probe", "--help"], &["help", "run"]] {
+        // A terminal as wide as it likes: the width is our own limit.
+        let done = run(Command::new(rnic()).args(words).env("COLUMNS", "300"), LIMIT);
+        assert_eq!((done.code(), done.err.as_str()), (0, ""), "{words:?}");
+        let widest = done.out.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!((40..=HELP_WIDTH).contains(&widest), "{words:?}: a line of {widest} characters\n{}", done.out);
+        assert!(done.out.contains("Usage: rnic"), "{}", done.out);
+    }
+}
+
+/// Every option has a text of its own.
+#[test]
+fn no_option_without_a_word() {
+    for command in ["run", "lab"] {
+        let help = run(Command::new(rnic()).args([command, "--help"]), LIMIT).out;
+        let lines: Vec<_> = help.lines().collect();
+        let options = lines.iter().enumerate().filter(|(_, line)| line.trim_start().starts_with("--"));
+        for (at, line) in options {
+            let said =
+                line.trim().contains("  ") || lines.get(at + 1).is_some_and(|next| next.starts_with("          "));
+            assert!(said, "{command}: nothing is said about {line}");
+        }
+    }
+}
+
+#[test]
+fn usage_errors_have_status_2_and_say_what_there_is() {
+    let place = Place::new();
+    for words in [&["fly"][..], &["run", "--kernle", "6.1"]] {
+        let done = run(place.command(rnic()).args(words), LIMIT);
+        assert_eq!(done.code(), 2, "{words:?}: {done:?}");
+        assert!(done.err.contains(words[words.len().saturating_sub(2).min(1)]) || done.err.contains("fly"), "{done:?}");
+    }
+    assert!(Path::new("Cargo.toml").exists());
+}
+
+#[test]
+fn the_list_of_scenarios() {
+    let done = run(Command::new(rnic()).args(["lab", "--list"]), LIMIT);
+    assert_eq!(done.code(), 0, "{done:?}");
+    for scenario in ["H12", "H03", "H04", "H18", "H19", "H10"] {
+        assert!(done.out.contains(scenario), "{scenario} is not in\n{}", done.out);
+    }
+}

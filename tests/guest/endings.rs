@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The ways in which a run ends, told apart by the exit status. SIGINT and SIGTERM under load: see kill.rs.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::Running;
+use crate::machine::{Disk, END_LIMIT, LIMIT, exec, rnic_run};
+
+#[test]
+fn the_status_of_exec_comes_back() {
+    assert_eq!(exec("6.1", &[], "exit 7").code(), 7);
+}
+
+/// By reboot(2), as programs do it, on two processors.
+#[test]
+fn a_reset_has_status_10() {
+    let script = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x1234567)'; sleep 60";
+    let done = exec("7.3", &["--cpus", "2"], script);
+    assert_eq!(done.code(), 10);
+    assert!(done.err.contains("reset"), "{}", done.err);
+}
+
+/// At once and with interrupts off, as a kernel does it that is in trouble.
+#[test]
+fn an_emergency_reset_has_status_10() {
+    assert_eq!(exec("6.1", &[], "echo b >/proc/sysrq-trigger; sleep 60").code(), 10);
+}
+
+fn panics(kernel: &str) {
+    let done = exec(kernel, &["--cpus", "2"], "echo c >/proc/sysrq-trigger; sleep 30");
+    assert_eq!(done.code(), 11);
+    assert!(done.err.contains("the guest kernel panicked"), "{}", done.err);
+    assert!(done.out.contains("sysrq triggered crash"), "the guest's last words: {}", done.out);
+}
+
+#[test]
+fn a_panic_of_6_1_has_status_11() {
+    panics("6.1");
+}
+
+#[test]
+fn a_panic_of_7_3_has_status_11() {
+    panics("7.3");
+}
+
+/// A kernel without its initramfs panics before any driver of ours is there.
+#[test]
+fn an_early_panic_has_status_11_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let initramfs = dir.path().join("initramfs");
+    std::fs::write(&initramfs, "not an archive").unwrap();
+    let options = ["--initramfs", initramfs.to_str().unwrap(), "--cmdline", "console=ttyS0 panic=-1"];
+    let done = Running::start(&mut rnic_run("6.1", &options)).finish(LIMIT);
+    assert_eq!(done.code(), 11, "{done:?}");
+    assert!(done.out.contains("Kernel panic - not syncing"), "{}", done.out);
+}
+
+/// Nobody reads what the console writes. The guest waits, a signal still ends the process.
+#[test]
+fn sigterm_ends_a_run_whose_output_nobody_reads() {
+    let mut command = rnic_run("6.1", &["--exec", "while :; do cat /proc/kallsyms; done"]);
+    // Standard output is a pipe to a process that never reads it.
+    let mut reader = Command::new("sleep").arg("1000").stdin(Stdio::piped()).spawn().unwrap();
+    command.stdout(reader.stdin.take().unwrap()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let blocked = wait_until_blocked(child.id());
+    let signalled = Instant::now();
+    let kill = format!("kill -TERM {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break Some(status),
+            None if signalled.elapsed() > END_LIMIT => break None,
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    drop((child.kill(), child.wait(), reader.kill(), reader.wait()));
+    assert!(blocked, "the pipe was never full: the test proves nothing");
+    assert_eq!(status.expect("SIGTERM did not end it").code(), Some(143));
+}
+
+/// Whether some thread of `pid` comes to sleep in a write to a full pipe.
+fn wait_until_blocked(pid: u32) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < LIMIT {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        // A write system call (number 1) to descriptor 1.
+        let calls = threads.filter_map(|task| std::fs::read_to_string(task.path().join("syscall")).ok());
+        if calls.into_iter().any(|call| call.starts_with("1 0x1 ")) {
+            std::thread::sleep(Duration::from_secs(2));
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    false
+}
+
+/// A disk is free again after its run has ended, and in use while it lasts.
+#[test]
+fn a_second_run_on_the_same_disk_is_refused() {
+    let disk = Disk::new(1 << 20);
+    let option = disk.option("");
+    let mut first = Running::start(rnic_run("6.1", &["--disk", &option]).args(["--exec", "echo up; sleep 100"]));
+    first.wait_for("up", LIMIT);
+    let second = Running::start(rnic_run("6.1", &["--disk", &option]).args(["--exec", "true"])).finish(LIMIT);
+    assert_eq!(second.code(), 1);
+    assert!(second.err.contains("in use by another process"), "{}", second.err);
+    first.signal("INT");
+    let first = first.finish(END_LIMIT);
+    assert_eq!(first.code(), 130);
+    assert!(first.err.contains("interrupted"), "{}", first.err);
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Levers on the page under test, and steps that may have to wait for what they hold.
+
+use std::time::Duration;
+
+use rnic_agent::proto::{JobState, Op, Value};
+
+use super::{Bench, Disk, Fsync, PAGE_AT};
+use crate::block::{HoldPoint, Lever, LeverId};
+use crate::dma::ledger::{BlkOp, RequestRecord};
+use crate::lab::verdict::Stop;
+
+/// Longest hold. Far below the guest's 120 s hung-task limit.
+const HOLD: Duration = Duration::from_secs(45);
+/// How long a step may take that should not wait for anything held.
+const PROMPT: Duration = Duration::from_secs(20);
+
+impl Bench<'_> {
+    /// Holds the next request of kind `op` on `disk` that touches the page under test.
+    pub fn arm(&mut self, disk: Disk, op: BlkOp, point: HoldPoint) -> LeverId {
+        let lever = Lever { page: Some(self.gpa), ..Lever::new(op, point, HOLD) };
+        let id = self.disk(disk).arm(lever);
+        self.holds.push((disk, id));
+        id
+    }
+
+    fn disk(&self, disk: Disk) -> &crate::block::DiskHandle {
+        match disk {
+            Disk::Fs => self.guest.fs_disk(),
+            Disk::Source => self.guest.source_disk(),
+        }
+    }
+
+    /// Waits until the lever holds a request; its ledger id.
+    pub fn wait_held(&self, disk: Disk, lever: LeverId) -> Result<u64, Stop> {
+        let held = self.disk(disk).wait_held(lever, PROMPT);
+        held.map_err(|error| Stop::Inconclusive(format!("the lever on the {disk:?} disk did not fire: {error}")))
+    }
+
+    /// Lets a held request move its data and holds it again before it completes.
+    pub fn deliver(&self, disk: Disk, lever: LeverId) -> Result<(), Stop> {
+        let stepped = self.disk(disk).step_to(lever, HoldPoint::BeforeComplete);
+        stepped.map(drop).map_err(|error| Stop::Inconclusive(error.to_string()))
+    }
+
+    /// Lets a held request go.
+    pub fn release(&self, disk: Disk, lever: LeverId) -> Result<(), Stop> {
+        let report = self.disk(disk).release(lever).map_err(|error| Stop::Inconclusive(error.to_string()))?;
+        if report.expired > 0 || report.released.is_empty() {
+            return Err(Stop::Inconclusive(format!("the lever on the {disk:?} disk let go before it was told to")));
+        }
+        Ok(())
+    }
+
+    /// The ledger's record of a request.
+    pub fn record(&self, id: u64) -> Result<RequestRecord, Stop> {
+        let record = self.guest.ledger().request(id);
+        record.ok_or_else(|| Stop::Inconclusive(format!("request {id} is not in the ledger")))
+    }
+
+    // ---- steps that may wait ----
+
+    /// Starts an O_DIRECT read of `len` bytes of the source's C into the page under test, held before its bytes are delivered.
+    /// Returns (job, lever, ledger id).
+    pub fn hold_read(&mut self, len: u64) -> Result<HeldRead, Stop> {
+        self.locate()?;
+        let lever = self.arm(Disk::Source, BlkOp::Read, HoldPoint::BeforeData);
+        self.mark("dio read begin");
+        let read = Op::DioReadInto { h: self.source, foff: PAGE_AT, m: self.map, moff: PAGE_AT, len };
+        let job = self.guest.handle(read)?;
+        let id = self.wait_held(Disk::Source, lever)?;
+        // Pinning may have broken a copy-on-write page; the pinned page is the one that counts.
+        let gpa = self.gpa;
+        self.locate()?;
+        if gpa != self.gpa {
+            return Err(Stop::Inconclusive("the page moved while the read was being submitted".into()));
+        }
+        Ok(HeldRead { job, lever, id, len })
+    }
+
+    /// Ends a held read: completion, and the job's own result.
+    pub fn finish_read(&self, read: &HeldRead) -> Result<(), Stop> {
+        self.release(Disk::Source, read.lever)?;
+        let state = self.wait_job(read.job, PROMPT)?;
+        match state.result.as_deref() {
+            Some(Ok(Value::Num(n))) if *n == read.len => Ok(()),
+            other => Err(Stop::Inconclusive(format!("the O_DIRECT read did not end well: {other:?}"))),
+        }
+    }
+
+    /// Runs `op` as a job.
+    pub fn spawn(&self, op: Op) -> Result<u32, Stop> {
+        self.guest.spawn(op)
+    }
+
+    /// Waits for a job.
+    pub fn wait_job(&self, job: u32, limit: Duration) -> Result<JobState, Stop> {
+        self.guest.agent().wait_job(job, limit).map_err(|error| self.guest.stop_for("waiting for a job", &error))
+    }
+
+    /// fsync of the file, which must return within the prompt limit; its errno otherwise.
+    pub fn fsync(&self) -> Result<Fsync, Stop> {
+        self.mark("fsync begin");
+        let job = self.spawn(Op::Fsync { h: self.file })?;
+        let state = self.wait_job(job, PROMPT)?;
+        let result = errno_of(&state);
+        let text = match &result {
+            None => "fsync still waits".into(),
+            Some(Ok(())) => "fsync returned 0".to_string(),
+            Some(Err(errno)) => format!("fsync returned errno {errno}"),
+        };
+        self.mark(&text);
+        result.ok_or_else(|| Stop::Inconclusive("fsync did not return while the O_DIRECT read was held".into()))
+    }
+}
+
+/// An O_DIRECT read that waits at a lever.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldRead {
+    /// The agent's job.
+    pub job: u32,
+    /// The lever on the source disk.
+    pub lever: LeverId,
+    /// Ledger id of the request.
+    pub id: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// The outcome of a job that returns nothing; `None` while it runs.
+pub fn errno_of(state: &JobState) -> Option<Fsync> {
+    match state.result.as_deref()? {
+        Ok(_) => Some(Ok(())),
+        Err(failure) => Some(Err(failure.errno)),
+    }
+}

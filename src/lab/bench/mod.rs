@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The bench that every scenario works at: a fresh file system with one file, a mapping of it, one page under test, a source
+//! disk for O_DIRECT reads, levers on both disks, power cuts, and a second guest that mounts what a cut left behind.
+//!
+//! The page under test lies in the middle of the file; control data live elsewhere, since a store to the same page would
+//! re-dirty it and hide what is looked for.
+
+use rnic_agent::pattern::{Pattern, fill};
+use rnic_agent::proto::{Advice, Fadvice, FsType, Op, OpenFlags, Page};
+
+use super::guest::Guest;
+use super::oracle;
+use super::plan::{Folio, Row};
+use super::verdict::Stop;
+use crate::block::LeverId;
+use crate::dma::ledger::{Note, Seq};
+
+mod cuts;
+mod holds;
+
+pub use cuts::CutPage;
+pub use holds::{HeldRead, errno_of};
+
+/// Bytes of the file.
+pub const FILE_LEN: u64 = 1 << 20;
+/// Byte offset of the page under test.
+pub const PAGE_AT: u64 = 100 * PAGE;
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// Where the file system under test is mounted.
+const DIR: &str = "/mnt/t";
+
+/// A row at work.
+pub struct Bench<'a> {
+    /// The guest under test.
+    pub guest: &'a mut Guest,
+    witness: &'a mut Guest,
+    row: Row,
+    nonce: u64,
+    /// Ledger number at the row's begin.
+    pub begun: Seq,
+    unrecorded: Vec<(u8, u64)>,
+    file: u32,
+    map: u32,
+    source: u32,
+    /// Guest physical address of the page under test.
+    pub gpa: u64,
+    evidence: Vec<String>,
+    holds: Vec<(Disk, LeverId)>,
+    cuts: u32,
+    work: std::path::PathBuf,
+}
+
+/// Which disk a lever sits on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// The file system under test.
+    Fs,
+    /// The source of O_DIRECT reads.
+    Source,
+}
+
+/// What fsync said.
+pub type Fsync = Result<(), i32>;
+
+impl<'a> Bench<'a> {
+    /// A fresh disk, file system, file and mapping.
+    pub fn prepare(
+        guest: &'a mut Guest,
+        witness: &'a mut Guest,
+        row: Row,
+        nonce: u64,
+        work: &std::path::Path,
+    ) -> Result<Self, Stop> {
+        let mut source = vec![0; FILE_LEN as usize];
+        fill(&Pattern::new(nonce, 'C'), 0, &mut source);
+        guest.must(Op::Reset)?;
+        // A row that ended early has left its file system mounted; usually there is none.
+        drop(guest.call(Op::Umount { dir: DIR.into() }));
+        guest.ledger().unwatch_all();
+        guest.fresh_disks(&source)?;
+        let begun = guest.ledger().now() + 1;
+        let unrecorded = oracle::unrecorded(guest.ledger());
+        let work = work.to_path_buf();
+        let mut bench = Self {
+            guest,
+            witness,
+            row,
+            nonce,
+            begun,
+            unrecorded,
+            file: 0,
+            map: 0,
+            source: 0,
+            gpa: 0,
+            evidence: Vec::new(),
+            holds: Vec::new(),
+            cuts: 0,
+            work,
+        };
+        bench.make_file()?;
+        bench.map_file()?;
+        Ok(bench)
+    }
+
+    fn make_file(&mut self) -> Result<(), Stop> {
+        // The flusher would heal behind the row's back; xfs and btrfs have timers of their own, see mount options.
+        self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
+        let made = self.guest.must(Op::Mkfs { fs: self.row.fs, dev: "/dev/vdb".into(), opts: vec![] })?;
+        if let Some(exec) = made.exec().filter(|exec| exec.status != 0) {
+            return Err(Stop::Failed(format!("mkfs.{} failed: {}", self.row.fs.name(), exec.err)));
+        }
+        let opts = if self.row.fs == FsType::Btrfs { "commit=300" } else { "" };
+        self.guest.must(mount("/dev/vdb", DIR, self.row.fs, opts))?;
+        self.file = self.open("file", true)?;
+        let pattern = self.pattern('A');
+        self.guest.must(Op::Write { h: self.file, off: 0, len: FILE_LEN, pattern })?;
+        self.guest.must(Op::Fsync { h: self.file })?;
+        Ok(())
+    }
+
+    fn map_file(&mut self) -> Result<(), Stop> {
+        if self.row.folio == Folio::Single {
+            // Refault page by page: no readahead, no large folio.
+            self.guest.must(Op::Fadvise { h: self.file, off: 0, len: 0, advice: Fadvice::Random })?;
+            self.guest.must(Op::DropCaches { what: 3 })?;
+        } else if self.guest.hello().release.starts_with("6.1.") {
+            // A write() of this kernel makes single pages; its readahead makes large folios where the file system can.
+            self.guest.must(Op::DropCaches { what: 3 })?;
+            self.guest.must(Op::Read { h: self.file, off: 0, len: FILE_LEN })?;
+        }
+        self.map = self.guest.handle(Op::Mmap { h: self.file, off: 0, len: FILE_LEN, write: true, private: false })?;
+        if self.row.folio == Folio::Single {
+            self.guest.must(Op::Madvise { m: self.map, off: 0, len: FILE_LEN, advice: Advice::Random })?;
+        }
+        self.guest.must(Op::Touch { m: self.map, off: PAGE_AT, write: false })?;
+        let page = self.page()?;
+        let large = page.folio_pages > 1;
+        if large != (self.row.folio == Folio::Large) {
+            return Err(Stop::NotRun(format!(
+                "the kernel made a folio of {} pages where a {} one was asked for",
+                page.folio_pages, self.row.folio
+            )));
+        }
+        self.source = self
+            .guest
+            .handle(Op::Open { path: "/dev/vdc".into(), flags: OpenFlags { direct: true, ..Default::default() } })?;
+        self.locate()
+    }
+
+    fn open(&self, name: &str, create: bool) -> Result<u32, Stop> {
+        let flags = OpenFlags { write: true, create, ..Default::default() };
+        self.guest.handle(Op::Open { path: format!("{DIR}/{name}"), flags })
+    }
+
+    /// Content that names this row and `tag`.
+    pub fn pattern(&self, tag: char) -> Pattern {
+        Pattern::new(self.nonce, tag)
+    }
+
+    /// The file system of this row.
+    pub fn fs(&self) -> FsType {
+        self.row.fs
+    }
+
+    /// The file's handle.
+    pub fn file(&self) -> u32 {
+        self.file
+    }
+
+    /// The mapping's handle.
+    pub fn map(&self) -> u32 {
+        self.map
+    }
+
+    /// Adds a line to the row's evidence.
+    pub fn say(&mut self, line: impl Into<String>) {
+        self.evidence.push(line.into());
+    }
+
+    /// The evidence so far.
+    pub fn take_evidence(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.evidence)
+    }
+
+    /// Marks a step in the ledger's order; returns its number.
+    pub fn mark(&self, text: &str) -> Seq {
+        self.guest.ledger().stamp(Note::new(text))
+    }
+
+    // ---- the page ----
+
+    /// The page under test as the guest's page tables have it.
+    pub fn page(&self) -> Result<Page, Stop> {
+        let value = self.guest.must(Op::PageInfo { m: self.map, off: PAGE_AT })?;
+        value.page().ok_or_else(|| Stop::Failed("the agent gave no page".into()))
+    }
+
+    /// Reads the page's address again and watches it; needed after each step that may move it.
+    pub fn locate(&mut self) -> Result<(), Stop> {
+        let page = self.page()?;
+        if !page.present {
+            return Err(Stop::Inconclusive("the page under test is not present in the mapping".into()));
+        }
+        self.gpa = page.gpa();
+        self.guest.ledger().watch(self.gpa);
+        Ok(())
+    }
+
+    /// CPU store of `tag` to the page under test.
+    pub fn store(&mut self, tag: char) -> Result<(), Stop> {
+        let pattern = self.pattern(tag);
+        self.mark(&format!("store {tag}"));
+        self.guest.must(Op::Store { m: self.map, off: PAGE_AT, len: PAGE, pattern })?;
+        self.locate()
+    }
+
+    // ---- the end ----
+
+    /// Lets everything go, unmounts, and looks at the evidence as a whole: every hold sound, the ledger without a gap.
+    pub fn close(&mut self) -> Result<(), Stop> {
+        self.guest.fs_disk().disarm_all();
+        self.guest.source_disk().disarm_all();
+        self.guest.must(Op::Reset)?;
+        // A file system that refuses to unmount is reported by the next row's swap at the latest.
+        let unmounted = self.guest.call(Op::Umount { dir: DIR.into() });
+        if self.row.fs == FsType::Btrfs && unmounted.is_ok() {
+            let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
+            self.guest.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 })?;
+        }
+        if let Some(broken) = self.broken_evidence() {
+            return Err(Stop::Inconclusive(broken));
+        }
+        unmounted.map(drop).map_err(|error| self.guest.stop_for("unmounting", &error))
+    }
+
+    /// Why the row's evidence cannot be used: a hold that was none, or a gap in the ledger. `None` when it is sound.
+    pub fn broken_evidence(&self) -> Option<String> {
+        let ledger = self.guest.ledger();
+        let unsound = ledger.requests(self.begun).iter().find_map(oracle::unsound_hold);
+        unsound.or_else(|| oracle::gap(ledger, self.begun, &self.unrecorded))
+    }
+}
+
+/// mount(2) of `dev`.
+pub fn mount(dev: &str, dir: &str, fs: FsType, opts: &str) -> Op {
+    Op::Mount { dev: dev.into(), dir: dir.into(), fs: fs.name().into(), opts: opts.into(), ro: false }
+}

@@ -80,20 +80,19 @@ fn sigterm_ends_a_run_whose_output_nobody_reads() {
     assert_eq!(status.expect("SIGTERM did not end it").code(), Some(143));
 }
 
-/// Whether some thread of `pid` comes to sleep in a write to a full pipe.
+/// Whether a vCPU of `pid` comes to wait for the full pipe: in write (system call 1) or poll (7), whenever one looks.
 fn wait_until_blocked(pid: u32) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < LIMIT {
+    let (start, mut waits) = (Instant::now(), 0);
+    while start.elapsed() < LIMIT && waits < 5 {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        // A write system call (number 1) to descriptor 1.
-        let calls = threads.filter_map(|task| std::fs::read_to_string(task.path().join("syscall")).ok());
-        if calls.into_iter().any(|call| call.starts_with("1 0x1 ")) {
-            std::thread::sleep(Duration::from_secs(2));
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(200));
+        let text = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let calls =
+            threads.filter(|t| text(t.path().join("comm")).starts_with("vcpu")).map(|t| text(t.path().join("syscall")));
+        let blocked = calls.into_iter().any(|call| call.starts_with("1 0x1 ") || call.starts_with("7 "));
+        waits = if blocked { waits + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(300));
     }
-    false
+    waits >= 5
 }
 
 /// A disk is free again after its run has ended, and in use while it lasts.

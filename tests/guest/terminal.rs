@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use crate::machine::{END_LIMIT, LIMIT, rnic_run};
 use crate::pty::{Pty, Settings};
 
+/// A word on the screen comes a moment before the program behind it is ready for keys.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// A shell in a guest on a terminal of its own.
 struct Shell {
     pty: Pty,
@@ -77,12 +80,16 @@ fn a_shell_with_keys_of_its_own_until_ctrl_a_x() {
     shell.expect("33 101");
     shell.expect("42-answer");
     // Ctrl-c and ctrl-a (twice) belong to the guest.
-    shell.type_in("sleep 1000\r");
+    shell.type_in("echo sleep''ing; sleep 1000\r");
+    shell.expect("sleeping");
+    std::thread::sleep(SETTLE);
     shell.type_in("\x03");
+    std::thread::sleep(SETTLE);
     shell.type_in("echo $?-status\r");
     shell.expect("130-status");
-    shell.type_in("read -rn1 key; printf '<%d>\\n' \"'$key\"\r");
-    std::thread::sleep(Duration::from_secs(1));
+    shell.type_in("echo wait''ing; read -rn1 key; printf '<%d>\\n' \"'$key\"\r");
+    shell.expect("waiting");
+    std::thread::sleep(SETTLE);
     shell.type_in("\x01\x01");
     shell.expect("<1>");
     shell.type_in("\x01x");

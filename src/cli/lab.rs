@@ -54,6 +54,9 @@ pub struct LabArgs {
     /// Leave the last guest running with a console when the rows are done.
     #[arg(long)]
     keep: bool,
+    /// Kernels that run side by side. An emulated host is steadier with one.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
     /// Same seed, same data and same lever schedule [default: from the clock].
     #[arg(long)]
     seed: Option<u64>,
@@ -100,7 +103,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         screen.line(&format!("kernel {}: {}", plan.kernel.name, version(&plan.kernel)));
     }
     screen.head()?;
-    let config = LabConfig { kernels, rows, seed, work: work.0.clone(), verbose: args.verbose };
+    let config = LabConfig { kernels, rows, jobs: args.jobs, seed, work: work.0.clone(), verbose: args.verbose };
     let (report, kept) = runner::run(config, args.keep, |news| screen.news(news));
     screen.end(&report);
     if args.json {

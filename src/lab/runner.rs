@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Runs rows on kernels: two guests a kernel, two kernels at a time, rows told as they come.
+//! Runs rows on kernels: two guests a kernel, rows told as they come.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
@@ -19,9 +19,6 @@ use crate::dma::ledger::BlkOp;
 use crate::fault::{FaultAction, RequestMatch, Rule};
 use crate::image::KernelSource;
 
-/// Kernels that run side by side: each has two guests of two vCPUs.
-const KERNELS_AT_ONCE: usize = 2;
-
 /// A kernel with what its guests need.
 pub struct KernelPlan {
     /// The kernel.
@@ -36,6 +33,8 @@ pub struct LabConfig {
     pub kernels: Vec<KernelPlan>,
     /// Rows for each kernel.
     pub rows: Vec<Row>,
+    /// Kernels that run side by side, each with two guests of two vCPUs.
+    pub jobs: usize,
     /// All nonces derive from it.
     pub seed: u64,
     /// A directory for disks; must exist.
@@ -63,7 +62,7 @@ pub fn run(config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (Repor
     let queue = Mutex::new(config.kernels.iter());
     std::thread::scope(|scope| {
         let (sender, receiver) = channel();
-        for _ in 0..KERNELS_AT_ONCE.min(config.kernels.len()) {
+        for _ in 0..config.jobs.clamp(1, config.kernels.len().max(1)) {
             let (sender, queue, config, kept) = (sender.clone(), &queue, &config, &kept);
             scope.spawn(move || {
                 loop {

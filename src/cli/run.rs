@@ -26,7 +26,7 @@ const DEFAULT_MEMORY: u64 = 1 << 30;
 /// 1 it could not run. In the console ctrl-A x leaves the machine.
 #[derive(Args)]
 #[command(
-    after_help = "Exit status: 0 power-off (or the status of --exec), 10 reset, 11 panic, 130 ctrl-c, 143 SIGTERM, 1 could not run.\n\
+    after_help = "Exit status: 0 power-off (or the status of --exec), 10 reset, 11 panic, 12 triple fault, 130 ctrl-c, 143 SIGTERM, 1 could not run.\n\
     In an interactive console ctrl-A x ends the machine."
 )]
 pub struct RunArgs {

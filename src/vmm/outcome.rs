@@ -12,8 +12,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub enum Outcome {
     /// The guest powered off.
     PowerOff,
-    /// The guest asked for a reset (or triple-faulted, which is the same request without words).
+    /// The guest asked for a reset.
     Reset,
+    /// A vCPU shut down (SDM 3A 6.15, "triple fault"): a reset without words, by a kernel at its end or a host at fault.
+    TripleFault,
     /// The guest kernel panicked.
     Panic,
     /// A signal to the VMM ended it.
@@ -32,6 +34,7 @@ impl Outcome {
             Outcome::Failed(_) => 1,
             Outcome::Reset => 10,
             Outcome::Panic => 11,
+            Outcome::TripleFault => 12,
             // As a shell reports it: 130 for ctrl-c, 143 for SIGTERM.
             Outcome::Signal(signal) => 128u8.wrapping_add(*signal as u8),
         }
@@ -44,6 +47,7 @@ impl std::fmt::Display for Outcome {
             Outcome::PowerOff => write!(f, "the guest powered off"),
             Outcome::Reset => write!(f, "the guest asked for a reset"),
             Outcome::Panic => write!(f, "the guest kernel panicked"),
+            Outcome::TripleFault => write!(f, "a vCPU triple-faulted without a word from the guest kernel"),
             Outcome::Signal(libc::SIGINT) => write!(f, "interrupted (ctrl-c)"),
             Outcome::Signal(libc::SIGTERM) => write!(f, "terminated by SIGTERM"),
             Outcome::Signal(signal) => write!(f, "ended by signal {signal}"),
@@ -99,9 +103,9 @@ impl Ending {
         self.panicked.load(Ordering::Acquire)
     }
 
-    /// The guest asked for a reset.
-    pub fn reset(&self) {
-        self.set(if self.has_panicked() { Outcome::Panic } else { Outcome::Reset });
+    /// The guest asked for a reset, or reset itself as `how` says.
+    pub fn reset(&self, how: Outcome) {
+        self.set(if self.has_panicked() { Outcome::Panic } else { how });
     }
 
     /// The outcome so far.
@@ -131,7 +135,7 @@ mod tests {
     fn first_outcome_counts_and_a_panic_explains_a_reset() {
         let ending = Ending::new().unwrap();
         ending.panicked();
-        ending.reset();
+        ending.reset(Outcome::Reset);
         ending.set(Outcome::PowerOff);
         assert_eq!(ending.get(), Some(Outcome::Panic));
     }
@@ -143,6 +147,7 @@ mod tests {
             Outcome::Failed(String::new()),
             Outcome::Reset,
             Outcome::Panic,
+            Outcome::TripleFault,
             Outcome::Signal(libc::SIGINT),
             Outcome::Signal(libc::SIGTERM),
         ];

@@ -66,7 +66,9 @@ impl Platform {
         }
         match (port, value) {
             (layout::SLEEP_CONTROL, value) if value & SLEEP_MASK == SLEEP_S5 => self.ending.set(Outcome::PowerOff),
-            (layout::RESET_REGISTER, layout::RESET_VALUE) | (KBC_COMMAND, KBC_RESET) => self.ending.reset(),
+            (layout::RESET_REGISTER, layout::RESET_VALUE) | (KBC_COMMAND, KBC_RESET) => {
+                self.ending.reset(Outcome::Reset)
+            }
             (layout::PVPANIC, value) if value & PVPANIC_PANICKED != 0 => self.ending.panicked(),
             (0xcf8..=0xcff, _) => drop(self.pci.port_write(port, data)),
             _ => {}

@@ -167,7 +167,7 @@ fn answer(exit: VcpuExit<'_>, id: usize, platform: &Platform) -> Option<Outcome>
         VcpuExit::IoOut(port, data) => platform.port_write(port, data),
         VcpuExit::MmioRead(address, data) => platform.mmio_read(address, data),
         VcpuExit::MmioWrite(address, data) => platform.mmio_write(address, data),
-        VcpuExit::Shutdown => platform.ending.reset(),
+        VcpuExit::Shutdown => platform.ending.reset(Outcome::TripleFault),
         VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
         other => {
             return Some(Outcome::Failed(format!("vCPU {id} stopped in a way this VMM does not handle: {other:?}")));

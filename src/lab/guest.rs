@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rnic_agent::client::{CallError, Client};
-use rnic_agent::proto::{Hello, Op, Value};
+use rnic_agent::proto::{Hello, JobState, Op, Value};
 
 use super::verdict::Stop;
 use crate::block::{DiskConfig, DiskHandle};
@@ -54,6 +55,8 @@ pub struct Guest {
     work: PathBuf,
     name: String,
     made: u32,
+    /// The agent once failed to answer in time: it is not asked, and not waited for, again.
+    silent: AtomicBool,
 }
 
 /// Index of the disk under test.
@@ -97,7 +100,7 @@ impl Guest {
             let why = vm.outcome().map_or_else(|| error.to_string(), |outcome| outcome.to_string());
             Stop::Failed(format!("the {name} guest did not come up: {why}; its console ends: {}", tail(&console)))
         })?;
-        Ok(Self { vm, agent, console, hello, work, name: name.into(), made: 0 })
+        Ok(Self { vm, agent, console, hello, work, name: name.into(), made: 0, silent: AtomicBool::new(false) })
     }
 
     /// The agent's first message.
@@ -120,14 +123,15 @@ impl Guest {
         &self.vm.disks()[SOURCE_DISK]
     }
 
-    /// The agent.
-    pub fn agent(&self) -> &Client {
-        &self.agent
+    /// Waits for a job, at most `limit`.
+    pub fn wait_job(&self, job: u32, limit: Duration) -> Result<JobState, Stop> {
+        let waited = self.ask(|agent| agent.wait_job(job, limit));
+        waited.map_err(|error| self.stop_for("waiting for a job", &error))
     }
 
     /// Runs `op` as a job; its handle.
     pub fn spawn(&self, op: Op) -> Result<u32, Stop> {
-        self.agent.spawn(op, STEP_LIMIT).map_err(|error| self.stop_for("starting a job", &error))
+        self.ask(|agent| agent.spawn(op, STEP_LIMIT)).map_err(|error| self.stop_for("starting a job", &error))
     }
 
     /// Gives the machine away, its console echoed to standard output.
@@ -138,12 +142,24 @@ impl Guest {
 
     /// Whether it can take another row.
     pub fn alive(&self) -> bool {
-        self.vm.outcome().is_none() && !self.vm.has_panicked()
+        self.vm.outcome().is_none() && !self.vm.has_panicked() && !self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Asks the agent, unless it has fallen silent; notes when it does.
+    fn ask<T>(&self, question: impl FnOnce(&Client) -> Result<T, CallError>) -> Result<T, CallError> {
+        if self.silent.load(Ordering::Relaxed) {
+            return Err(CallError::Closed);
+        }
+        let answer = question(&self.agent);
+        if matches!(answer, Err(CallError::Timeout(_))) {
+            self.silent.store(true, Ordering::Relaxed);
+        }
+        answer
     }
 
     /// One step, with the usual limit.
     pub fn call(&self, op: Op) -> Result<Value, CallError> {
-        self.agent.call(op, STEP_LIMIT)
+        self.ask(|agent| agent.call(op, STEP_LIMIT))
     }
 
     /// One step whose failure ends the row.

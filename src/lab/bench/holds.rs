@@ -95,7 +95,7 @@ impl Bench<'_> {
 
     /// Waits for a job.
     pub fn wait_job(&self, job: u32, limit: Duration) -> Result<JobState, Stop> {
-        self.guest.agent().wait_job(job, limit).map_err(|error| self.guest.stop_for("waiting for a job", &error))
+        self.guest.wait_job(job, limit)
     }
 
     /// fsync of the file, which must return within the prompt limit; its errno otherwise.

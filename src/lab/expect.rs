@@ -64,7 +64,7 @@ const TABLE: &[Line] = &[
 ];
 
 /// Whether a kernel of `version` gives a plain write (6.1: readahead) of a file on `fs` folios of several pages. 6.1 has them on
-/// xfs by readahead only; ext4 since 6.16, btrfs since 6.17 (all seen in runs, docs/findings.md).
+/// xfs by readahead only; ext4 since 6.16, btrfs since 6.17 (from memory; runs showed none on 6.12 and both on 7.3).
 fn makes_large(fs: &str, version: Version) -> bool {
     match fs {
         "xfs" => true,

@@ -25,8 +25,8 @@ pub fn rnic_run(kernel: &str, options: &[&str]) -> Command {
 /// `rnic run`'s status when a vCPU triple-faulted.
 const TRIPLE_FAULT: i32 = 12;
 
-/// Runs a shell script in a guest to its end. A triple fault without a word from the guest kernel is what QEMU's nested
-/// virtualisation does now and then (docs/findings.md): said, and tried once more; twice in a row is a failure like any other.
+/// Runs a shell script in a guest to its end. A triple fault without a word from the guest kernel is what happens under
+/// QEMU's nested virtualisation now and then, cause unknown (docs/findings.md): said, and tried once more; twice in a row is a failure like any other.
 pub fn exec(kernel: &str, options: &[&str], script: &str) -> Done {
     let run = || Running::start(rnic_run(kernel, options).args(["--exec", script])).finish(LIMIT);
     let mut done = run();

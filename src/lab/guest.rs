@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rnic_agent::client::{CallError, Client};
@@ -59,13 +59,16 @@ pub struct Guest {
     silent: AtomicBool,
 }
 
+/// Guests booted so far: a guest that replaces another has disks of its own while the other still holds its locks.
+static BOOTED: AtomicU32 = AtomicU32::new(0);
+
 /// Index of the disk under test.
 const FS_DISK: usize = 1;
 /// Index of the disk that O_DIRECT reads come from.
 const SOURCE_DISK: usize = 2;
 
 impl Guest {
-    /// Boots a guest; `name` tells its files from those of other guests.
+    /// Boots a guest; `name` is its role, for messages and the names of its files.
     pub fn boot(parts: &GuestParts, name: &str) -> Result<Self, Stop> {
         let failed = |error: &dyn std::fmt::Display| Stop::Failed(error.to_string());
         let console = Console::default();
@@ -78,8 +81,10 @@ impl Guest {
             .clone()
             .ok_or_else(|| Stop::Failed("there is no root image for this kernel; run `images/prepare`".into()))?;
         let work = parts.work.clone();
+        let name = format!("{name}-{}", BOOTED.fetch_add(1, Ordering::Relaxed));
         let fs = make_disk(&work, &format!("{name}-fs-0"), DISK_SIZE, &[]).map_err(|e| failed(&e))?;
         let source = make_disk(&work, &format!("{name}-src-0"), SOURCE_SIZE, &[]).map_err(|e| failed(&e))?;
+        let unneeded = [fs.clone(), source.clone()];
         let disks = vec![
             DiskConfig { readonly: true, serial: "rnic-root".into(), ..DiskConfig::new(root) },
             DiskConfig { track: true, serial: "rnic-fs".into(), ..DiskConfig::new(fs) },
@@ -94,13 +99,18 @@ impl Guest {
             disks,
             console: Box::new(console.clone()),
         };
-        let mut vm = Vm::boot(config).map_err(|e| failed(&e))?;
+        let booted = Vm::boot(config).map_err(|e| failed(&e));
+        // The disks hold their files open: nothing stays behind if we are killed.
+        for path in unneeded {
+            std::fs::remove_file(path).map_err(|e| failed(&e))?;
+        }
+        let mut vm = booted?;
         let agent = connect(&mut vm);
         let hello = agent.wait_hello(BOOT_LIMIT).map_err(|error| {
             let why = vm.outcome().map_or_else(|| error.to_string(), |outcome| outcome.to_string());
             Stop::Failed(format!("the {name} guest did not come up: {why}; its console ends: {}", tail(&console)))
         })?;
-        Ok(Self { vm, agent, console, hello, work, name: name.into(), made: 0, silent: AtomicBool::new(false) })
+        Ok(Self { vm, agent, console, hello, work, name, made: 0, silent: AtomicBool::new(false) })
     }
 
     /// The agent's first message.
@@ -241,7 +251,7 @@ fn connect(vm: &mut Vm) -> Client {
 
 fn make_disk(work: &Path, name: &str, size: u64, head: &[u8]) -> std::io::Result<PathBuf> {
     let path = work.join(name);
-    let mut file = File::create(&path)?;
+    let mut file = File::create_new(&path)?;
     file.set_len(size)?;
     file.write_all(head)?;
     Ok(path)

@@ -217,12 +217,17 @@ impl KernelRun<'_> {
     fn renew(&self, guests: &mut Guests, after: &RowResult) -> Result<(), Stop> {
         if after.complained || !guests.test.alive() {
             self.phase("booting a new test guest");
-            std::mem::replace(&mut guests.test, self.boot("test")?).stop();
+            self.replace(&mut guests.test, "test")?;
         }
         if !guests.witness.alive() {
             self.phase("booting a new witness");
-            std::mem::replace(&mut guests.witness, self.boot("witness")?).stop();
+            self.replace(&mut guests.witness, "witness")?;
         }
+        Ok(())
+    }
+
+    fn replace(&self, guest: &mut Guest, role: &str) -> Result<(), Stop> {
+        std::mem::replace(guest, self.boot(role)?).stop();
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 //! * [`pci`]: configuration space, BARs, MSI-X and the bus. Knows nothing of KVM.
 //! * [`block`]: virtio-blk over virtio-pci, with levers that hold a request open and images of a power cut.
 //! * [`image`]: named kernels and root file systems, and the initramfs that carries the agent.
+//! * [`mlx5`]: the NIC: command queue, objects, memory keys, data path, page faults. Knows nothing of KVM.
 //! * [`vmm`]: KVM. Memory, boot, vCPUs, interrupts, ACPI, serial ports.
 //! * [`lab`]: scenarios, oracles, verdicts, reports.
 
@@ -17,5 +18,6 @@ pub mod dma;
 pub mod fault;
 pub mod image;
 pub mod lab;
+pub mod mlx5;
 pub mod pci;
 pub mod vmm;

@@ -9,9 +9,11 @@
 //! * Block requests are kept as [`RequestRecord`]s, the newest 65,536 of them; [`Ledger::complete_since`] tells an
 //!   oracle whether anything that it should have seen was dropped.
 //! * Watched pages (at most 64) get content hashes at each step of a request, per 512-byte sector.
-//! * [`Ledger::totals`] sets what devices counted for themselves beside what was recorded.
+//! * NICs put events on record as [`NicRecord`]s, payload only of watched pages; the newest 65,536.
+//! * [`Ledger::totals`] and [`Ledger::nic_totals`] set what devices counted for themselves beside what was recorded.
 
 mod hash;
+mod nic;
 mod record;
 mod ring;
 #[cfg(test)]
@@ -26,9 +28,11 @@ use std::ops::Range;
 use zerocopy::FromZeros;
 
 pub use hash::{PAGE_SIZE, PageHash, SECTOR_SIZE};
+pub use nic::{NicCounters, NicKind, NicRecord, NicTotals};
 pub use record::{BlkOp, Hold, HoldPoint, PageTouch, ReleaseWhy, RequestRecord, RequestStart};
 pub use totals::{DiskCounters, DiskTotals, OpCounts};
 
+use nic::NicRing;
 use ring::{NoteRing, RequestRing};
 use totals::DiskEntry;
 
@@ -77,6 +81,7 @@ pub struct Ledger {
     requests: Mutex<RequestRing>,
     notes: Mutex<NoteRing>,
     disks: Mutex<Vec<DiskEntry>>,
+    nics: Mutex<NicRing>,
 }
 
 impl Default for Ledger {
@@ -111,6 +116,7 @@ impl Ledger {
             requests: Mutex::default(),
             notes: Mutex::default(),
             disks: Mutex::default(),
+            nics: Mutex::default(),
         }
     }
 

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the ledger knows of RDMA NICs: payload that touched watched pages, page faults, dying translations, holds.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use super::{Ledger, PAGE_SIZE, Seq, lock, ring};
+
+/// One event of a NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct NicRecord {
+    /// Its place in the order.
+    pub seq: Seq,
+    /// Index of the NIC.
+    pub nic: u8,
+    /// Queue pair; 0 for commands.
+    pub qpn: u32,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: NicKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum NicKind {
+    /// Payload was placed in a watched page; `seq` was taken after the copy. One record a page.
+    Wrote {
+        /// Guest physical address of the first byte.
+        gpa: u64,
+        /// Bytes.
+        len: u64,
+        /// Key that was used.
+        key: u32,
+        /// Taken before the copy, inside its section.
+        begun: Seq,
+    },
+    /// Payload was taken from a watched page; as `Wrote`.
+    Read {
+        /// Guest physical address of the first byte.
+        gpa: u64,
+        /// Bytes.
+        len: u64,
+        /// Key that was used.
+        key: u32,
+        /// Taken before the copy, inside its section.
+        begun: Seq,
+    },
+    /// A page fault was raised. The driver sees it later than this.
+    Fault {
+        /// Key as the requester named it.
+        key: u32,
+        /// First byte without translation.
+        va: u64,
+        /// It is to be written.
+        write: bool,
+        /// Token of the event.
+        token: u32,
+    },
+    /// The driver has resumed a page fault.
+    Resumed {
+        /// Token.
+        token: u32,
+        /// The driver could not map it.
+        error: bool,
+    },
+    /// Translations or rights of a key were replaced; `seq` says from when on no DMA through the old ones is in flight.
+    Updated {
+        /// Index of the key.
+        index: u32,
+        /// First table entry.
+        first_entry: u64,
+        /// Entries; 0: only rights.
+        entries: u64,
+        /// When the device began with it.
+        begun: Seq,
+    },
+    /// A key became free or was destroyed; `seq` as in `Updated`.
+    Revoked {
+        /// Index of the key.
+        index: u32,
+        /// When the device began with it.
+        begun: Seq,
+    },
+    /// A lever holds a WQE, of which nothing was translated.
+    Gated {
+        /// Opcode.
+        opcode: u8,
+        /// Token of the hold.
+        token: u64,
+    },
+    /// The hold is over: from here on the WQE is translated and executed, unless it was cancelled.
+    Ungated {
+        /// Token of the hold.
+        token: u64,
+        /// Why.
+        why: super::ReleaseWhy,
+    },
+    /// A work request completed (told only while a page is watched); `seq` was taken before the CQE.
+    Completed {
+        /// Index of the WQE.
+        wqe_index: u16,
+        /// Opcode of the WQE.
+        opcode: u8,
+        /// Syndrome; 0 is success.
+        status: u8,
+    },
+}
+
+/// Payload writes into watched pages, as a NIC counts them where it copies, apart from what it tells the ledger.
+#[derive(Debug, Default)]
+pub struct NicCounters {
+    writes: AtomicU64,
+}
+
+impl NicCounters {
+    /// Counts the watched pages of a write. Call it where the copy is, whatever happens to the record. One branch while no page is watched.
+    pub fn wrote(&self, ledger: &Ledger, gpa: u64, len: u64) {
+        if ledger.watches_any() {
+            let watched = pages(gpa, len).filter(|(at, _)| ledger.watches(at & !(PAGE_SIZE - 1))).count();
+            self.writes.fetch_add(watched as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Both counts of one NIC since it was registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct NicTotals {
+    /// Index of the NIC.
+    pub nic: u8,
+    /// Writes into watched pages, counted by the device.
+    pub device: u64,
+    /// Put on record.
+    pub recorded: u64,
+}
+
+impl NicTotals {
+    /// Whether the ledger saw all that the device did. Look while the NIC is quiet.
+    pub fn agree(&self) -> bool {
+        self.device == self.recorded
+    }
+}
+
+pub(super) struct NicEntry {
+    nic: u8,
+    counters: Arc<NicCounters>,
+    base: u64,
+    recorded: u64,
+}
+
+/// Records in order of their numbers.
+#[derive(Default)]
+pub(super) struct NicRing {
+    records: VecDeque<NicRecord>,
+    entries: Vec<NicEntry>,
+    /// Number of the newest record that was dropped; 0: none was.
+    dropped: Seq,
+}
+
+impl NicRing {
+    fn push(&mut self, record: NicRecord) {
+        if self.records.len() == ring::KEPT {
+            self.dropped = self.records.pop_front().map_or(self.dropped, |old| old.seq);
+        }
+        if matches!(record.kind, NicKind::Wrote { .. })
+            && let Some(entry) = self.entries.iter_mut().find(|entry| entry.nic == record.nic)
+        {
+            entry.recorded += 1;
+        }
+        self.records.push_back(record);
+    }
+}
+
+impl Ledger {
+    /// Puts an event on record under the next number, which it returns; only the number while the ledger is off.
+    pub fn nic_push(&self, nic: u8, qpn: u32, kind: NicKind) -> Seq {
+        if !self.on.load(Ordering::Relaxed) {
+            return self.tick();
+        }
+        let mut ring = lock(&self.nics);
+        // Inside the lock, so that the ring is sorted.
+        let seq = self.tick();
+        ring.push(NicRecord { seq, nic, qpn, kind });
+        seq
+    }
+
+    /// Payload was placed at `gpa` with `key`: the page slots and, for watched pages, records. `begun` was taken before the copy.
+    /// Returns the number of the moment, which lies after the copy.
+    pub fn nic_wrote(&self, nic: u8, qpn: u32, (gpa, len): (u64, u64), key: u32, begun: Seq) -> Seq {
+        let seq = self.tick();
+        self.device_wrote(gpa, len, seq);
+        self.touched(nic, qpn, (gpa, len), |gpa, len| NicKind::Wrote { gpa, len, key, begun });
+        seq
+    }
+
+    /// Payload was taken from `gpa`; as [`Ledger::nic_wrote`].
+    pub fn nic_read(&self, nic: u8, qpn: u32, (gpa, len): (u64, u64), key: u32, begun: Seq) -> Seq {
+        let seq = self.tick();
+        self.device_read(gpa, len, seq);
+        self.touched(nic, qpn, (gpa, len), |gpa, len| NicKind::Read { gpa, len, key, begun });
+        seq
+    }
+
+    fn touched(&self, nic: u8, qpn: u32, (gpa, len): (u64, u64), kind: impl Fn(u64, u64) -> NicKind) {
+        if self.watches_any() {
+            for (at, len) in pages(gpa, len).filter(|(at, _)| self.watches(at & !(PAGE_SIZE - 1))) {
+                self.nic_push(nic, qpn, kind(at, len));
+            }
+        }
+    }
+
+    /// The events at `since` or later, oldest first (the newest 65,536).
+    pub fn nic(&self, since: Seq) -> Vec<NicRecord> {
+        let ring = lock(&self.nics);
+        let start = ring.records.partition_point(|record| record.seq < since);
+        ring.records.range(start..).copied().collect()
+    }
+
+    /// Whether every event at `since` or later is still on record.
+    pub fn nic_complete_since(&self, since: Seq) -> bool {
+        let dropped = lock(&self.nics).dropped;
+        dropped == 0 || dropped < since
+    }
+
+    /// A NIC registers the counters that it keeps by itself. Counts from here on are compared with the records.
+    pub fn register_nic(&self, nic: u8, counters: &Arc<NicCounters>) {
+        let entries = &mut lock(&self.nics).entries;
+        if entries.iter().any(|entry| entry.nic == nic && Arc::ptr_eq(&entry.counters, counters)) {
+            return;
+        }
+        entries.retain(|entry| entry.nic != nic);
+        let base = counters.writes.load(Ordering::Relaxed);
+        entries.push(NicEntry { nic, counters: counters.clone(), base, recorded: 0 });
+    }
+
+    /// Per NIC, in order of registration: writes into watched pages that the device counted, and those on record.
+    pub fn nic_totals(&self) -> Vec<NicTotals> {
+        let totals = |entry: &NicEntry| NicTotals {
+            nic: entry.nic,
+            device: entry.counters.writes.load(Ordering::Relaxed).saturating_sub(entry.base),
+            recorded: entry.recorded,
+        };
+        lock(&self.nics).entries.iter().map(totals).collect()
+    }
+}
+
+/// The pieces of a range by page, which do not cross the end of the address space.
+fn pages(gpa: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let len = len.min(u64::MAX - gpa);
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        if done >= len {
+            return None;
+        }
+        let at = gpa + done;
+        let now = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
+        done += now;
+        Some((at, now))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Note;
+    use super::*;
+
+    #[test]
+    fn records_of_watched_pages_only_in_one_order_with_the_marks() {
+        let ledger = Ledger::new(0x10_0000);
+        let counters = Arc::new(NicCounters::default());
+        ledger.register_nic(3, &counters);
+        ledger.watch(0x2000);
+        let write = |gpa, len| {
+            let begun = ledger.tick();
+            counters.wrote(&ledger, gpa, len);
+            ledger.nic_wrote(3, 0x40, (gpa, len), 7, begun)
+        };
+        let before = ledger.stamp(Note::new("before"));
+        let seq = write(0x1ff0, 0x2000);
+        write(0x5000, 0x1000);
+        let after = ledger.stamp(Note::new("after"));
+        let records = ledger.nic(before);
+        let kind = NicKind::Wrote { gpa: 0x2000, len: 0x1000, key: 7, begun: before + 1 };
+        assert_eq!(records.iter().map(|r| (r.nic, r.qpn, r.kind)).collect::<Vec<_>>(), [(3, 0x40, kind)]);
+        assert!(before < seq && seq < records[0].seq && records[0].seq < after);
+        assert!(ledger.nic(after).is_empty());
+        assert_eq!((ledger.last_access(0x1fff).written, ledger.last_access(0x3fef).written), (seq, seq));
+        assert_eq!(ledger.nic_totals(), [NicTotals { nic: 3, device: 1, recorded: 1 }]);
+    }
+
+    #[test]
+    fn a_write_that_is_not_recorded_shows_in_the_totals() {
+        let ledger = Ledger::new(0x10_0000);
+        let counters = Arc::new(NicCounters::default());
+        ledger.watch(0);
+        counters.wrote(&ledger, 0, 1);
+        ledger.register_nic(0, &counters);
+        assert!(ledger.nic_totals()[0].agree(), "counts from before do not matter");
+        counters.wrote(&ledger, 0xfff, 2);
+        assert!(!ledger.nic_totals()[0].agree());
+        // Another device's records are not its own.
+        ledger.nic_wrote(1, 0, (0, 8), 0, 0);
+        assert_eq!(ledger.nic_totals()[0], NicTotals { nic: 0, device: 1, recorded: 0 });
+    }
+
+    #[test]
+    fn the_ring_is_bounded_and_says_what_it_dropped() {
+        let ledger = Ledger::new(0);
+        let push = || ledger.nic_push(0, 0, NicKind::Resumed { token: 1, error: false });
+        let first = push();
+        (1..ring::KEPT).for_each(|_| assert!(push() > first));
+        assert!(ledger.nic_complete_since(0) && ledger.nic(0).len() == ring::KEPT);
+        push();
+        assert!(!ledger.nic_complete_since(first) && ledger.nic_complete_since(first + 1));
+        assert_eq!((ledger.nic(0).len(), ledger.nic(0)[0].seq), (ring::KEPT, first + 1));
+    }
+
+    #[test]
+    fn absurd_ranges_end() {
+        assert_eq!(pages(u64::MAX - 1, u64::MAX).collect::<Vec<_>>(), [(u64::MAX - 1, 1)]);
+        assert_eq!(pages(0x1000, 0).count(), 0);
+        assert_eq!(pages(0xfff, 0x1002).collect::<Vec<_>>(), [(0xfff, 1), (0x1000, 0x1000), (0x2000, 1)]);
+    }
+
+    #[test]
+    fn off_gives_numbers_and_keeps_nothing() {
+        let ledger = Ledger::new(0x1000);
+        ledger.watch(0);
+        ledger.set_on(false);
+        assert!(ledger.nic_wrote(0, 0, (0, 8), 0, 0) > 0);
+        assert!(ledger.nic_push(0, 0, NicKind::Revoked { index: 1, begun: 0 }) > 0);
+        assert!(ledger.nic(0).is_empty());
+    }
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Queue buffers in guest memory: the page list that CREATE_EQ, CREATE_CQ, CREATE_QP and the SRQ commands end with (contract 6, "Common").
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use crate::dma::{DmaError, DmaTarget, GuestRam};
+
+/// The smallest page of a list; `log_page_size` counts from it.
+const PAGE_4K: u64 = 4096;
+
+/// A driver's queue buffer: pages that need not be contiguous (contract T23).
+#[derive(Debug, Clone, Default)]
+pub struct GuestBuffer {
+    pages: Vec<u64>,
+    log_page: u32,
+    offset: u64,
+    len: u64,
+    /// Its share of the device's [`BufferMemory`].
+    lease: Option<Arc<Lease>>,
+}
+
+/// Page list entries that all buffers of one device keep on the host. A driver gives every page to one queue only, so that more entries
+/// than the guest has pages are no driver's: without that bound a guest could have the host remember one page billions of times.
+#[derive(Debug, Default)]
+pub struct BufferMemory(Arc<AtomicU64>);
+
+#[derive(Debug)]
+struct Lease {
+    used: Arc<AtomicU64>,
+    entries: u64,
+}
+
+impl BufferMemory {
+    /// Entries in use.
+    pub fn used(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts the buffer until it is dropped; `None` if there are more than `limit` entries with it.
+    pub fn admit(&self, mut buffer: GuestBuffer, limit: u64) -> Option<GuestBuffer> {
+        let entries = buffer.pages.len() as u64;
+        let fits = |used: u64| used.checked_add(entries).filter(|sum| *sum <= limit);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        buffer.lease = Some(Arc::new(Lease { used: self.0.clone(), entries }));
+        Some(buffer)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.entries, Ordering::Relaxed);
+    }
+}
+
+/// How many pages a list needs, and where the buffer begins in the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    log_page: u32,
+    offset: u64,
+    len: u64,
+}
+
+impl Geometry {
+    /// Page size 4096 << `log_page_size`, buffer of `len` bytes that begins `page_offset` 64ths of a page into the first page.
+    /// `None` if the sizes are absurd.
+    pub fn new(log_page_size: u32, page_offset: u32, len: u64) -> Option<Self> {
+        if log_page_size > 31 || page_offset >= 64 || len == 0 || len > 1 << 40 {
+            return None;
+        }
+        let page = PAGE_4K << log_page_size;
+        Some(Self { log_page: log_page_size + 12, offset: page / 64 * u64::from(page_offset), len })
+    }
+
+    /// Entries of the page list.
+    pub fn pages(&self) -> u64 {
+        (self.offset + self.len).div_ceil(1 << self.log_page)
+    }
+}
+
+impl GuestBuffer {
+    /// A buffer over the big-endian page list `list`; `None` if the list is too short.
+    pub fn new(geometry: Geometry, list: &[u8]) -> Option<Self> {
+        let wanted = usize::try_from(geometry.pages()).ok()?;
+        let bytes = list.get(..wanted.checked_mul(8)?)?;
+        let mask = !(PAGE_4K - 1);
+        let page = |entry: &[u8]| u64::from_be_bytes(entry.try_into().unwrap_or_default()) & mask;
+        let Geometry { log_page, offset, len } = geometry;
+        Some(Self { pages: bytes.chunks_exact(8).map(page).collect(), log_page, offset, len, lease: None })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The guest physical pieces of `len` bytes at `at`; `None` beyond the end.
+    fn piece(&self, at: u64, len: u64) -> Option<(u64, u64)> {
+        if at >= self.len || len > self.len - at {
+            return None;
+        }
+        let from_first = self.offset + at;
+        let inside = from_first & ((1 << self.log_page) - 1);
+        let page = self.pages.get(usize::try_from(from_first >> self.log_page).ok()?)?;
+        Some((page.checked_add(inside)?, len.min((1 << self.log_page) - inside)))
+    }
+
+    /// Reads `data.len()` bytes at byte `at` of the buffer.
+    ///
+    /// # Errors
+    /// Bus mastering is off, or a page is not guest RAM; a range beyond the buffer's end counts as such.
+    pub fn read(&self, dma: &DmaTarget, at: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        let len = data.len();
+        let mut data = data;
+        self.each(dma, at, len as u64, |ram, gpa, len| {
+            let (now, later) = std::mem::take(&mut data).split_at_mut(len as usize);
+            data = later;
+            ram.read_slice(now, GuestAddress(gpa)).is_ok()
+        })
+    }
+
+    /// Writes `data` at byte `at` of the buffer. Errors as [`GuestBuffer::read`].
+    pub fn write(&self, dma: &DmaTarget, at: u64, data: &[u8]) -> Result<(), DmaError> {
+        let len = data.len();
+        let mut data = data;
+        self.each(dma, at, len as u64, |ram, gpa, len| {
+            let (now, later) = data.split_at(len as usize);
+            data = later;
+            ram.write_slice(now, GuestAddress(gpa)).is_ok()
+        })
+    }
+
+    /// Whether all of it is guest RAM.
+    ///
+    /// # Errors
+    /// As [`GuestBuffer::read`].
+    pub fn check(&self, dma: &DmaTarget) -> Result<(), DmaError> {
+        self.each(dma, 0, self.len, |ram, gpa, len| {
+            usize::try_from(len).is_ok_and(|len| ram.check_range(GuestAddress(gpa), len))
+        })
+    }
+
+    fn each(
+        &self,
+        dma: &DmaTarget,
+        mut at: u64,
+        mut left: u64,
+        mut visit: impl FnMut(&GuestRam, u64, u64) -> bool,
+    ) -> Result<(), DmaError> {
+        let beyond = DmaError::OutsideRam { requester: dma.requester(), addr: u64::MAX, len: left };
+        let ram = dma.ram()?;
+        while left > 0 {
+            let (gpa, len) = self.piece(at, left).ok_or(beyond)?;
+            if !visit(ram, gpa, len) {
+                // Counts and words the refusal.
+                dma.check(gpa, len)?;
+                return Err(DmaError::OutsideRam { requester: dma.requester(), addr: gpa, len });
+            }
+            at += len;
+            left -= len;
+        }
+        Ok(())
+    }
+}

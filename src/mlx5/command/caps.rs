@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Capabilities as data (contract 5), QUERY_HCA_CAP and SET_HCA_CAP.
+//!
+//! What no table names is 0, which keeps the feature away (contract 5.2).
+
+use super::CommandError;
+use super::request::{Reply, Request};
+use crate::mlx5::NicConfig;
+use crate::mlx5::spec::bits::Field;
+use crate::mlx5::spec::caps::{
+    CAP_SIZE, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap as cap, odp_caps, odp_transport,
+    port_type, query_in, query_out, set_in, umr_fence,
+};
+
+/// log2 of the most EQ entries.
+pub const LOG_MAX_EQ_SIZE: u32 = 22;
+/// log2 of the most CQEs.
+pub const LOG_MAX_CQ_SIZE: u32 = 22;
+/// log2 of the most WQEs of a shared receive queue.
+pub const LOG_MAX_SRQ_SIZE: u32 = 15;
+/// log2 of the most 64-byte blocks or receive WQEs of a queue pair.
+pub const LOG_MAX_QP_SIZE: u32 = 15;
+/// Bytes of the longest receive WQE.
+pub const MAX_RECV_WQE: u32 = 512;
+/// Port capabilities: GIDs are 8 << this, P_Keys 128 << this.
+const TABLE_SIZE_CODE: u32 = 0;
+
+const GENERAL: &[(Field, u32)] = &[
+    (cap::LOG_MAX_SRQ_SZ, LOG_MAX_SRQ_SIZE),
+    (cap::LOG_MAX_QP_SZ, LOG_MAX_QP_SIZE),
+    (cap::LOG_MAX_QP, 16),
+    (cap::LOG_MAX_SRQ, 16),
+    (cap::MAX_SGL_FOR_OPTIMIZED_PERFORMANCE, 30),
+    (cap::LOG_MAX_CQ_SZ, LOG_MAX_CQ_SIZE),
+    (cap::LOG_MAX_CQ, 16),
+    (cap::LOG_MAX_EQ_SZ, LOG_MAX_EQ_SIZE),
+    (cap::LOG_MAX_MKEY, 20),
+    (cap::LOG_MAX_EQ, 6),
+    (cap::MAX_INDIRECTION, 4),
+    (cap::FIXED_BUFFER_SIZE, 1),
+    (cap::UMR_EXTENDED_TRANSLATION_OFFSET, 1),
+    (cap::LOG_MAX_KLM_LIST_SIZE, 16),
+    (cap::LOG_MAX_RA_REQ_QP, 4),
+    (cap::LOG_MAX_RA_RES_QP, 4),
+    (cap::GID_TABLE_SIZE, TABLE_SIZE_CODE),
+    (cap::VPORT_COUNTERS, 1),
+    (cap::PKEY_TABLE_SIZE, TABLE_SIZE_CODE),
+    (cap::IB_VIRT, 1),
+    (cap::LOCAL_CA_ACK_DELAY, 16),
+    (cap::PORT_TYPE, port_type::IB),
+    (cap::NUM_PORTS, 1),
+    (cap::LOG_MAX_MSG, 30),
+    (cap::CQE_VERSION, 1),
+    (cap::UMR_FENCE, umr_fence::NONE),
+    (cap::ATOMIC, 1),
+    (cap::PG, 1),
+    (cap::RC, 1),
+    (cap::UC, 1),
+    (cap::UD, 1),
+    (cap::XRC, 1),
+    (cap::LOG_PG_SZ, 12),
+    (cap::LOG_BF_REG_SIZE, 9),
+    (cap::MAX_WQE_SZ_SQ, 1024),
+    (cap::MAX_WQE_SZ_RQ, MAX_RECV_WQE),
+    (cap::LOG_MAX_PD, 16),
+    (cap::LOG_MAX_XRCD, 16),
+    (cap::LOG_MAX_RMP, 16),
+    (cap::NATIVE_PORT_NUM, 1),
+    // The timer of the initialization segment counts nanoseconds (contract 15.10).
+    (cap::DEVICE_FREQUENCY_KHZ, 1_000_000),
+];
+
+/// What SET_HCA_CAP may change (contract T3, row 8), up to the most.
+const GENERAL_WRITABLE: &[Field] = &[cap::PKEY_TABLE_SIZE, cap::LOG_MAX_QP, cap::CMDIF_CHECKSUM, cap::LOG_UAR_PAGE_SZ];
+
+const ATOMIC: &[(Field, u32)] = &[
+    (atomic_caps::SUPPORTED_ATOMIC_REQ_8B_ENDIANNESS_MODE_1, 1),
+    (atomic_caps::ATOMIC_OPERATIONS, atomic_operations::COMPARE_SWAP | atomic_operations::FETCH_ADD),
+    (atomic_caps::ATOMIC_SIZE_QP, 8),
+];
+
+/// What of RC pages on demand before a driver asks: all but shared receive queues.
+const RC_ODP: u32 =
+    odp_transport::SEND | odp_transport::RECEIVE | odp_transport::WRITE | odp_transport::READ | odp_transport::ATOMIC;
+
+/// Drivers ask for shared receive queues by SET_HCA_CAP, the rest they expect to be on (contract 4.1, row 10).
+const ODP_MOST: &[(Field, u32)] =
+    &[(odp_caps::RC_ODP_CAPS, RC_ODP | odp_transport::SRQ_RECEIVE), (odp_caps::UD_ODP_CAPS, odp_transport::SEND)];
+
+const ODP_INITIAL: &[(Field, u32)] = &[(odp_caps::RC_ODP_CAPS, RC_ODP), (odp_caps::UD_ODP_CAPS, odp_transport::SEND)];
+
+/// A capability structure.
+type Structure = [u8; CAP_SIZE];
+
+fn structure(table: &[(Field, u32)]) -> Structure {
+    let mut bytes = [0; CAP_SIZE];
+    table.iter().for_each(|(field, value)| field.set(&mut bytes, *value));
+    bytes
+}
+
+/// Capabilities, the most and as set.
+pub struct Capabilities {
+    /// (type, most, current).
+    kinds: Vec<(u32, Structure, Structure)>,
+}
+
+impl Capabilities {
+    /// As after power-on.
+    pub fn new(config: &NicConfig) -> Self {
+        let mut general = structure(GENERAL);
+        cap::PG.set(&mut general, u32::from(config.odp));
+        let atomic = structure(ATOMIC);
+        let mut kinds = vec![(cap_type::GENERAL, general, general), (cap_type::ATOMIC, atomic, atomic)];
+        if config.odp {
+            kinds.push((cap_type::ODP, structure(ODP_MOST), structure(ODP_INITIAL)));
+        }
+        Self { kinds }
+    }
+
+    fn current_mut(&mut self, wanted: u32) -> Result<(&Structure, &mut Structure), CommandError> {
+        let kind = self.kinds.iter_mut().find(|(kind, ..)| *kind == wanted);
+        kind.map(|(_, most, current)| (&*most, current)).ok_or(CommandError::Param("capability type is not offered"))
+    }
+}
+
+/// QUERY_HCA_CAP.
+pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let (wanted, mode) = (request.get(query_in::CAP_TYPE), request.get(query_in::CAP_MODE));
+    let (most, current) = request.firmware.caps.current_mut(wanted)?;
+    let caps: &Structure = if mode == cap_mode::CUR { current } else { most };
+    Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CAPABILITY, caps))
+}
+
+/// SET_HCA_CAP: fields that are not writable are ignored, for drivers send the whole structure back, or one that is zero but for
+/// the field they mean (contract T3).
+pub fn set(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let wanted = request.get(set_in::CAP_TYPE);
+    let asked = request.part(set_in::CAPABILITY, CAP_SIZE)?;
+    let (most, current) = request.firmware.caps.current_mut(wanted)?;
+    match wanted {
+        cap_type::GENERAL => {
+            for field in GENERAL_WRITABLE {
+                if field.get(asked) > field.get(most) {
+                    return Err(CommandError::Param("more than the capability's most"));
+                }
+            }
+            GENERAL_WRITABLE.iter().for_each(|field| field.set(current, field.get(asked)));
+        }
+        cap_type::ATOMIC => {
+            let mode = atomic_caps::ATOMIC_REQ_8B_ENDIANNESS_MODE;
+            if mode.get(asked) > 1 {
+                return Err(CommandError::Param("atomic endianness mode is 0 or 1"));
+            }
+            mode.set(current, mode.get(asked));
+        }
+        // Bits beyond what is offered are not given.
+        _ => ODP_MOST.iter().for_each(|(field, most)| field.set(current, field.get(asked) & most)),
+    }
+    Ok(Reply::ok())
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Completion queue commands (contract 6.2). Moderation is accepted and has no effect; resizing is not offered.
+
+use super::CommandError;
+use super::caps::LOG_MAX_CQ_SIZE;
+use super::request::{Reply, Request, at_most, find, refuse_if};
+use crate::mlx5::cq::{Cq, CqSpec};
+use crate::mlx5::hca::Hca;
+use crate::mlx5::spec::cq::{
+    CQC_SIZE, cqc, cqe_sz, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in,
+    query_out, status,
+};
+use crate::mlx5::srq::SrqKind;
+use crate::mlx5::sync::lock;
+
+/// CREATE_CQ.
+pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let context = request.part(create_in::CQC, CQC_SIZE)?;
+    let entry = cqc::CQE_SZ.get(context);
+    if entry > cqe_sz::BYTES_128_PADDED {
+        return Err(CommandError::Param("CQE size is not offered"));
+    }
+    let uar = request.uar(cqc::UAR_PAGE.get(context))?;
+    let eqn = cqc::C_EQN.get(context);
+    find(&request.hca.eqs, "EQ", eqn)?;
+    let log_size = at_most(cqc::LOG_CQ_SIZE.get(context), LOG_MAX_CQ_SIZE, "CQ size")?;
+    let (log_page, offset) = (cqc::LOG_PAGE_SIZE.get(context), cqc::PAGE_OFFSET.get(context));
+    let buffer = request.buffer(create_in::PAS, log_page, offset, Cq::bytes(log_size, entry))?;
+    let spec = CqSpec {
+        uar,
+        eqn,
+        log_size,
+        entry,
+        ignore_overrun: cqc::OI.is_set(context),
+        record: cqc::DBR_ADDR.get(context),
+        buffer,
+        context: context.to_vec(),
+    };
+    let cq = request.hca.cqs.insert(|cqn| Cq::new(cqn, spec)).ok_or(CommandError::Exhausted("CQ"))?;
+    Ok(Reply::new(create_out::SIZE).with(create_out::CQN, cq.cqn))
+}
+
+/// DESTROY_CQ.
+pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let (hca, cqn) = (request.hca, request.get(destroy_in::CQN));
+    find(&hca.cqs, "CQ", cqn)?;
+    refuse_if(used_by_qp(hca, cqn), "CQ", cqn, "a queue pair")?;
+    let by_srq = hca.srqs.all().iter().any(|(_, srq)| srq.kind == SrqKind::Xrc && srq.cqn == cqn);
+    refuse_if(by_srq, "CQ", cqn, "a shared receive queue")?;
+    if let Some(cq) = hca.cqs.remove(cqn) {
+        cq.kill();
+    }
+    Ok(Reply::ok())
+}
+
+fn used_by_qp(hca: &Hca, cqn: u32) -> bool {
+    hca.qps.all().iter().any(|(_, qp)| {
+        let attrs = qp.attrs();
+        [&attrs.send_cq, &attrs.recv_cq].into_iter().flatten().any(|cq| cq.cqn == cqn)
+    })
+}
+
+/// QUERY_CQ.
+pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let cq = find(&request.hca.cqs, "CQ", request.get(query_in::CQN))?;
+    let mut context = lock(&cq.context).clone();
+    let (producer, consumer, error) = cq.indices();
+    cqc::STATUS.set(&mut context, if error { status::OVERFLOW } else { status::OK });
+    cqc::PRODUCER_COUNTER.set(&mut context, producer);
+    cqc::CONSUMER_COUNTER.set(&mut context, consumer);
+    Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CQC, &context))
+}
+
+/// MODIFY_CQ.
+pub fn modify(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let cq = find(&request.hca.cqs, "CQ", request.get(modify_in::CQN))?;
+    if request.op_mod() != modify_op_mod::MODIFY {
+        return Err(CommandError::Param("resizing is not offered"));
+    }
+    let asked = request.part(modify_in::CQC, CQC_SIZE)?;
+    let select = request.get(modify_in::FIELD_SELECT);
+    if select & modify_select::OVERRUN != 0 {
+        return Err(CommandError::Param("overrun handling is fixed at creation"));
+    }
+    let mut context = lock(&cq.context);
+    for (bit, field) in [
+        (modify_select::PERIOD, cqc::CQ_PERIOD),
+        (modify_select::MAX_COUNT, cqc::CQ_MAX_COUNT),
+        (modify_select::PERIOD_MODE, cqc::CQ_PERIOD_MODE),
+    ] {
+        if select & bit != 0 {
+            field.set(&mut context, field.get(asked));
+        }
+    }
+    Ok(Reply::ok())
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Memory key commands (contract 6.6, 8).
+
+use super::CommandError;
+use super::request::{Reply, Request, find};
+use crate::mlx5::mkey::{self, MkeyError};
+use crate::mlx5::spec::mkey::{MKC_SIZE, OCTWORD_SIZE, create_in, create_out, destroy_in, mkc, query_in, query_out};
+
+/// CREATE_MKEY.
+pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let context = request.part(create_in::MKC, MKC_SIZE)?;
+    if request.get(create_in::MKEY_UMEM_VALID) != 0 {
+        return Err(CommandError::Param("umem objects are not offered"));
+    }
+    if !mkc::FREE.is_set(context) {
+        find(&request.hca.pds, "PD", mkc::PD.get(context))?;
+    }
+    let octwords = request.get(create_in::TRANSLATIONS_OCTWORD_ACTUAL_SIZE) as usize;
+    let len = octwords.saturating_mul(OCTWORD_SIZE);
+    let needed = (create_in::KLM_PAS_MTT as u64).saturating_add(len as u64);
+    let short = CommandError::InputLength { len: request.input.len(), needed };
+    let list = request.tail(create_in::KLM_PAS_MTT).get(..len).ok_or(short)?;
+    let pg_access = request.get(create_in::PG_ACCESS) != 0;
+    let mkey = mkey::create(request.hca, context, list, pg_access).map_err(|error| match error {
+        MkeyError::BadParam(why) => CommandError::Param(why),
+        MkeyError::NoRes(_) => CommandError::Exhausted("memory key"),
+    })?;
+    Ok(Reply::new(create_out::SIZE).with(create_out::MKEY_INDEX, mkey.index))
+}
+
+/// DESTROY_MKEY: once this is answered no access through the key is in flight (contract 8.5).
+pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let index = request.get(destroy_in::MKEY_INDEX);
+    if mkey::destroy(request.hca, index) {
+        Ok(Reply::ok())
+    } else {
+        Err(CommandError::NoSuch { what: "memory key", number: index })
+    }
+}
+
+/// QUERY_MKEY.
+pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let mkey = find(&request.hca.mkeys, "memory key", request.get(query_in::MKEY_INDEX))?;
+    let (context, first) = mkey.query();
+    let reply = Reply::new(query_out::SIZE).with_bytes(query_out::MKC, &context);
+    Ok(reply.with_bytes(query_out::TRANSLATIONS.start, &first))
+}

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command queue and the commands (contract 3, 4, 6).
+//!
+//! * [`queue`]: entries and mailboxes. [`table`]: every command, once. [`log`]: `--nic log=commands`.
+//! * One file an object family: what its commands check and do.
+//! * [`Plane`]: what commands, resets and inspection share; [`Worker`]: the thread that executes commands, one after another.
+//!
+//! No command waits for the driver: slot 31 (MANAGE_PAGES) cannot be blocked by another, and 2RST, 2ERR and DESTROY wait for DMA in
+//! flight at most, which is bounded ([`super::quiesce`]).
+
+mod caps;
+mod cq;
+mod eq;
+mod error;
+mod hca_cmds;
+pub mod log;
+mod mkey;
+mod odp;
+mod qp;
+mod qp_modify;
+pub mod queue;
+mod regs;
+mod request;
+mod small;
+mod srq;
+mod table;
+#[cfg(test)]
+mod tests;
+mod vport;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use self::caps::Capabilities;
+pub use self::error::CommandError;
+pub use self::qp::retire as retire_qp;
+use self::queue::{Entry, Output, SLOTS, Undelivered};
+use self::request::{Reply, Request};
+pub use self::vport::port_gid;
+use super::NicConfig;
+use super::eq::Event;
+use super::hca::Hca;
+use super::spec::cmd::{ENTRY_SIZE, Opcode, delivery, in_header};
+use super::spec::eq::{eqe_cmd, event};
+use super::sync::lock;
+use super::uar::UarDoorbells;
+
+/// epoll data of the wake eventfd; slots have their number.
+const WAKE: u64 = u64::MAX;
+
+/// What the device keeps of what the driver told it, objects apart. Only commands and resets touch it.
+pub struct Firmware {
+    /// Guest physical address of the command queue.
+    pub queue: Option<u64>,
+    /// SET_ISSI's.
+    pub issi: u32,
+    /// ENABLE_HCA came, and no DISABLE_HCA since.
+    pub enabled: bool,
+    /// INIT_HCA came, and no TEARDOWN_HCA since.
+    pub initialized: bool,
+    /// Capabilities as SET_HCA_CAP left them.
+    pub caps: Capabilities,
+    /// Port capability mask as MODIFY_HCA_VPORT_CONTEXT left it.
+    pub cap_mask1: u32,
+    /// NODE_DESC, a zero-padded string.
+    pub node_desc: [u8; 64],
+    /// Counts queue pairs' lives; never goes back, so that no engine takes a new queue pair for an old one of the same number.
+    incarnations: u64,
+}
+
+impl Firmware {
+    fn new(config: &NicConfig, incarnations: u64) -> Self {
+        Self {
+            queue: None,
+            issi: 0,
+            enabled: false,
+            initialized: false,
+            caps: Capabilities::new(config),
+            cap_mask1: vport::INITIAL_CAP_MASK1,
+            node_desc: regs::initial_node_desc(),
+            incarnations,
+        }
+    }
+
+    /// A number for a queue pair's new life.
+    pub fn incarnation(&mut self) -> u64 {
+        self.incarnations += 1;
+        self.incarnations
+    }
+
+    /// Forgets everything that a driver has set.
+    pub fn reset(&mut self, config: &NicConfig) {
+        *self = Self::new(config, self.incarnations);
+    }
+}
+
+/// What commands, resets and inspection share.
+pub struct Plane {
+    hca: Arc<Hca>,
+    doorbells: Arc<UarDoorbells>,
+    /// One for each slot, rung by the command doorbell that is written with this slot's bit alone.
+    events: Vec<Arc<EventFd>>,
+    /// Wakes the worker for slots that are in `rung`, and to stop.
+    wake: EventFd,
+    /// Slots whose doorbell took an exit.
+    rung: AtomicU32,
+    firmware: Mutex<Firmware>,
+    /// Threads that want the plane between two commands.
+    waiting: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Plane {
+    /// Without a thread yet.
+    pub fn new(hca: Arc<Hca>, doorbells: Arc<UarDoorbells>) -> io::Result<Arc<Self>> {
+        let event = |_| EventFd::new(EFD_NONBLOCK).map(Arc::new);
+        let events = (0..SLOTS).map(event).collect::<io::Result<_>>()?;
+        let (wake, rung) = (EventFd::new(EFD_NONBLOCK)?, AtomicU32::new(0));
+        let firmware = Mutex::new(Firmware::new(&hca.config, 0));
+        let (waiting, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Arc::new(Self { hca, doorbells, events, wake, rung, firmware, waiting, stop }))
+    }
+
+    /// What the command doorbell signals when `value` is written to it: one slot each.
+    ///
+    /// A slot is executed when it is rung for, never because its entry is seen to be the device's: the driver hands an entry over
+    /// before it rings, and still uses its own notes about it in between (7.3 takes its slot number from there).
+    pub fn events(&self) -> impl Iterator<Item = (u32, &Arc<EventFd>)> {
+        (0..SLOTS).map(|slot| 1 << slot).zip(&self.events)
+    }
+
+    /// The command doorbell took an exit: the bits of `slots`.
+    pub fn ring(&self, slots: u32) {
+        self.rung.fetch_or(slots, Ordering::AcqRel);
+        // Only an eventfd that is full of rings refuses one more.
+        let _ = self.wake.write(1);
+    }
+
+    /// The UAR pages' doorbells.
+    pub fn doorbells(&self) -> &UarDoorbells {
+        &self.doorbells
+    }
+
+    /// The state between two commands: waits for the one in progress, and no command runs while the guard lives.
+    pub fn between_commands(&self) -> MutexGuard<'_, Firmware> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let firmware = lock(&self.firmware);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        firmware
+    }
+
+    fn run(&self) -> io::Result<()> {
+        let epoll = Epoll::new()?;
+        let watch = |fd, slot| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, slot));
+        for (slot, event) in (0..).zip(&self.events) {
+            watch(event.as_raw_fd(), slot)?;
+        }
+        watch(self.wake.as_raw_fd(), WAKE)?;
+        let mut ready = [EpollEvent::default(); SLOTS as usize + 1];
+        while !self.stop.load(Ordering::Acquire) {
+            let count = match epoll.wait(-1, &mut ready) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                waited => waited?,
+            };
+            for slot in ready[..count].iter().map(EpollEvent::data) {
+                if slot == WAKE {
+                    let _ = self.wake.read();
+                } else if let Some(event) = self.events.get(slot as usize) {
+                    let _ = event.read();
+                    self.rung.fetch_or(1 << slot, Ordering::AcqRel);
+                }
+            }
+            self.serve_rung();
+        }
+        Ok(())
+    }
+
+    fn serve_rung(&self) {
+        let mut slots = self.rung.swap(0, Ordering::AcqRel);
+        while slots != 0 && !self.stop.load(Ordering::Acquire) {
+            while self.waiting.load(Ordering::SeqCst) != 0 {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            self.serve(slots.trailing_zeros());
+            slots &= slots - 1;
+        }
+    }
+
+    /// Executes what is in `slot`, if the driver has handed it over.
+    fn serve(&self, slot: u32) {
+        let mut firmware = lock(&self.firmware);
+        let Some(queue) = firmware.queue else { return };
+        let Some(at) = queue.checked_add(u64::from(slot) * ENTRY_SIZE as u64) else { return };
+        let Ok(Some(entry)) = Entry::look(&self.hca.dma, at) else { return };
+        // Asked before: the completion of the CREATE_EQ that makes the command EQ is polled for, and must not be told twice.
+        let notify = self.hca.claims_event(event::CMD);
+        let answered = match take(&entry, &self.hca) {
+            Ok((input, output)) => {
+                let reply = self.execute(&mut firmware, &input);
+                entry.answer(&self.hca.dma, &output, &reply)
+            }
+            Err(Undelivered(status)) => {
+                if let Some(count) = self.hca.complaints.next() {
+                    let index = self.hca.index;
+                    ::log::warn!("nic{index}: command slot {slot}: delivery status {status:#x} (complaint {count})");
+                }
+                self.hca.counters.commands_failed.add(1);
+                entry.hand_back(&self.hca.dma, status)
+            }
+        };
+        if answered.is_err() {
+            // It is the driver's memory that went away; the slot stays as it is until the next ring.
+            return;
+        }
+        if notify {
+            self.hca.async_event(Event::new(event::CMD, 0).with(eqe_cmd::VECTOR, 1 << slot));
+        }
+    }
+
+    /// Executes one command and gives its output, status and syndrome included.
+    fn execute(&self, firmware: &mut Firmware, input: &[u8]) -> Vec<u8> {
+        let began = Instant::now();
+        let hca = &*self.hca;
+        let opcode = Opcode(in_header::OPCODE.get(input) as u16);
+        let command = table::find(opcode);
+        let planted = hca.faults.command_status(opcode.0);
+        let result = match command {
+            _ if planted.is_some_and(|status| status != 0) => Err(CommandError::Planted(planted.unwrap_or_default())),
+            Some(command) if input.len() < command.input => {
+                Err(CommandError::InputLength { len: input.len(), needed: command.input as u64 })
+            }
+            Some(command) => (command.run)(&mut Request { hca, firmware, doorbells: &self.doorbells, input }),
+            None => Err(CommandError::Unsupported(opcode)),
+        };
+        hca.counters.commands.add(1);
+        if result.is_err() {
+            hca.counters.commands_failed.add(1);
+        }
+        let reply = match &result {
+            Ok(reply) => reply.0.clone(),
+            Err(error) => Reply::failure(error).0,
+        };
+        if hca.config.log_commands {
+            log::line(hca.index, opcode, command, input, &result, began.elapsed());
+        } else if let Err(error) = &result {
+            ::log::debug!("nic{}: {opcode}: {error}", hca.index);
+        }
+        reply
+    }
+}
+
+fn take(entry: &Entry, hca: &Hca) -> Result<(Vec<u8>, Output), Undelivered> {
+    if !entry.is_signed() {
+        return Err(Undelivered(delivery::SIGNATURE_ERR));
+    }
+    Ok((entry.input(&hca.dma)?, entry.output(&hca.dma)?))
+}
+
+/// The thread that executes commands. Dropping it ends it, between two commands.
+pub struct Worker {
+    plane: Arc<Plane>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub fn start(plane: &Arc<Plane>) -> io::Result<Self> {
+        let name = format!("nic{}-cmd", plane.hca.index);
+        let run = plane.clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(error) = run.run() {
+                ::log::error!("nic{}: the command thread ended: {error}", run.hca.index);
+            }
+        })?;
+        Ok(Self { plane: plane.clone(), thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.plane.stop.store(true, Ordering::Release);
+        self.plane.ring(0);
+        if let Some(thread) = self.thread.take() {
+            // A worker that panicked in a test build has said so already.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! CREATE_QP, DESTROY_QP, QUERY_QP (contract 6.3). The transitions are in [`super::qp_modify`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::CommandError;
+use super::caps::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
+use super::request::{Reply, Request, at_most, find};
+use crate::mlx5::buffer::GuestBuffer;
+use crate::mlx5::cq::Cq;
+use crate::mlx5::hca::Hca;
+use crate::mlx5::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
+use crate::mlx5::spec::qp::{
+    PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, destroy_in, mtu, qpc, query_in, query_out,
+    rq_type, service_type, state,
+};
+use crate::mlx5::srq::Srq;
+use crate::mlx5::sync::lock;
+
+/// Services that can be created.
+const SERVICES: [u32; 7] = [
+    service_type::RC,
+    service_type::UC,
+    service_type::UD,
+    service_type::XRC,
+    service_type::QP0,
+    service_type::QP1,
+    service_type::REG_UMR,
+];
+
+/// CREATE_QP: a queue pair in RST.
+pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let context = request.part(create_in::QPC, QPC_SIZE)?;
+    let service = qpc::ST.get(context);
+    if !SERVICES.contains(&service) {
+        return Err(CommandError::Param("service type is not offered"));
+    }
+    let layout = layout(context)?;
+    let uar = qpc::UAR_PAGE.get(context);
+    if layout.log_sq_size.is_some() {
+        request.uar(uar)?;
+    }
+    let buffer = work_queues(request, context, &layout)?;
+    let named = Named::find(request.hca, context)?;
+    let mut attrs = QpAttrs { incarnation: request.firmware.incarnation(), ..QpAttrs::default() };
+    load(&mut attrs, context, &named);
+    let spec = QpSpec {
+        service,
+        user_index: qpc::USER_INDEX.get(context),
+        uar,
+        layout,
+        buffer,
+        context: context.to_vec(),
+        attrs,
+    };
+    let qp = request.hca.qps.insert(|qpn| Qp::new(qpn, spec)).ok_or(CommandError::Exhausted("queue pair"))?;
+    if let Some(slot) = special_slot(service) {
+        lock(&request.hca.special)[slot] = Some(qp.qpn);
+    }
+    Ok(Reply::new(create_out::SIZE).with(create_out::QPN, qp.qpn))
+}
+
+/// QP0 and QP1 have ordinary QPNs; packets find them by their place here (contract 6.3).
+fn special_slot(service: u32) -> Option<usize> {
+    match service {
+        service_type::QP0 => Some(0),
+        service_type::QP1 => Some(1),
+        _ => None,
+    }
+}
+
+/// Where the queues lie (contract 7.2).
+fn layout(context: &[u8]) -> Result<QueueLayout, CommandError> {
+    let own_rq = qpc::RQ_TYPE.get(context) == rq_type::REGULAR;
+    let log_rq_size = at_most(qpc::LOG_RQ_SIZE.get(context), LOG_MAX_QP_SIZE, "RQ size")?;
+    let log_sq_size = at_most(qpc::LOG_SQ_SIZE.get(context), LOG_MAX_QP_SIZE, "SQ size")?;
+    let log_rq_stride = qpc::LOG_RQ_STRIDE.get(context) + 4;
+    if own_rq && 1 << log_rq_stride > MAX_RECV_WQE {
+        return Err(CommandError::Limit("receive WQE size"));
+    }
+    Ok(QueueLayout {
+        log_rq_size: own_rq.then_some(log_rq_size),
+        log_rq_stride,
+        log_sq_size: (!qpc::NO_SQ.is_set(context)).then_some(log_sq_size),
+        sq_offset: if own_rq { 1 << (log_rq_size + log_rq_stride) } else { 0 },
+    })
+}
+
+fn work_queues(request: &Request<'_>, context: &[u8], layout: &QueueLayout) -> Result<GuestBuffer, CommandError> {
+    let sq_bytes = layout.log_sq_size.map_or(0, |log| (SQ_BLOCK_SIZE as u64) << log);
+    let len = layout.sq_offset + sq_bytes;
+    if len == 0 {
+        // An XRC target: it has no queue of its own.
+        return Ok(GuestBuffer::default());
+    }
+    request.buffer(create_in::PAS, qpc::LOG_PAGE_SIZE.get(context), qpc::PAGE_OFFSET.get(context), len)
+}
+
+/// The objects that a context names.
+pub struct Named {
+    send_cq: Option<Arc<Cq>>,
+    recv_cq: Option<Arc<Cq>>,
+    srq: Option<Arc<Srq>>,
+}
+
+impl Named {
+    /// Looks them up. A number of 0 names nothing: a UMR queue pair has no PD before RST2INIT (contract T6).
+    pub fn find(hca: &Hca, context: &[u8]) -> Result<Self, CommandError> {
+        let cq = |number| if number == 0 { Ok(None) } else { find(&hca.cqs, "CQ", number).map(Some) };
+        let pd = qpc::PD.get(context);
+        if pd != 0 {
+            find(&hca.pds, "PD", pd)?;
+        }
+        // Drivers name a dummy SRQ where there is none (contract 6.3), and XRC messages name theirs themselves.
+        let shared = qpc::RQ_TYPE.get(context) == rq_type::SRQ && qpc::ST.get(context) != service_type::XRC;
+        let srq = match shared {
+            true => Some(find(&hca.srqs, "SRQ", qpc::SRQN_RMPN_XRQN.get(context))?),
+            false => None,
+        };
+        Ok(Self { send_cq: cq(qpc::CQN_SND.get(context))?, recv_cq: cq(qpc::CQN_RCV.get(context))?, srq })
+    }
+}
+
+/// Decodes a whole context; state, generation and incarnation stay.
+pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
+    let path = |field: crate::mlx5::spec::bits::Field| field.plus(PRIMARY_PATH).get(context);
+    attrs.pd = qpc::PD.get(context);
+    attrs.send_cq = named.send_cq.clone();
+    attrs.recv_cq = named.recv_cq.clone();
+    attrs.srq = named.srq.clone();
+    attrs.remote_qpn = qpc::REMOTE_QPN.get(context);
+    attrs.remote_lid = path(ads::RLID) as u16;
+    attrs.remote_gid = (path(ads::GRH) != 0).then(|| {
+        let gid = context.get(PRIMARY_PATH + ads::RGID.start..PRIMARY_PATH + ads::RGID.end);
+        gid.and_then(|gid| gid.try_into().ok()).unwrap_or_default()
+    });
+    attrs.mtu = match qpc::MTU.get(context) {
+        code @ mtu::BYTES_256..=mtu::BYTES_4096 => 128 << code,
+        _ => 4096,
+    };
+    attrs.remote_read = qpc::RRE.is_set(context);
+    attrs.remote_write = qpc::RWE.is_set(context);
+    attrs.remote_atomic = qpc::RAE.is_set(context);
+    attrs.retry_count = qpc::RETRY_COUNT.get(context) as u8;
+    attrs.rnr_retry = qpc::RNR_RETRY.get(context) as u8;
+    attrs.min_rnr_nak = qpc::MIN_RNR_NAK.get(context) as u8;
+    attrs.ack_timeout = path(ads::ACK_TIMEOUT) as u8;
+    attrs.qkey = qpc::Q_KEY.get(context);
+    attrs.pkey_index = path(ads::PKEY_INDEX) as u16;
+    attrs.record = qpc::DBR_ADDR.get(context);
+    attrs.xrcd = qpc::XRCD.get(context);
+}
+
+/// DESTROY_QP: from any state. Once it is answered there is no access and no CQE of the queue pair any more.
+pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let (hca, qpn) = (request.hca, request.get(destroy_in::QPN));
+    let qp = hca.qps.remove(qpn).ok_or(CommandError::NoSuch { what: "queue pair", number: qpn })?;
+    hca.change_qp(&qp, retire);
+    for slot in lock(&hca.special).iter_mut().filter(|slot| **slot == Some(qpn)) {
+        *slot = None;
+    }
+    Ok(Reply::ok())
+}
+
+/// Into RST, for good: nothing that it named is held any longer. No living queue pair has this incarnation.
+pub fn retire(attrs: &mut QpAttrs) {
+    let generation = attrs.generation;
+    *attrs = QpAttrs { generation, incarnation: u64::MAX, ..QpAttrs::default() };
+}
+
+/// QUERY_QP.
+pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let qp = find(&request.hca.qps, "queue pair", request.get(query_in::QPN))?;
+    let mut context = lock(&qp.context).clone();
+    let attrs = qp.attrs();
+    qpc::STATE.set(&mut context, attrs.state);
+    let (sq_done, rq_done) = (&qp.progress.sq_done, &qp.progress.rq_done);
+    let alive = attrs.state != state::RST;
+    let count = |counter: &std::sync::atomic::AtomicU32| if alive { counter.load(Ordering::Relaxed) } else { 0 };
+    qpc::HW_SQ_WQEBB_COUNTER.set(&mut context, count(sq_done));
+    qpc::HW_RQ_COUNTER.set(&mut context, count(rq_done));
+    Ok(Reply::new(query_out::SIZE).with_bytes(query_out::QPC, &context))
+}

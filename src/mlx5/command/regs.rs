@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Registers behind ACCESS_REG (contract 4.3).
+
+use super::request::{Reply, Request};
+use super::{CommandError, Firmware};
+use crate::mlx5::spec::bits::Field;
+use crate::mlx5::spec::reg::{access_in, access_out, ib_proto, ib_width, id, node_desc, op_mod, pmtu, ptys, pvlc};
+
+/// Bytes of the port's largest MTU.
+const MTU: u32 = 4096;
+
+enum Register {
+    /// Reads as these fields; writes are accepted and change nothing.
+    Fixed(&'static [(Field, u32)]),
+    NodeDescription,
+}
+
+const REGISTERS: &[(u32, usize, Register)] = &[
+    (
+        id::PTYS,
+        ptys::SIZE,
+        Register::Fixed(&[
+            (ptys::IB_LINK_WIDTH_CAPABILITY, ib_width::X1 | ib_width::X4),
+            (ptys::IB_PROTO_CAPABILITY, PROTOCOLS),
+            (ptys::IB_LINK_WIDTH_ADMIN, ib_width::X1 | ib_width::X4),
+            (ptys::IB_PROTO_ADMIN, PROTOCOLS),
+            (ptys::IB_LINK_WIDTH_OPER, ib_width::X4),
+            (ptys::IB_PROTO_OPER, ib_proto::EDR),
+        ]),
+    ),
+    (id::PMTU, pmtu::SIZE, Register::Fixed(&[(pmtu::MAX_MTU, MTU), (pmtu::ADMIN_MTU, MTU), (pmtu::OPER_MTU, MTU)])),
+    (id::PVLC, pvlc::SIZE, Register::Fixed(&[(pvlc::VL_HW_CAP, 4), (pvlc::VL_ADMIN, 4), (pvlc::VL_OPERATIONAL, 4)])),
+    (id::NODE_DESC, node_desc::SIZE, Register::NodeDescription),
+    (id::HOST_ENDIANNESS, 16, Register::Fixed(&[])),
+    // All counters stand at zero.
+    (id::PPCNT, 256, Register::Fixed(&[])),
+];
+
+const PROTOCOLS: u32 = ib_proto::SDR | ib_proto::DDR | ib_proto::QDR | ib_proto::FDR10 | ib_proto::FDR | ib_proto::EDR;
+
+/// NODE_DESC before a driver has set it.
+pub fn initial_node_desc() -> [u8; 64] {
+    let mut text = [0; 64];
+    text.iter_mut().zip(b"rnic emulated ConnectX-5").for_each(|(to, from)| *to = *from);
+    text
+}
+
+/// ACCESS_REG.
+pub fn access(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    let wanted = request.get(access_in::REGISTER_ID);
+    let register = REGISTERS.iter().find(|(register, ..)| *register == wanted);
+    let (_, size, register) = register.ok_or(CommandError::Param("no such register"))?;
+    let data = request.part(access_in::REGISTER_DATA, *size)?;
+    // What the driver sent comes back with what the register says: port number and group are echoed.
+    let mut answer = data.to_vec();
+    match request.op_mod() {
+        op_mod::READ => read(register, request.firmware, &mut answer),
+        op_mod::WRITE => write(register, request.firmware, data),
+        _ => return Err(CommandError::Param("op_mod is 0 or 1")),
+    }
+    Ok(Reply::new(access_out::REGISTER_DATA + size).with_bytes(access_out::REGISTER_DATA, &answer))
+}
+
+fn read(register: &Register, firmware: &Firmware, answer: &mut [u8]) {
+    match register {
+        Register::Fixed(fields) => fields.iter().for_each(|(field, value)| field.set(answer, *value)),
+        Register::NodeDescription => {
+            answer.iter_mut().zip(firmware.node_desc).for_each(|(to, from)| *to = from);
+        }
+    }
+}
+
+fn write(register: &Register, firmware: &mut Firmware, data: &[u8]) {
+    if let Register::NodeDescription = register {
+        firmware.node_desc.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Every command that this device has: opcode, handler, least input, what the command log shows. Anything else is BAD_OP.
+
+use super::request::{Reply, Request};
+use super::{CommandError, caps, cq, eq, hca_cmds, mkey, odp, qp, qp_modify, regs, small, srq, vport};
+use crate::mlx5::spec::bits::Field;
+use crate::mlx5::spec::cmd::Opcode;
+use crate::mlx5::spec::{
+    caps as caps_spec, cq as cq_spec, eq as eq_spec, mkey as mkey_spec, odp as odp_spec, qp as qp_spec,
+    reg as reg_spec, small as small_spec, srq as srq_spec, vport as vport_spec,
+};
+
+/// Executes a command.
+pub type Handler = fn(&mut Request<'_>) -> Result<Reply, CommandError>;
+/// Fields that the command log shows.
+pub type Shows = &'static [(&'static str, Field)];
+
+/// One command.
+pub struct Command {
+    /// Its opcode.
+    pub opcode: Opcode,
+    /// Bytes of the shortest input.
+    pub input: usize,
+    /// Its handler.
+    pub run: Handler,
+    /// Inputs for the log.
+    pub takes: Shows,
+    /// Outputs for the log.
+    pub gives: Shows,
+}
+
+/// The command with this opcode.
+pub fn find(opcode: Opcode) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.opcode == opcode)
+}
+
+const fn command(opcode: Opcode, input: usize, run: Handler, takes: Shows, gives: Shows) -> Command {
+    Command { opcode, input, run, takes, gives }
+}
+
+/// Input of a command that says at most one dword or two.
+const SHORT: usize = 16;
+/// Input of a command with a page list.
+const LISTED: usize = 0x110;
+/// Input of a QP transition: it ends with the context.
+const CONTEXT: usize = qp_spec::modify_in::QPC + qp_spec::QPC_SIZE;
+/// Input of SET_HCA_CAP, whose structures use 256 bytes.
+const CAPABILITY: usize = caps_spec::set_in::CAPABILITY + caps_spec::CAP_SIZE;
+
+const NUMBER: Field = small_spec::object::NUMBER;
+const QPN: Field = qp_spec::modify_in::QPN;
+const PD: Shows = &[("pd", NUMBER)];
+const UAR: Shows = &[("uar", NUMBER)];
+const XRCD: Shows = &[("xrcd", NUMBER)];
+const TD: Shows = &[("td", NUMBER)];
+const EQN: Shows = &[("eqn", eq_spec::destroy_in::EQN)];
+const CQN: Shows = &[("cqn", cq_spec::destroy_in::CQN)];
+const SRQN: Shows = &[("srqn", srq_spec::destroy_xrc_srq_in::XRC_SRQN)];
+const RMPN: Shows = &[("rmpn", srq_spec::destroy_rmp_in::RMPN)];
+const MKEY: Shows = &[("mkey_index", mkey_spec::destroy_in::MKEY_INDEX)];
+const THIS_QP: Shows = &[("qpn", QPN)];
+const FUNCTION: Shows = &[("function", small_spec::query_pages_in::FUNCTION_ID)];
+const GID: Shows = &[("index", vport_spec::query_gid_in::GID_INDEX)];
+const REGISTER: Shows = &[("register", reg_spec::access_in::REGISTER_ID)];
+
+const SHOW_CREATE_EQ: Shows = &[
+    ("log_size", eq_spec::eqc::LOG_EQ_SIZE.plus(eq_spec::create_in::EQC)),
+    ("vector", eq_spec::eqc::INTR.plus(eq_spec::create_in::EQC)),
+    ("uar", eq_spec::eqc::UAR_PAGE.plus(eq_spec::create_in::EQC)),
+    ("events", Field::dword(eq_spec::create_in::EVENT_BITMASK + 4)),
+];
+const SHOW_CREATE_CQ: Shows = &[
+    ("log_size", cq_spec::cqc::LOG_CQ_SIZE.plus(cq_spec::create_in::CQC)),
+    ("eqn", cq_spec::cqc::C_EQN.plus(cq_spec::create_in::CQC)),
+    ("uar", cq_spec::cqc::UAR_PAGE.plus(cq_spec::create_in::CQC)),
+];
+const SHOW_CREATE_QP: Shows = &[
+    ("st", qp_spec::qpc::ST.plus(qp_spec::create_in::QPC)),
+    ("pd", qp_spec::qpc::PD.plus(qp_spec::create_in::QPC)),
+    ("log_sq", qp_spec::qpc::LOG_SQ_SIZE.plus(qp_spec::create_in::QPC)),
+    ("rq_type", qp_spec::qpc::RQ_TYPE.plus(qp_spec::create_in::QPC)),
+    ("log_rq", qp_spec::qpc::LOG_RQ_SIZE.plus(qp_spec::create_in::QPC)),
+    ("cqn_snd", qp_spec::qpc::CQN_SND.plus(qp_spec::create_in::QPC)),
+    ("cqn_rcv", qp_spec::qpc::CQN_RCV.plus(qp_spec::create_in::QPC)),
+    ("srqn", qp_spec::qpc::SRQN_RMPN_XRQN.plus(qp_spec::create_in::QPC)),
+    ("uar", qp_spec::qpc::UAR_PAGE.plus(qp_spec::create_in::QPC)),
+];
+const SHOW_MODIFY_QP: Shows = &[
+    ("qpn", QPN),
+    ("mask", qp_spec::modify_in::OPT_PARAM_MASK),
+    ("remote_qpn", qp_spec::qpc::REMOTE_QPN.plus(qp_spec::modify_in::QPC)),
+    ("rlid", qp_spec::ads::RLID.plus(qp_spec::modify_in::QPC + qp_spec::PRIMARY_PATH)),
+];
+const SHOW_CREATE_MKEY: Shows = &[
+    ("mode", mkey_spec::mkc::ACCESS_MODE_1_0.plus(mkey_spec::create_in::MKC)),
+    ("free", mkey_spec::mkc::FREE.plus(mkey_spec::create_in::MKC)),
+    ("variant", mkey_spec::mkc::MKEY_7_0.plus(mkey_spec::create_in::MKC)),
+    ("pd", mkey_spec::mkc::PD.plus(mkey_spec::create_in::MKC)),
+    ("octwords", mkey_spec::mkc::TRANSLATIONS_OCTWORD_SIZE.plus(mkey_spec::create_in::MKC)),
+];
+const SHOW_CREATE_RMP: Shows = &[
+    ("log_size", srq_spec::wq::LOG_WQ_SZ.plus(srq_spec::create_rmp_in::RMPC + srq_spec::rmpc::WQ)),
+    ("pd", srq_spec::wq::PD.plus(srq_spec::create_rmp_in::RMPC + srq_spec::rmpc::WQ)),
+];
+const SHOW_CREATE_XRC_SRQ: Shows = &[
+    ("log_size", srq_spec::xrc_srqc::LOG_XRC_SRQ_SIZE.plus(srq_spec::create_xrc_srq_in::XRC_SRQC)),
+    ("pd", srq_spec::xrc_srqc::PD.plus(srq_spec::create_xrc_srq_in::XRC_SRQC)),
+    ("xrcd", srq_spec::xrc_srqc::XRCD.plus(srq_spec::create_xrc_srq_in::XRC_SRQC)),
+];
+const SHOW_RESUME: Shows = &[
+    ("error", odp_spec::resume_in::ERROR),
+    ("type", odp_spec::resume_in::PAGE_FAULT_TYPE),
+    ("wq", odp_spec::resume_in::WQ_NUMBER),
+    ("token", odp_spec::resume_in::TOKEN),
+];
+
+type O = Opcode;
+
+const COMMANDS: &[Command] = &[
+    // The device as a whole (contract 4.1).
+    command(O::ENABLE_HCA, SHORT, hca_cmds::enable, FUNCTION, &[]),
+    command(O::DISABLE_HCA, SHORT, hca_cmds::disable, FUNCTION, &[]),
+    command(O::INIT_HCA, SHORT, hca_cmds::init, &[], &[]),
+    command(O::TEARDOWN_HCA, SHORT, hca_cmds::teardown, &[("profile", small_spec::teardown_hca_in::PROFILE)], &[]),
+    command(O::QUERY_ISSI, SHORT, hca_cmds::query_issi, &[], &[]),
+    command(O::SET_ISSI, SHORT, hca_cmds::set_issi, &[("issi", small_spec::set_issi_in::CURRENT_ISSI)], &[]),
+    command(O::QUERY_PAGES, SHORT, hca_cmds::query_pages, FUNCTION, &[]),
+    command(
+        O::MANAGE_PAGES,
+        SHORT,
+        hca_cmds::manage_pages,
+        &[("entries", small_spec::manage_pages_in::INPUT_NUM_ENTRIES)],
+        &[],
+    ),
+    command(O::QUERY_ADAPTER, SHORT, hca_cmds::query_adapter, &[], &[]),
+    command(O::QUERY_SPECIAL_CONTEXTS, SHORT, hca_cmds::query_special_contexts, &[], &[]),
+    command(O::NOP, SHORT, hca_cmds::nop, &[], &[]),
+    command(O::QUERY_HCA_CAP, SHORT, caps::query, &[], &[]),
+    command(O::SET_HCA_CAP, CAPABILITY, caps::set, &[], &[]),
+    command(O::ACCESS_REG, SHORT, regs::access, REGISTER, &[]),
+    // The port (contract 4.4).
+    command(O::QUERY_HCA_VPORT_CONTEXT, SHORT, vport::query_context, &[], &[]),
+    command(O::MODIFY_HCA_VPORT_CONTEXT, vport_spec::modify_context_in::SIZE, vport::modify_context, &[], &[]),
+    command(O::QUERY_HCA_VPORT_GID, SHORT, vport::query_gid, GID, &[]),
+    command(O::QUERY_HCA_VPORT_PKEY, SHORT, vport::query_pkey, GID, &[]),
+    command(O::QUERY_VPORT_COUNTER, SHORT, vport::query_counter, &[], &[]),
+    // Small objects (contract 6.7).
+    command(O::ALLOC_PD, SHORT, small::alloc_pd, &[], PD),
+    command(O::DEALLOC_PD, SHORT, small::dealloc_pd, PD, &[]),
+    command(O::ALLOC_UAR, SHORT, small::alloc_uar, &[], UAR),
+    command(O::DEALLOC_UAR, SHORT, small::dealloc_uar, UAR, &[]),
+    command(O::ALLOC_XRCD, SHORT, small::alloc_xrcd, &[], XRCD),
+    command(O::DEALLOC_XRCD, SHORT, small::dealloc_xrcd, XRCD, &[]),
+    command(O::ALLOC_TRANSPORT_DOMAIN, SHORT, small::alloc_td, &[], TD),
+    command(O::DEALLOC_TRANSPORT_DOMAIN, SHORT, small::dealloc_td, TD, &[]),
+    // Event and completion queues (contract 6.1, 6.2).
+    command(O::CREATE_EQ, LISTED, eq::create, SHOW_CREATE_EQ, EQN),
+    command(O::DESTROY_EQ, SHORT, eq::destroy, EQN, &[]),
+    command(O::QUERY_EQ, SHORT, eq::query, EQN, &[]),
+    command(O::CREATE_CQ, LISTED, cq::create, SHOW_CREATE_CQ, CQN),
+    command(O::DESTROY_CQ, SHORT, cq::destroy, CQN, &[]),
+    command(O::QUERY_CQ, SHORT, cq::query, CQN, &[]),
+    command(O::MODIFY_CQ, cq_spec::modify_in::CQC + cq_spec::CQC_SIZE, cq::modify, CQN, &[]),
+    // Queue pairs (contract 6.3, 6.4).
+    command(O::CREATE_QP, LISTED, qp::create, SHOW_CREATE_QP, THIS_QP),
+    command(O::DESTROY_QP, SHORT, qp::destroy, THIS_QP, &[]),
+    command(O::QUERY_QP, SHORT, qp::query, THIS_QP, &[]),
+    command(O::RST2INIT_QP, CONTEXT, qp_modify::transition, THIS_QP, &[]),
+    command(O::INIT2INIT_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
+    command(O::INIT2RTR_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
+    command(O::RTR2RTS_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
+    command(O::RTS2RTS_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
+    command(O::SQERR2RTS_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
+    command(O::SQD_RTS_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
+    command(O::TO_ERR_QP, SHORT, qp_modify::to_error, THIS_QP, &[]),
+    command(O::TO_RST_QP, SHORT, qp_modify::to_reset, THIS_QP, &[]),
+    // Shared receive queues (contract 6.5).
+    command(O::CREATE_RMP, LISTED, srq::create_rmp, SHOW_CREATE_RMP, RMPN),
+    command(O::DESTROY_RMP, SHORT, srq::destroy_rmp, RMPN, &[]),
+    command(O::MODIFY_RMP, srq_spec::modify_rmp_in::RMPC + 0x38, srq::modify_rmp, RMPN, &[]),
+    command(O::QUERY_RMP, SHORT, srq::query_rmp, RMPN, &[]),
+    command(O::CREATE_XRC_SRQ, LISTED, srq::create_xrc, SHOW_CREATE_XRC_SRQ, SRQN),
+    command(O::DESTROY_XRC_SRQ, SHORT, srq::destroy_xrc, SRQN, &[]),
+    command(O::ARM_XRC_SRQ, SHORT, srq::arm, SRQN, &[]),
+    command(O::QUERY_XRC_SRQ, SHORT, srq::query_xrc, SRQN, &[]),
+    command(O::CREATE_SRQ, LISTED, srq::create_basic, SHOW_CREATE_XRC_SRQ, SRQN),
+    command(O::DESTROY_SRQ, SHORT, srq::destroy_basic, SRQN, &[]),
+    command(O::ARM_RQ, SHORT, srq::arm, SRQN, &[]),
+    command(O::QUERY_SRQ, SHORT, srq::query_basic, SRQN, &[]),
+    // Memory keys and paging (contract 6.6, 9.3).
+    command(O::CREATE_MKEY, LISTED, mkey::create, SHOW_CREATE_MKEY, MKEY),
+    command(O::DESTROY_MKEY, SHORT, mkey::destroy, MKEY, &[]),
+    command(O::QUERY_MKEY, SHORT, mkey::query, MKEY, &[]),
+    command(O::PAGE_FAULT_RESUME, SHORT, odp::resume, SHOW_RESUME, &[]),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_there_once_and_has_a_name() {
+        for (at, command) in COMMANDS.iter().enumerate() {
+            assert!(command.opcode.name().is_some(), "{}", command.opcode);
+            assert!(COMMANDS[..at].iter().all(|other| other.opcode != command.opcode), "{} twice", command.opcode);
+            assert!(command.input >= SHORT);
+        }
+        assert!(find(Opcode(0xbad)).is_none());
+    }
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Completion queues: the one place that publishes CQEs and decides about completion events (contract 6.2, 7.5, 7.6).
+
+use std::sync::Mutex;
+use std::sync::atomic::{Ordering, fence};
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::buffer::GuestBuffer;
+use super::eq::Event;
+use super::hca::Hca;
+use super::spec::cq::{CQE_SIZE, cqe};
+use super::spec::eq::{eqe_comp, eqe_cq_err, event};
+use super::sync::lock;
+
+/// A CQE could not be written.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum CqError {
+    /// The driver has not made room: the CQ is in error, the queue pair goes to ERR (contract 7.5).
+    #[error("completion queue {0:#x} overran")]
+    Overrun(u32),
+    /// The CQ is destroyed, in error or not in guest RAM.
+    #[error("completion queue {0:#x} takes no completions")]
+    Dead(u32),
+}
+
+/// A completion queue.
+pub struct Cq {
+    /// Its number.
+    pub cqn: u32,
+    /// UAR page whose doorbells it obeys.
+    pub uar: u32,
+    /// Event queue of its completion events.
+    pub eqn: u32,
+    /// CQC as created, for QUERY_CQ.
+    pub context: Mutex<Vec<u8>>,
+    log_size: u32,
+    /// log2 of the bytes between entries: 6, or 7 for the padded kinds.
+    log_stride: u32,
+    /// Byte of the 64-byte entry within its stride: 64 for 128-byte CQEs.
+    offset: u64,
+    ignore_overrun: bool,
+    record: u64,
+    buffer: GuestBuffer,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    producer: u32,
+    /// As last read from the doorbell record; wrapping like `producer`.
+    consumer: u32,
+    /// One more than the index of the newest entry that a solicited-only arm waits for, if there was any.
+    solicited: Option<u32>,
+    armed: Option<Arm>,
+    dead: bool,
+    error: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arm {
+    Any,
+    Solicited,
+}
+
+/// Everything CREATE_CQ decides.
+pub struct CqSpec {
+    /// UAR page.
+    pub uar: u32,
+    /// Event queue.
+    pub eqn: u32,
+    /// log2 of the number of entries.
+    pub log_size: u32,
+    /// CQC.cqe_sz: 0: 64 bytes; 1: 128, the entry in the upper half; 2: 128, padded behind.
+    pub entry: u32,
+    /// CQC.oi.
+    pub ignore_overrun: bool,
+    /// Guest physical address of the doorbell record.
+    pub record: u64,
+    /// Entries.
+    pub buffer: GuestBuffer,
+    /// CQC as created.
+    pub context: Vec<u8>,
+}
+
+impl Cq {
+    /// An empty, unarmed queue.
+    pub fn new(cqn: u32, spec: CqSpec) -> Self {
+        let CqSpec { uar, eqn, log_size, entry, ignore_overrun, record, buffer, context } = spec;
+        let log_stride = if entry == 0 { 6 } else { 7 };
+        let offset = if entry == 1 { 64 } else { 0 };
+        let context = Mutex::new(context);
+        let state = Mutex::default();
+        Self { cqn, uar, eqn, context, log_size, log_stride, offset, ignore_overrun, record, buffer, state }
+    }
+
+    /// Bytes of a buffer for this geometry.
+    pub fn bytes(log_size: u32, entry: u32) -> u64 {
+        (if entry == 0 { 64 } else { 128 }) << log_size.min(32)
+    }
+
+    /// Publishes one entry; its owner bit is set here. `solicited`: its sender asked for an event, or it is an error.
+    ///
+    /// The caller is inside a section and has checked there that its queue pair is alive: after 2RST or DESTROY_QP no entry
+    /// of the queue pair may appear (contract 6.4).
+    pub fn push(&self, hca: &Hca, mut entry: [u8; CQE_SIZE], solicited: bool) -> Result<(), CqError> {
+        let mut state = lock(&self.state);
+        if state.dead || state.error {
+            return Err(CqError::Dead(self.cqn));
+        }
+        if !self.has_room(hca, &mut state) {
+            state.error = true;
+            drop(state);
+            let overrun = Event::new(event::CQ_ERROR, 0).with(eqe_cq_err::CQN, self.cqn);
+            hca.async_event(overrun.with(eqe_cq_err::SYNDROME, CQ_OVERRUN));
+            return Err(CqError::Overrun(self.cqn));
+        }
+        cqe::OWNER.set(&mut entry, state.producer >> self.log_size & 1);
+        self.write(hca, state.producer, &entry).map_err(|_| CqError::Dead(self.cqn))?;
+        state.producer = state.producer.wrapping_add(1);
+        if solicited {
+            state.solicited = Some(state.producer);
+        }
+        let fire = match state.armed {
+            Some(Arm::Any) => true,
+            Some(Arm::Solicited) => solicited,
+            None => false,
+        };
+        if fire {
+            state.armed = None;
+        }
+        drop(state);
+        if fire {
+            self.fire(hca);
+        }
+        Ok(())
+    }
+
+    /// The arm doorbell: `ci` is the consumer index (24 bits). Fires at once when there is already an entry to tell of: a late arm
+    /// must not lose the wake-up (contract T19).
+    pub fn arm(&self, hca: &Hca, ci: u32, solicited_only: bool) {
+        let mut state = lock(&self.state);
+        if state.dead {
+            return;
+        }
+        let newest = if solicited_only { state.solicited } else { Some(state.producer) };
+        // Behind by less than half of the 24-bit space.
+        let waiting = newest.is_some_and(|newest| matches!(newest.wrapping_sub(ci) & 0xff_ffff, 1..0x80_0000));
+        state.armed = match (waiting, solicited_only) {
+            (true, _) => None,
+            (false, true) => Some(Arm::Solicited),
+            (false, false) => Some(Arm::Any),
+        };
+        drop(state);
+        if waiting {
+            self.fire(hca);
+        }
+    }
+
+    /// No entry is written after this returns.
+    pub fn kill(&self) {
+        lock(&self.state).dead = true;
+    }
+
+    /// Entries written and, as last looked at, consumed; whether it is in error: for inspection.
+    pub fn indices(&self) -> (u32, u32, bool) {
+        let state = lock(&self.state);
+        (state.producer, state.consumer, state.error)
+    }
+
+    fn fire(&self, hca: &Hca) {
+        if let Some(eq) = hca.eqs.get(self.eqn) {
+            eq.push(hca, Event::new(event::COMP, 0).with(eqe_comp::CQN, self.cqn));
+        }
+    }
+
+    /// Looks at the doorbell record only when the queue seems full.
+    fn has_room(&self, hca: &Hca, state: &mut State) -> bool {
+        let size = 1u32 << self.log_size;
+        if self.ignore_overrun || state.producer.wrapping_sub(state.consumer) < size {
+            return true;
+        }
+        let record = hca.dma.ram().ok().and_then(|ram| ram.read_obj::<u32>(GuestAddress(self.record)).ok());
+        let Some(record) = record else { return false };
+        let step = u32::from_be(record).wrapping_sub(state.consumer) & 0xff_ffff;
+        if step <= state.producer.wrapping_sub(state.consumer) {
+            state.consumer = state.consumer.wrapping_add(step);
+        }
+        state.producer.wrapping_sub(state.consumer) < size
+    }
+
+    fn write(&self, hca: &Hca, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), crate::dma::DmaError> {
+        let slot = u64::from(index & ((1 << self.log_size) - 1)) << self.log_stride;
+        let at = slot + self.offset;
+        // The last dword holds the owner bit (rule 4).
+        let (body, last) = entry.split_at(CQE_SIZE - 4);
+        self.buffer.write(&hca.dma, at, body)?;
+        fence(Ordering::Release);
+        self.buffer.write(&hca.dma, at + body.len() as u64, last)
+    }
+}
+
+/// CQ error syndrome of an overrun (contract 7.5, uncertain).
+const CQ_OVERRUN: u32 = 1;

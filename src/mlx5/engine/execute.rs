@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One step of a connected queue pair's message, requester's and responder's work in one go: inside one section, at most one piece of data.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::completion::{Arrival, Place, receive_owner, received, sent};
+use super::failure::{Failure, receive_cq, stopped};
+use super::receive::NoWqe;
+use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester};
+use super::transfer::{At, Atomic, CHUNK, End, Mover, Plan, atomic, transfer};
+use super::wqe::{Extra, Kind, Seg};
+use crate::mlx5::fault_rules::NicAction;
+use crate::mlx5::hca::Hca;
+use crate::mlx5::mkey::{self, Access, Rights};
+use crate::mlx5::quiesce::Section;
+use crate::mlx5::spec::cq::{opcode, syndrome};
+use crate::mlx5::spec::qp::service_type;
+use crate::mlx5::srq::{Srq, SrqKind};
+use crate::mlx5::sync::lock;
+
+/// Bytes of the longest message (cap log_max_msg).
+const MAX_MESSAGE: u64 = 1 << 30;
+
+impl Requester {
+    /// Goes on with the current WQE, which is not a UMR.
+    pub fn execute(&mut self, cx: &mut Cx<'_>, section: &Section<'_>) -> Outcome {
+        match (self.wqe.kind, self.qp.service) {
+            (Kind::Nop | Kind::Umr, _) => return self.finish(cx.hca, 0),
+            (_, service_type::UD | service_type::QP0 | service_type::QP1) => return self.datagram(cx, section),
+            _ => {}
+        }
+        if self.wqe.total > MAX_MESSAGE {
+            return Outcome::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
+        }
+        let reached = self.find_peer(cx.hca);
+        let Some(peer) = self.peer.as_ref().filter(|_| reached) else {
+            return if self.is_unreliable() { self.lost(cx, section) } else { Outcome::NoPeer };
+        };
+        match self.wqe.kind {
+            Kind::Send => self.send(cx, section, peer),
+            Kind::Write => self.write(cx, section, peer),
+            Kind::Read => self.read(cx, section, peer),
+            _ => self.atomic(cx, section, peer),
+        }
+    }
+
+    fn is_unreliable(&self) -> bool {
+        self.qp.service == service_type::UC
+    }
+
+    /// The current WQE succeeded: its CQE, if it wants one. Inside the section in which its last byte moved.
+    pub fn finish(&self, hca: &Hca, bytes: u64) -> Outcome {
+        if self.wqe.signaled {
+            let Some(cq) = &self.attrs.send_cq else { return Outcome::Failed(Failure::MUTE) };
+            let place = Place { counter: self.next, owner: self.qp.user_index };
+            if sent(hca, cq, &self.qp, place, (self.wqe.opcode, bytes), self.wqe.own_event).is_err() {
+                return Outcome::Failed(Failure::MUTE);
+            }
+        }
+        Outcome::Finished
+    }
+
+    /// An unreliable message that nobody takes: its sender succeeds, unless its own list is bad.
+    pub fn lost(&self, cx: &Cx<'_>, section: &Section<'_>) -> Outcome {
+        for seg in &self.wqe.segs {
+            let Seg::Key { lkey: key, va, len } = *seg else { continue };
+            let access = Access { key, pd: self.attrs.pd, qpn: self.qp.qpn, va, len, rights: Rights::LOCAL_READ };
+            if let Err(error) = mkey::check(cx.hca, section, &access) {
+                log::debug!("QPN {:#x}: {error}", self.qp.qpn);
+                return Outcome::Failed(Failure::local(syndrome::LOCAL_PROT_ERR));
+            }
+        }
+        self.finish(cx.hca, 0)
+    }
+
+    /// The WQE's list.
+    pub fn list(&self, rights: Rights) -> End<'_> {
+        End::List { segs: &self.wqe.segs, wqe: &self.bytes[..], pd: self.attrs.pd, qpn: self.qp.qpn, rights }
+    }
+
+    /// The whole of what the WQE names at the responder.
+    fn target(&self, peer: &Peer, rights: Rights) -> Access {
+        let (va, key) = self.wqe.remote;
+        Access { key, pd: peer.attrs.pd, qpn: peer.qp.qpn, va, len: self.wqe.total, rights }
+    }
+
+    /// What the responder checks when a request arrives. A message without bytes names no memory (IBTA C9-88).
+    fn admit(&self, cx: &Cx<'_>, section: &Section<'_>, access: &Access, allowed: bool) -> Result<(), Failure> {
+        if !allowed {
+            return Err(Failure::INVALID_REQUEST);
+        }
+        // What is moved in one piece is checked as a whole when it is translated.
+        if self.done > 0 || access.len <= CHUNK {
+            return Ok(());
+        }
+        mkey::check(cx.hca, section, access).map_err(|error| {
+            log::debug!("QPN {:#x}: refused to the peer: {error}", access.qpn);
+            Failure::REMOTE_ACCESS
+        })
+    }
+
+    fn at(&self) -> At {
+        At { source: self.done, target: self.done, want: self.wqe.total - self.done }
+    }
+
+    fn write(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+        let access = self.target(peer, Rights::REMOTE_WRITE);
+        if let Err(failure) = self.admit(cx, section, &access, peer.attrs.remote_write) {
+            return Outcome::Failed(failure);
+        }
+        if let Extra::Imm(word) = self.wqe.extra {
+            // Known to be there before the first byte, so that an RNR NAK leaves nothing behind.
+            let arrival = Arrival { opcode: opcode::RESP_WR_IMM, word, ..Arrival::default() };
+            return self.deliver(cx, section, peer, arrival, Some(access));
+        }
+        if self.done == self.wqe.total {
+            return self.finish(cx.hca, 0);
+        }
+        let ends = (&self.list(Rights::LOCAL_READ), &End::Remote { access });
+        match transfer(cx.hca, section, (cx.scratch, self.mover()), ends, self.at(), || self.plan(cx.hca)) {
+            Ok(moved) => self.moved(cx.hca, moved, 0),
+            Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Remote),
+        }
+    }
+
+    fn read(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+        let access = self.target(peer, Rights::REMOTE_READ);
+        if let Err(failure) = self.admit(cx, section, &access, peer.attrs.remote_read) {
+            return Outcome::Failed(failure);
+        }
+        if self.done == self.wqe.total {
+            return self.finish(cx.hca, self.done);
+        }
+        let ends = (&End::Remote { access }, &self.list(Rights::LOCAL_WRITE));
+        match transfer(cx.hca, section, (cx.scratch, self.mover()), ends, self.at(), || self.plan(cx.hca)) {
+            Ok(moved) => self.moved(cx.hca, moved, self.wqe.total),
+            Err(stop) => stopped(stop, FaultEnd::Remote, FaultEnd::Local),
+        }
+    }
+
+    /// Done, or more to come. The bytes count either way.
+    fn moved(&self, hca: &Hca, moved: u64, told: u64) -> Outcome {
+        if self.done + moved < self.wqe.total {
+            return Outcome::Moved(moved);
+        }
+        hca.counters.bytes.add(moved);
+        self.finish(hca, told)
+    }
+
+    fn atomic(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+        let (va, key) = self.wqe.remote;
+        let word = Access { key, pd: peer.attrs.pd, qpn: peer.qp.qpn, va, len: 8, rights: Rights::ATOMIC };
+        if !peer.attrs.remote_atomic || va % 8 != 0 {
+            return Outcome::Failed(Failure::INVALID_REQUEST);
+        }
+        if self.wqe.total < 8 {
+            return Outcome::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
+        }
+        let (first, compare) = self.wqe.operands;
+        let operation = match self.wqe.kind {
+            Kind::CompareSwap => Atomic::CompareSwap { swap: first, compare },
+            _ => Atomic::FetchAdd(first),
+        };
+        let ends = (&word, &self.list(Rights::LOCAL_WRITE));
+        match atomic(cx.hca, section, (cx.scratch, self.mover()), ends, operation) {
+            Ok(()) => self.finish(cx.hca, 8),
+            Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Remote),
+        }
+    }
+
+    fn send(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+        self.deliver(cx, section, peer, Arrival::send(self.wqe.extra), None)
+    }
+
+    /// A message that takes a receive WQE: SEND scatters into it, RDMA WRITE with immediate (`write`) only completes it.
+    fn deliver(
+        &self,
+        cx: &mut Cx<'_>,
+        section: &Section<'_>,
+        peer: &Peer,
+        arrival: Arrival,
+        write: Option<Access>,
+    ) -> Outcome {
+        let Ok(srq) = self.shared_queue(cx.hca, peer) else { return Outcome::Failed(Failure::INVALID_REQUEST) };
+        let mut responder = lock(&peer.qp.responder);
+        responder.sync(&peer.attrs);
+        let recv = match responder.take(cx.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
+            Ok(recv) => recv,
+            Err(NoWqe::NotReady) if self.is_unreliable() => return self.lost(cx, section),
+            Err(NoWqe::NotReady) => return Outcome::NotReady,
+            Err(NoWqe::Broken) => return Outcome::Failed(Failure::BROKEN_QUEUE),
+        };
+        let total = self.wqe.total;
+        let mut moved = 0;
+        if self.done < total {
+            let to = match write {
+                Some(access) => End::Remote { access },
+                None if total > recv.room => return Outcome::Failed(Failure::TOO_LONG),
+                None => {
+                    End::List { segs: &recv.segs, wqe: &[], pd: recv.pd, qpn: peer.qp.qpn, rights: Rights::LOCAL_WRITE }
+                }
+            };
+            let ends = (&self.list(Rights::LOCAL_READ), &to);
+            let plan = || self.plan(cx.hca);
+            moved = match transfer(cx.hca, section, (cx.scratch, self.mover()), ends, self.at(), plan) {
+                Ok(moved) => moved,
+                Err(stop) => {
+                    let end = if write.is_some() { FaultEnd::Remote } else { FaultEnd::Receive };
+                    return stopped(stop, FaultEnd::Local, end);
+                }
+            };
+        }
+        if self.done + moved < total {
+            return Outcome::Moved(moved);
+        }
+        if let Extra::Inval(key) = self.wqe.extra {
+            if !self.invalidated() {
+                // Nothing is left to move when it comes back, but the section must end first.
+                return if moved > 0 { Outcome::Moved(moved) } else { Outcome::Invalidate(key) };
+            }
+        }
+        let (counter, srqn) = (recv.index, recv.srqn);
+        let place = Place { counter, owner: receive_owner(cx.hca, &peer.qp, srqn) };
+        let arrival = Arrival { bytes: total, solicited: self.wqe.solicited, source_qpn: self.qp.qpn, ..arrival };
+        let told = match receive_cq(cx.hca, &peer.attrs, srqn) {
+            Some(cq) => received(cx.hca, &cq, &peer.qp, place, &arrival).is_ok(),
+            None => false,
+        };
+        if !told {
+            return Outcome::Failed(Failure::NO_RECEIVE_CQE);
+        }
+        responder.completed(&peer.qp);
+        drop(responder);
+        cx.hca.counters.bytes.add(moved);
+        self.finish(cx.hca, 0)
+    }
+
+    /// The SRQ that the message takes a WQE from, if any: XRC messages name it.
+    fn shared_queue(&self, hca: &Hca, peer: &Peer) -> Result<Option<Arc<Srq>>, ()> {
+        if self.qp.service != service_type::XRC {
+            return Ok(peer.attrs.srq.clone());
+        }
+        let named = hca.srqs.get(self.wqe.srqn).filter(|srq| srq.kind == SrqKind::Xrc && srq.xrcd == peer.attrs.xrcd);
+        named.map(Some).ok_or(())
+    }
+
+    /// Who moves data, for the ledger.
+    pub fn mover(&self) -> Mover {
+        Mover { qpn: self.qp.qpn }
+    }
+
+    /// What a planted fault says about the piece that is translated now. Asked once a WQE.
+    fn plan(&self, hca: &Hca) -> Plan {
+        if !hca.faults.any() || self.planned.replace(true) {
+            return Plan::Copy;
+        }
+        let mine =
+            |action| matches!(action, NicAction::LateDma | NicAction::StallInFlight { .. } | NicAction::HideFromLedger);
+        match hca.faults.consult(&self.shape(), mine) {
+            Some(NicAction::LateDma) => Plan::Late,
+            Some(NicAction::HideFromLedger) => Plan::Hide,
+            Some(NicAction::StallInFlight { ms }) => {
+                // Inside the section: that is the fault.
+                std::thread::sleep(Duration::from_millis(u64::from(ms.min(MAX_STALL_MS))));
+                Plan::Copy
+            }
+            _ => Plan::Copy,
+        }
+    }
+}
+
+/// Longest planted stall.
+const MAX_STALL_MS: u32 = 2000;

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Taking receive WQEs: from a queue pair's own queue, in order, or from a shared one, along its linked list (contract 7.4).
+//!
+//! Posting has no doorbell: the record in guest memory is read whenever a WQE is needed and none is known of.
+
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::wqe::{MAX_RECV_WQE, Seg, parse_receive};
+use crate::mlx5::eq::Event;
+use crate::mlx5::hca::Hca;
+use crate::mlx5::qp::{Qp, QpAttrs};
+use crate::mlx5::spec::eq::{eqe_qp_srq, event};
+use crate::mlx5::spec::wqe::srq_next;
+use crate::mlx5::srq::{Srq, SrqState};
+use crate::mlx5::sync::lock;
+
+/// The receiving half of a queue pair: progress in its receive queue and the message that is arriving. Locked by the engine of the peer
+/// whose message arrives, or by the queue pair's own engine when it flushes; commands never take it.
+#[derive(Debug, Default)]
+pub struct Responder {
+    /// `QpAttrs::incarnation` that the rest is of.
+    incarnation: u64,
+    /// Receive WQEs done since RST: the own queue's index of the next one.
+    done: u16,
+    /// The record's counter as last read.
+    posted: u16,
+    /// `wqe` is taken and not yet completed.
+    held: bool,
+    /// The last WQE event has been told (contract 12.2).
+    told_last: bool,
+    wqe: RecvWqe,
+}
+
+/// A receive WQE.
+#[derive(Debug, Default)]
+pub struct RecvWqe {
+    /// Own queue: counter; shared: index. What `wqe_counter` of the CQE says.
+    pub index: u16,
+    /// Protection domain of its keys.
+    pub pd: u32,
+    /// SRQN, if it came from there.
+    pub srqn: Option<u32>,
+    /// Scatter list.
+    pub segs: Vec<Seg>,
+    /// Bytes of room.
+    pub room: u64,
+    /// As copied in.
+    bytes: Vec<u8>,
+}
+
+/// Why there is no receive WQE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoWqe {
+    /// None is posted: receiver not ready.
+    NotReady,
+    /// The queue cannot be read: not guest RAM, or a list that leads nowhere.
+    Broken,
+}
+
+/// What an index of a queue in a doorbell record says; `None` if the record is not in guest RAM.
+pub fn read_record(hca: &Hca, at: u64) -> Option<u16> {
+    let value: u32 = hca.dma.ram().ok()?.read_obj(GuestAddress(at)).ok()?;
+    Some(u32::from_be(value) as u16)
+}
+
+impl Responder {
+    /// Starts anew when the queue pair has been in RST since.
+    pub fn sync(&mut self, attrs: &QpAttrs) {
+        if self.incarnation != attrs.incarnation {
+            // Its lists keep their room.
+            let wqe = std::mem::take(&mut self.wqe);
+            *self = Self { incarnation: attrs.incarnation, wqe, ..Self::default() };
+        }
+    }
+
+    /// The WQE for the message that arrives: the one that is held, or the next.
+    pub fn take(&mut self, hca: &Hca, qp: &Qp, attrs: &QpAttrs, srq: Option<&Arc<Srq>>) -> Result<&RecvWqe, NoWqe> {
+        if !self.held {
+            match srq {
+                Some(srq) => take_shared(hca, srq, &mut self.wqe)?,
+                None => self.take_own(hca, qp, attrs)?,
+            }
+            self.held = true;
+        }
+        Ok(&self.wqe)
+    }
+
+    fn take_own(&mut self, hca: &Hca, qp: &Qp, attrs: &QpAttrs) -> Result<(), NoWqe> {
+        let log_size = qp.layout.log_rq_size.ok_or(NoWqe::NotReady)?;
+        if !self.any_posted(hca, attrs) {
+            return Err(NoWqe::NotReady);
+        }
+        let slot = u64::from(self.done) & ((1 << log_size.min(16)) - 1);
+        let stride = (1usize << qp.layout.log_rq_stride.min(11)).min(MAX_RECV_WQE);
+        self.wqe.bytes.resize(stride, 0);
+        qp.buffer.read(&hca.dma, slot * stride as u64, &mut self.wqe.bytes).map_err(|_| NoWqe::Broken)?;
+        self.wqe.room = parse_receive(&self.wqe.bytes, false, &mut self.wqe.segs);
+        self.wqe.index = self.done;
+        self.wqe.pd = attrs.pd;
+        self.wqe.srqn = None;
+        Ok(())
+    }
+
+    fn any_posted(&mut self, hca: &Hca, attrs: &QpAttrs) -> bool {
+        if self.posted == self.done {
+            self.posted = read_record(hca, attrs.record).unwrap_or(self.done);
+        }
+        self.posted != self.done
+    }
+
+    /// Index and SRQN of the WQE that is taken and not completed.
+    pub fn held(&self) -> Option<(u16, Option<u32>)> {
+        self.held.then_some((self.wqe.index, self.wqe.srqn))
+    }
+
+    /// The WQE that [`Responder::take`] gave is completed.
+    pub fn completed(&mut self, qp: &Qp) {
+        self.held = false;
+        if self.wqe.srqn.is_none() {
+            self.done = self.done.wrapping_add(1);
+            qp.progress.rq_done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// For a queue pair in ERR: the next WQE to flush, as `wqe_counter` and SRQN. Of a shared queue only the one that was taken.
+    pub fn to_flush(&mut self, hca: &Hca, qp: &Qp, attrs: &QpAttrs) -> Option<(u16, Option<u32>)> {
+        if self.held {
+            return self.held();
+        }
+        let log_size = qp.layout.log_rq_size.filter(|_| attrs.srq.is_none())?;
+        if !self.any_posted(hca, attrs) {
+            return None;
+        }
+        // A record beyond the queue is the guest's mistake: as many as the queue has.
+        let size = 1u16.checked_shl(log_size).unwrap_or(u16::MAX);
+        if self.posted.wrapping_sub(self.done) > size {
+            self.done = self.posted.wrapping_sub(size);
+        }
+        self.wqe.srqn = None;
+        Some((self.done, None))
+    }
+
+    /// Whether the event that the last WQE has been reached is due, once.
+    pub fn last_reached(&mut self, attrs: &QpAttrs) -> bool {
+        let due = attrs.srq.is_some() && !self.held && !self.told_last;
+        self.told_last |= due;
+        due
+    }
+}
+
+/// Takes the next WQE of the list, and its link with it. The link of a posted WQE is good: the driver follows it itself when it posts, and
+/// never posts the tail. Once the WQE is completed it may be the tail, whose link the driver writes when it frees another.
+fn take_shared(hca: &Hca, srq: &Srq, wqe: &mut RecvWqe) -> Result<(), NoWqe> {
+    let mut state = lock(&srq.state);
+    if state.dead {
+        return Err(NoWqe::Broken);
+    }
+    let posted = read_record(hca, srq.record).ok_or(NoWqe::Broken)?;
+    let left = posted.wrapping_sub(state.taken);
+    if left == 0 {
+        return Err(NoWqe::NotReady);
+    }
+    if follow(hca, srq, &mut state, wqe).is_none() {
+        state.dead = true;
+        drop(state);
+        let broken = Event::new(event::SRQ_CATAS_ERROR, 0);
+        hca.async_event(broken.with(eqe_qp_srq::QP_SRQ_N, srq.srqn));
+        return Err(NoWqe::Broken);
+    }
+    state.taken = state.taken.wrapping_add(1);
+    let below = state.limit != 0 && left - 1 < state.limit;
+    if below {
+        state.limit = 0;
+    }
+    drop(state);
+    if below {
+        hca.async_event(Event::new(event::SRQ_RQ_LIMIT, 0).with(eqe_qp_srq::QP_SRQ_N, srq.srqn));
+    }
+    Ok(())
+}
+
+fn follow(hca: &Hca, srq: &Srq, state: &mut SrqState, wqe: &mut RecvWqe) -> Option<()> {
+    let stride = (1usize << srq.log_stride.min(11)).min(MAX_RECV_WQE);
+    let at = |index: u16| u64::from(index) * stride as u64;
+    if u32::from(state.next) >= 1 << srq.log_size.min(16) {
+        return None;
+    }
+    wqe.bytes.resize(stride, 0);
+    srq.buffer.read(&hca.dma, at(state.next), &mut wqe.bytes).ok()?;
+    wqe.room = parse_receive(&wqe.bytes, true, &mut wqe.segs);
+    wqe.index = state.next;
+    wqe.pd = srq.pd;
+    wqe.srqn = Some(srq.srqn);
+    state.next = srq_next::NEXT_WQE_INDEX.get(&wqe.bytes) as u16;
+    Some(())
+}

@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Work requests, from bytes that have been copied in to typed values (contract 7.3, 7.4). Nothing here touches guest memory.
+
+use thiserror::Error;
+
+use crate::mlx5::spec::mkey::TERMINATOR_KEY;
+use crate::mlx5::spec::qp::service_type;
+use crate::mlx5::spec::wqe::{
+    AV_BASE_SIZE, AV_SIZE, DS_UNIT, ZERO_BYTE_COUNT, atomic, av, ctrl, data, inline, opcode, raddr, srq_next, xrc,
+};
+
+/// Bytes of the largest send WQE: 63 units of 16 bytes.
+pub const MAX_SEND_WQE: usize = 63 * DS_UNIT;
+/// Bytes of the largest receive WQE (QPC.log_rq_stride has three bits: 16 << 7).
+pub const MAX_RECV_WQE: usize = 16 << 7;
+/// Bytes of a send queue's block.
+pub const BLOCK: usize = 64;
+
+/// Why a send WQE is not executed; all are local QP operation errors (0x02).
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum WqeError {
+    /// The length field is zero, or a segment passes it.
+    #[error("the segments do not fit the length of {0} units")]
+    Length(u32),
+    /// The opcode is unknown or means nothing to this kind of queue pair.
+    #[error("opcode {0:#x} does not suit the queue pair")]
+    Opcode(u32),
+    /// The control segment names another queue pair.
+    #[error("the WQE belongs to QPN {0:#x}")]
+    Qpn(u32),
+}
+
+/// What a send WQE does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// Nothing.
+    #[default]
+    Nop,
+    /// SEND and its kinds; the message takes a receive WQE.
+    Send,
+    /// RDMA WRITE; with immediate it takes a receive WQE.
+    Write,
+    /// RDMA READ.
+    Read,
+    /// Compare and swap.
+    CompareSwap,
+    /// Fetch and add.
+    FetchAdd,
+    /// Memory key update.
+    Umr,
+}
+
+/// What comes along with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Extra {
+    /// Nothing.
+    #[default]
+    None,
+    /// Immediate data.
+    Imm(u32),
+    /// The responder invalidates this key of its own.
+    Inval(u32),
+}
+
+/// A part of a gather or scatter list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seg {
+    /// Memory under a key.
+    Key {
+        /// Local key.
+        lkey: u32,
+        /// First byte.
+        va: u64,
+        /// Bytes, 1 to 2^31.
+        len: u64,
+    },
+    /// Bytes of the WQE itself.
+    Inline {
+        /// Where in the WQE.
+        at: usize,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+impl Seg {
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        match *self {
+            Self::Key { len, .. } | Self::Inline { len, .. } => len,
+        }
+    }
+}
+
+/// Destination of a datagram (contract 7.3, AV).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Av {
+    /// Q_Key; the queue pair's own if the high bit is set.
+    pub qkey: u32,
+    /// Destination QPN.
+    pub dqpn: u32,
+    /// Service level.
+    pub sl: u32,
+    /// Destination path bits.
+    pub path_bits: u32,
+    /// Destination LID.
+    pub dlid: u16,
+    /// Global routing, if wanted.
+    pub grh: Option<Grh>,
+}
+
+/// The parts of a GRH that the sender chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Grh {
+    /// Traffic class.
+    pub tclass: u32,
+    /// Flow label.
+    pub flow_label: u32,
+    /// Hop limit.
+    pub hop_limit: u32,
+    /// Index of the sender's GID.
+    pub sgid_index: u32,
+    /// Destination GID.
+    pub dgid: [u8; 16],
+}
+
+/// A send WQE. Parsed into place, so that its list is allocated once a queue pair.
+#[derive(Debug, Clone, Default)]
+pub struct SendWqe {
+    /// As in the control segment.
+    pub opcode: u32,
+    /// What it does.
+    pub kind: Kind,
+    /// Immediate or key to invalidate.
+    pub extra: Extra,
+    /// Whether its success is told of (`ce` 2 and 3).
+    pub signaled: bool,
+    /// Whether it asks for an event at the responder.
+    pub solicited: bool,
+    /// `ce` 3: its own completion asks for an event.
+    pub own_event: bool,
+    /// Address and key at the responder.
+    pub remote: (u64, u32),
+    /// Operands of an atomic: swap or add, compare.
+    pub operands: (u64, u64),
+    /// Destination of a datagram.
+    pub av: Av,
+    /// SRQ at the responder, of XRC.
+    pub srqn: u32,
+    /// Gather or scatter list.
+    pub segs: Vec<Seg>,
+    /// Bytes of the list.
+    pub total: u64,
+    /// Bytes of the WQE.
+    pub bytes: usize,
+}
+
+/// Bytes that a WQE says it has, from its control segment: 16 to 1008.
+pub fn length(control: &[u8]) -> Result<usize, WqeError> {
+    match ctrl::DS.get(control) {
+        0 => Err(WqeError::Length(0)),
+        ds => Ok(ds as usize * DS_UNIT),
+    }
+}
+
+/// Opcode in a control segment.
+pub fn opcode_of(control: &[u8]) -> u32 {
+    ctrl::OPCODE.get(control)
+}
+
+/// Target key of a UMR WQE.
+pub fn umr_key(wqe: &[u8]) -> u32 {
+    ctrl::UMR_MKEY.get(wqe)
+}
+
+/// Kind and whether the opcode carries an immediate (1) or a key to invalidate (2).
+fn kind_of(code: u32) -> Option<(Kind, u8)> {
+    Some(match code {
+        opcode::NOP => (Kind::Nop, 0),
+        opcode::SEND_INVAL => (Kind::Send, 2),
+        opcode::RDMA_WRITE => (Kind::Write, 0),
+        opcode::RDMA_WRITE_IMM => (Kind::Write, 1),
+        opcode::SEND => (Kind::Send, 0),
+        opcode::SEND_IMM => (Kind::Send, 1),
+        opcode::RDMA_READ => (Kind::Read, 0),
+        opcode::ATOMIC_CS => (Kind::CompareSwap, 0),
+        opcode::ATOMIC_FA => (Kind::FetchAdd, 0),
+        opcode::UMR => (Kind::Umr, 0),
+        _ => return None,
+    })
+}
+
+/// Whether a queue pair of service `service` executes `kind` (IBTA table 38; UMR: contract 8.4).
+fn suits(service: u32, kind: Kind, extra: u8) -> bool {
+    match service {
+        service_type::RC | service_type::XRC => true,
+        service_type::UC => matches!(kind, Kind::Nop | Kind::Send | Kind::Write) && extra != 2,
+        service_type::UD | service_type::QP0 | service_type::QP1 => {
+            matches!(kind, Kind::Nop | Kind::Send) && extra != 2
+        }
+        service_type::REG_UMR => matches!(kind, Kind::Nop | Kind::Umr),
+        _ => kind == Kind::Nop,
+    }
+}
+
+impl SendWqe {
+    /// Parses `wqe`, all [`length`] bytes of it, as posted to queue pair `qpn`.
+    pub fn parse(&mut self, wqe: &[u8], service: u32, qpn: u32) -> Result<(), WqeError> {
+        self.segs.clear();
+        self.total = 0;
+        self.bytes = wqe.len();
+        self.opcode = ctrl::OPCODE.get(wqe);
+        self.signaled = ctrl::CE.get(wqe) >= 2;
+        self.own_event = ctrl::CE.get(wqe) == 3;
+        self.solicited = ctrl::SOLICITED.is_set(wqe);
+        self.kind = Kind::Nop;
+        self.extra = Extra::None;
+        if ctrl::QPN.get(wqe) != qpn {
+            return Err(WqeError::Qpn(ctrl::QPN.get(wqe)));
+        }
+        let (kind, extra) = kind_of(self.opcode)
+            .filter(|&(kind, extra)| suits(service, kind, extra))
+            .ok_or(WqeError::Opcode(self.opcode))?;
+        self.kind = kind;
+        self.extra = match extra {
+            1 => Extra::Imm(ctrl::IMM.get(wqe)),
+            2 => Extra::Inval(ctrl::INVAL_RKEY.get(wqe)),
+            _ => Extra::None,
+        };
+        if matches!(kind, Kind::Nop | Kind::Umr) {
+            return Ok(());
+        }
+        let at = self.headers(wqe, service).ok_or(WqeError::Length(ctrl::DS.get(wqe)))?;
+        self.list(wqe, at).ok_or(WqeError::Length(ctrl::DS.get(wqe)))
+    }
+
+    /// The segments between control and data; where the data segments begin.
+    fn headers(&mut self, wqe: &[u8], service: u32) -> Option<usize> {
+        let mut at = ctrl::SIZE;
+        if service == service_type::XRC {
+            self.srqn = xrc::XRC_SRQN.get(wqe.get(at..at + xrc::SIZE)?);
+            at += xrc::SIZE;
+        }
+        if matches!(service, service_type::UD | service_type::QP0 | service_type::QP1) {
+            let bytes = wqe.get(at..)?;
+            let size = if av::EXTENDED.is_set(bytes) { AV_SIZE } else { AV_BASE_SIZE };
+            self.av = parse_av(bytes.get(..size)?);
+            at += size;
+        }
+        if matches!(self.kind, Kind::Write | Kind::Read | Kind::CompareSwap | Kind::FetchAdd) {
+            let bytes = wqe.get(at..at + raddr::SIZE)?;
+            self.remote = (raddr::RADDR.get(bytes), raddr::RKEY.get(bytes));
+            at += raddr::SIZE;
+        }
+        if matches!(self.kind, Kind::CompareSwap | Kind::FetchAdd) {
+            let bytes = wqe.get(at..at + atomic::SIZE)?;
+            self.operands = (atomic::SWAP_ADD.get(bytes), atomic::COMPARE.get(bytes));
+            at += atomic::SIZE;
+        }
+        Some(at)
+    }
+
+    fn list(&mut self, wqe: &[u8], mut at: usize) -> Option<()> {
+        while at < wqe.len() {
+            let rest = wqe.get(at..)?;
+            let seg = if data::INLINE.is_set(rest) {
+                let len = inline::LENGTH.get(rest) as usize;
+                rest.get(inline::SIZE..inline::SIZE + len)?;
+                let seg = Seg::Inline { at: at + inline::SIZE, len: len as u64 };
+                at += (inline::SIZE + len).next_multiple_of(DS_UNIT);
+                seg
+            } else {
+                at += data::SIZE;
+                parse_data(rest.get(..data::SIZE)?)
+            };
+            // At most 63 segments of at most 2^31 bytes.
+            self.total += seg.bytes();
+            self.segs.push(seg);
+        }
+        Some(())
+    }
+
+    /// 64-byte blocks that it takes in the send queue.
+    pub fn blocks(&self) -> u16 {
+        self.bytes.div_ceil(BLOCK) as u16
+    }
+}
+
+fn parse_data(bytes: &[u8]) -> Seg {
+    let len = match data::BYTE_COUNT.get(bytes) {
+        0 => ZERO_BYTE_COUNT,
+        len => u64::from(len),
+    };
+    Seg::Key { lkey: data::LKEY.get(bytes), va: data::ADDR.get(bytes), len }
+}
+
+fn parse_av(bytes: &[u8]) -> Av {
+    let grh = av::GRH.is_set(bytes).then(|| Grh {
+        tclass: av::TCLASS.get(bytes),
+        flow_label: av::FLOW_LABEL.get(bytes),
+        hop_limit: av::HOP_LIMIT.get(bytes),
+        sgid_index: av::SRC_ADDR_INDEX.get(bytes),
+        dgid: bytes.get(av::RGID).and_then(|gid| gid.try_into().ok()).unwrap_or_default(),
+    });
+    Av {
+        qkey: av::QKEY.get(bytes),
+        dqpn: av::DQPN.get(bytes),
+        sl: av::SL.get(bytes),
+        path_bits: av::MLID.get(bytes),
+        dlid: av::RLID.get(bytes) as u16,
+        grh,
+    }
+}
+
+/// Parses the scatter list of a receive WQE: `wqe` is all of its stride; `from_srq` tells that it begins with a next segment. Returns the
+/// bytes that it has room for.
+pub fn parse_receive(wqe: &[u8], from_srq: bool, segs: &mut Vec<Seg>) -> u64 {
+    segs.clear();
+    let skip = if from_srq { srq_next::SIZE } else { 0 };
+    let mut total = 0;
+    // At most 128 segments of at most 2^31 bytes.
+    for bytes in wqe.get(skip..).unwrap_or_default().chunks_exact(data::SIZE) {
+        if data::LKEY.get(bytes) == TERMINATOR_KEY {
+            break;
+        }
+        let seg = parse_data(bytes);
+        total += seg.bytes();
+        segs.push(seg);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn control(code: u32, ds: u32) -> Vec<u8> {
+        let mut wqe = vec![0; ds as usize * DS_UNIT];
+        ctrl::OPCODE.set(&mut wqe, code);
+        ctrl::QPN.set(&mut wqe, 0x40);
+        ctrl::DS.set(&mut wqe, ds);
+        wqe
+    }
+
+    #[test]
+    fn a_write_with_inline_and_memory_segments() {
+        let mut wqe = control(opcode::RDMA_WRITE_IMM, 6);
+        ctrl::CE.set(&mut wqe, 2);
+        ctrl::IMM.set(&mut wqe, 0x1122_3344);
+        raddr::RADDR.set(&mut wqe[16..], 0xabc0_0000_0000);
+        raddr::RKEY.set(&mut wqe[16..], 0x1234);
+        // 20 bytes inline take two units, then a zero byte count, which means 2^31.
+        inline::INLINE.set(&mut wqe[32..], 1);
+        inline::LENGTH.set(&mut wqe[32..], 20);
+        data::LKEY.set(&mut wqe[64..], 7);
+        data::ADDR.set(&mut wqe[64..], 0x5000);
+        data::BYTE_COUNT.set(&mut wqe[80..], 9);
+        let mut parsed = SendWqe::default();
+        parsed.parse(&wqe, service_type::RC, 0x40).unwrap();
+        assert_eq!((parsed.kind, parsed.extra), (Kind::Write, Extra::Imm(0x1122_3344)));
+        assert_eq!((parsed.signaled, parsed.own_event, parsed.remote), (true, false, (0xabc0_0000_0000, 0x1234)));
+        assert_eq!(parsed.segs.len(), 3);
+        assert_eq!(parsed.segs[0], Seg::Inline { at: 36, len: 20 });
+        assert_eq!(parsed.segs[1], Seg::Key { lkey: 7, va: 0x5000, len: 1 << 31 });
+        assert_eq!((parsed.total, parsed.blocks()), (20 + (1 << 31) + 9, 2));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut parsed = SendWqe::default();
+        let rc = service_type::RC;
+        assert_eq!(length(&control(opcode::NOP, 1)[..16]), Ok(16));
+        assert_eq!(length(&[0; 16]), Err(WqeError::Length(0)));
+        assert_eq!(parsed.parse(&control(opcode::SEND, 1), rc, 0x41), Err(WqeError::Qpn(0x40)));
+        assert_eq!(parsed.parse(&control(opcode::LSO, 1), rc, 0x40), Err(WqeError::Opcode(opcode::LSO)));
+        assert_eq!(parsed.parse(&control(opcode::RDMA_WRITE, 1), rc, 0x40), Err(WqeError::Length(1)));
+        let write = control(opcode::RDMA_WRITE, 2);
+        assert_eq!(parsed.parse(&write, service_type::UD, 0x40), Err(WqeError::Opcode(opcode::RDMA_WRITE)));
+        // Inline data that would pass the end.
+        let mut send = control(opcode::SEND, 2);
+        inline::INLINE.set(&mut send[16..], 1);
+        inline::LENGTH.set(&mut send[16..], 13);
+        assert_eq!(parsed.parse(&send, rc, 0x40), Err(WqeError::Length(2)));
+        inline::LENGTH.set(&mut send[16..], 12);
+        assert_eq!(parsed.parse(&send, rc, 0x40), Ok(()));
+        assert_eq!(parsed.total, 12);
+    }
+
+    #[test]
+    fn a_receive_list_ends_at_the_terminator() {
+        let mut wqe = vec![0; 64];
+        data::BYTE_COUNT.set(&mut wqe[16..], 10);
+        data::LKEY.set(&mut wqe[32..], TERMINATOR_KEY);
+        data::BYTE_COUNT.set(&mut wqe[48..], 99);
+        let mut segs = Vec::new();
+        assert_eq!((parse_receive(&wqe, true, &mut segs), segs.len()), (10, 1));
+        assert_eq!((parse_receive(&wqe, false, &mut segs), segs.len()), ((1 << 31) + 10, 2));
+        assert_eq!(parse_receive(&wqe[..8], true, &mut segs), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused(bytes in proptest::collection::vec(any::<u8>(), 16..MAX_SEND_WQE), service in 0u32..16) {
+            let mut bytes = bytes;
+            let whole = bytes.len() / DS_UNIT;
+            bytes.truncate(whole * DS_UNIT);
+            ctrl::DS.set(&mut bytes, whole as u32);
+            ctrl::QPN.set(&mut bytes, 3);
+            // Half of the cases with an opcode that has segments.
+            if bytes.get(1).is_some_and(|byte| byte & 1 == 1) {
+                ctrl::OPCODE.set(&mut bytes, opcode::RDMA_WRITE);
+            }
+            let mut parsed = SendWqe::default();
+            if parsed.parse(&bytes, service, 3).is_ok() {
+                let sum: u64 = parsed.segs.iter().map(Seg::bytes).sum();
+                prop_assert_eq!(sum, parsed.total);
+                for seg in &parsed.segs {
+                    if let Seg::Inline { at, len } = *seg {
+                        prop_assert!(at + len as usize <= bytes.len());
+                    }
+                }
+            }
+            let mut segs = Vec::new();
+            parse_receive(&bytes, service & 1 == 1, &mut segs);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Event queues: the one place that publishes EQEs and raises MSI-X for them (contract 6.1, 7.7).
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{Ordering, fence};
+
+use super::buffer::GuestBuffer;
+use super::hca::Hca;
+use super::spec::eq::{EQE_SIZE, eqe};
+use super::sync::lock;
+
+/// Events that wait for room in a full queue. Completions come at most once a CQ and arm, commands 32 at most, page faults are
+/// capped: only a guest that provokes asynchronous events without reading them gets here.
+const MAX_BACKLOG: usize = 65_536;
+
+/// What an EQE says: its type, sub-type and the 28 data bytes at 0x20.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    bytes: [u8; EQE_SIZE],
+}
+
+impl Event {
+    /// An event without data.
+    pub fn new(event_type: u32, sub_type: u32) -> Self {
+        let mut bytes = [0; EQE_SIZE];
+        eqe::TYPE.set(&mut bytes, event_type);
+        eqe::SUB_TYPE.set(&mut bytes, sub_type);
+        Self { bytes }
+    }
+
+    /// The same with a field of `spec::eq` set.
+    pub fn with(mut self, field: super::spec::bits::Field, value: u32) -> Self {
+        field.set(&mut self.bytes, value);
+        self
+    }
+
+    /// The same with a 64-bit field set.
+    pub fn with64(mut self, field: super::spec::bits::Field64, value: u64) -> Self {
+        field.set(&mut self.bytes, value);
+        self
+    }
+
+    /// Type (contract 7.7).
+    pub fn event_type(&self) -> u32 {
+        eqe::TYPE.get(&self.bytes)
+    }
+}
+
+/// An event queue.
+pub struct Eq {
+    /// Its number, 8 bits.
+    pub eqn: u32,
+    /// MSI-X vector.
+    pub vector: u16,
+    /// UAR page whose doorbells it obeys.
+    pub uar: u32,
+    /// Event types claimed: bit t%64 of word t/64.
+    pub mask: [u64; 4],
+    /// EQC as created, for QUERY_EQ.
+    pub context: Vec<u8>,
+    log_size: u32,
+    buffer: GuestBuffer,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Entries written and consumed since creation; wrapping.
+    producer: u32,
+    consumer: u32,
+    armed: bool,
+    dead: bool,
+    backlog: VecDeque<Event>,
+}
+
+/// Everything CREATE_EQ decides.
+pub struct EqSpec {
+    /// MSI-X vector.
+    pub vector: u16,
+    /// UAR page.
+    pub uar: u32,
+    /// Event types.
+    pub mask: [u64; 4],
+    /// log2 of the number of entries.
+    pub log_size: u32,
+    /// Entries.
+    pub buffer: GuestBuffer,
+    /// EQC as created.
+    pub context: Vec<u8>,
+}
+
+impl Eq {
+    /// An unarmed, empty queue.
+    pub fn new(eqn: u32, spec: EqSpec) -> Self {
+        let EqSpec { vector, uar, mask, log_size, buffer, context } = spec;
+        Self { eqn, vector, uar, mask, context, log_size, buffer, state: Mutex::default() }
+    }
+
+    /// Publishes an event, or keeps it until there is room. An armed queue raises its vector once.
+    pub fn push(&self, hca: &Hca, event: Event) {
+        let mut state = lock(&self.state);
+        if state.dead {
+            return;
+        }
+        if state.backlog.len() >= MAX_BACKLOG {
+            hca.counters.events_dropped.add(1);
+            return;
+        }
+        state.backlog.push_back(event);
+        self.drain(hca, &mut state);
+        self.notify(hca, &mut state);
+    }
+
+    /// A doorbell: the driver has consumed up to `ci` (24 bits), and wants an interrupt for what comes next if `arm`.
+    pub fn update(&self, hca: &Hca, ci: u32, arm: bool) {
+        let mut state = lock(&self.state);
+        let step = ci.wrapping_sub(state.consumer) & 0xff_ffff;
+        // An index that was never produced is the guest's mistake; what it skips is lost to it alone.
+        if step <= state.producer.wrapping_sub(state.consumer) {
+            state.consumer = state.consumer.wrapping_add(step);
+        }
+        state.armed |= arm;
+        self.drain(hca, &mut state);
+        self.notify(hca, &mut state);
+    }
+
+    /// No more entries or interrupts after this returns.
+    pub fn kill(&self) {
+        let mut state = lock(&self.state);
+        state.dead = true;
+        state.backlog.clear();
+    }
+
+    /// Entries written and consumed, and whether it is armed: for inspection.
+    pub fn indices(&self) -> (u32, u32, bool) {
+        let state = lock(&self.state);
+        (state.producer, state.consumer, state.armed)
+    }
+
+    fn drain(&self, hca: &Hca, state: &mut State) {
+        let size = 1u32 << self.log_size;
+        while state.producer.wrapping_sub(state.consumer) < size {
+            let Some(event) = state.backlog.pop_front() else { return };
+            let owner = state.producer >> self.log_size & 1;
+            let at = u64::from(state.producer & (size - 1)) * EQE_SIZE as u64;
+            let mut bytes = event.bytes;
+            eqe::OWNER.set(&mut bytes, owner);
+            // Everything but the last dword, which holds the owner bit, and that one after a fence (rule 4).
+            let (body, last) = bytes.split_at(EQE_SIZE - 4);
+            let written = self.buffer.write(&hca.dma, at, body).and_then(|()| {
+                fence(Ordering::Release);
+                self.buffer.write(&hca.dma, at + body.len() as u64, last)
+            });
+            if written.is_err() {
+                hca.counters.events_dropped.add(1);
+                return;
+            }
+            state.producer = state.producer.wrapping_add(1);
+        }
+    }
+
+    fn notify(&self, hca: &Hca, state: &mut State) {
+        if state.armed && !state.dead && state.producer != state.consumer {
+            state.armed = false;
+            fence(Ordering::SeqCst);
+            hca.msix.trigger(self.vector);
+        }
+    }
+}

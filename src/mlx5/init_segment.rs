@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The initialization segment, BAR0 from 0 to 0x200f (contract 2). All of it is big-endian dwords.
+
+use std::time::Instant;
+
+use super::command::queue::{LOG_SIZE, LOG_STRIDE};
+use super::spec::init::{
+    CMDIF_REV, CMDQ_ADDR_H, CMDQ_ADDR_L_SZ, COMMAND_DOORBELL, HEALTH_BUFFER, HEALTH_COUNTER, INTERNAL_TIMER,
+    nic_interface, segment,
+};
+
+/// Firmware version that the driver prints: ConnectX-5's major number, and ours.
+const VERSION: (u32, u32, u32) = (16, 35, 1);
+/// Health buffer's hw_id: ConnectX-5.
+const HW_ID: u32 = 0x20d;
+/// Places in the dword 0x014.
+const INTERFACE_SHIFT: u32 = 8;
+const SIZE_SHIFT: u32 = 4;
+const ADDRESS_LOW: u32 = 0xffff_f000;
+const FW_VER: usize = HEALTH_BUFFER + 0x30;
+const HW_ID_AT: usize = HEALTH_BUFFER + 0x34;
+/// The health counter counts tenths of a second in 24 bits and is never 0 (contract 2, T15).
+const HEALTH_PERIOD_MS: u128 = 100;
+
+/// What a write asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The command queue is at this guest physical address: a driver begins anew.
+    Queue(u64),
+    /// Everything goes, and the interface is disabled until a driver begins anew.
+    Disable,
+    /// Execute these slots of the command queue, a bit each.
+    Command(u32),
+}
+
+/// Registers of the segment.
+pub struct InitSegment {
+    since: Instant,
+    address_high: u32,
+    address_low: u32,
+    interface: u32,
+}
+
+impl Default for InitSegment {
+    fn default() -> Self {
+        Self { since: Instant::now(), address_high: 0, address_low: 0, interface: nic_interface::FULL }
+    }
+}
+
+impl InitSegment {
+    /// Reads any number of bytes. Reserved bytes of the segment read as zero, what lies beyond it as all ones.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        // The timer's halves are read apart (high, low, high): time must not stand still between them, nor within one read.
+        let mut last = None;
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            let Some(at) = usize::try_from(at).ok().filter(|at| *at < segment::SIZE) else { continue };
+            let dword = at & !3;
+            let value = match last {
+                Some((known, value)) if known == dword => value,
+                _ => self.dword(dword),
+            };
+            last = Some((dword, value));
+            *byte = value.to_be_bytes()[at & 3];
+        }
+    }
+
+    /// Writes dwords (8 bytes at once are two). Anything else is not understood: `None`.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Order> {
+        if !matches!(data.len(), 4 | 8) || offset % 4 != 0 {
+            return None;
+        }
+        let mut order = None;
+        for (dword, at) in data.chunks_exact(4).zip((offset..).step_by(4)) {
+            let value = u32::from_be_bytes(dword.try_into().unwrap_or_default());
+            order = self.write_dword(usize::try_from(at).ok()?, value).or(order);
+        }
+        order
+    }
+
+    /// Back to power-on.
+    pub fn reset(&mut self) {
+        *self = Self { since: self.since, ..Self::default() };
+    }
+
+    fn dword(&self, at: usize) -> u32 {
+        let (major, minor, sub) = VERSION;
+        let elapsed = self.since.elapsed();
+        let nanos = elapsed.as_nanos();
+        const TIMER_LOW: usize = INTERNAL_TIMER + 4;
+        match at {
+            0x000 => minor << 16 | major,
+            0x004 => CMDIF_REV << 16 | sub,
+            CMDQ_ADDR_H => self.address_high,
+            // Size and stride must read the same before and after the driver's write.
+            CMDQ_ADDR_L_SZ => {
+                self.address_low | self.interface << INTERFACE_SHIFT | LOG_SIZE << SIZE_SHIFT | LOG_STRIDE
+            }
+            FW_VER => major << 16 | minor,
+            HW_ID_AT => HW_ID,
+            INTERNAL_TIMER => (nanos >> 32) as u32,
+            TIMER_LOW => nanos as u32,
+            HEALTH_COUNTER => (elapsed.as_millis() / HEALTH_PERIOD_MS % 0xff_ffff) as u32 + 1,
+            _ => 0,
+        }
+    }
+
+    fn write_dword(&mut self, at: usize, value: u32) -> Option<Order> {
+        match at {
+            CMDQ_ADDR_H => {
+                self.address_high = value;
+                None
+            }
+            CMDQ_ADDR_L_SZ => Some(self.begin(value)),
+            COMMAND_DOORBELL => Some(Order::Command(value)),
+            _ => None,
+        }
+    }
+
+    fn begin(&mut self, value: u32) -> Order {
+        match value >> INTERFACE_SHIFT & 7 {
+            nic_interface::FULL => {
+                self.interface = nic_interface::FULL;
+                self.address_low = value & ADDRESS_LOW;
+                Order::Queue(u64::from(self.address_high) << 32 | u64::from(self.address_low))
+            }
+            // A driver's own reset (7) and a disable end alike: it waits to read 1 (contract 12.3).
+            _ => {
+                self.interface = nic_interface::DISABLED;
+                Order::Disable
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dword(segment: &InitSegment, at: usize) -> u32 {
+        let mut bytes = [0; 4];
+        segment.read(at as u64, &mut bytes);
+        u32::from_be_bytes(bytes)
+    }
+
+    #[test]
+    fn a_driver_finds_the_interface_it_knows() {
+        let mut segment = InitSegment::default();
+        assert_eq!(dword(&segment, 0x004) >> 16, 5);
+        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x56);
+        assert_eq!(dword(&segment, 0x1fc), 0);
+        assert_eq!(segment.write(CMDQ_ADDR_H as u64, &1u32.to_be_bytes()), None);
+        let order = segment.write(CMDQ_ADDR_L_SZ as u64, &0x2345_6000u32.to_be_bytes());
+        assert_eq!(order, Some(Order::Queue(0x1_2345_6000)));
+        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x2345_6056);
+        assert_eq!(segment.write(COMMAND_DOORBELL as u64, &[0, 0, 0, 1]), Some(Order::Command(1)));
+        assert_eq!(segment.write(COMMAND_DOORBELL as u64, &[1]), None);
+        assert_eq!(segment.write(CMDQ_ADDR_L_SZ as u64, &0x2345_6700u32.to_be_bytes()), Some(Order::Disable));
+        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ) >> 8 & 7, 1);
+        segment.reset();
+        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x56);
+    }
+
+    #[test]
+    fn health_bytes_say_healthy_and_the_counter_moves() {
+        let segment = InitSegment::default();
+        let mut byte = [0xff];
+        for at in [0x238, 0x23d] {
+            segment.read(at, &mut byte);
+            assert_eq!(byte, [0]);
+        }
+        assert_ne!(dword(&segment, 0x230), u32::MAX);
+        let before = dword(&segment, HEALTH_COUNTER);
+        std::thread::sleep(std::time::Duration::from_millis(250));
+        assert!(dword(&segment, HEALTH_COUNTER) > before);
+        let mut beyond = [0; 8];
+        segment.read(0x200c, &mut beyond);
+        assert_eq!(beyond, [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    }
+}

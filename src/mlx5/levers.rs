@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Levers: the lab holds a send WQE before anything of it is translated, for a bounded time.
+//!
+//! A held WQE is only a number here: its engine parks the queue pair and owns no section, lock or translation meanwhile, so that a zap
+//! of its memory goes through (design rule 3). When it goes on, it is translated anew.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::fault_rules::{NicFaults, WqeShape};
+use super::hca::Hca;
+use super::nic::NicHandle;
+use super::sync::lock;
+use crate::dma::ledger::{Ledger, NicKind, ReleaseWhy};
+
+/// No hold lasts longer: guests call a task hung after 120 s.
+pub const MAX_LIMIT: Duration = Duration::from_secs(60);
+/// Levers remembered, spent ones included.
+const MAX_LEVERS: usize = 256;
+
+/// Which WQE to hold, and for how long at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicLever {
+    /// Only this opcode (`spec::wqe::opcode`).
+    pub opcode: Option<u8>,
+    /// Only this queue pair.
+    pub qpn: Option<u32>,
+    /// Only this key: rkey of the target, or first lkey, or a UMR's target. Its index counts, not its variant.
+    pub key: Option<u32>,
+    /// Holds the n-th match (1: the first), and only that one.
+    pub nth: u32,
+    /// The WQE goes on by itself after this long (at most 60 s), whatever happens.
+    pub limit: Duration,
+}
+
+impl NicLever {
+    /// Holds the first WQE with this opcode.
+    pub fn new(opcode: u8, limit: Duration) -> Self {
+        Self { opcode: Some(opcode), qpn: None, key: None, nth: 1, limit }
+    }
+
+    fn matches(&self, shape: &WqeShape) -> bool {
+        self.opcode.is_none_or(|opcode| opcode == shape.opcode)
+            && self.qpn.is_none_or(|qpn| qpn == shape.qpn)
+            && self.key.is_none_or(|key| key >> 8 == shape.key >> 8)
+    }
+}
+
+/// Names an armed lever of one NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NicLeverId(pub u64);
+
+/// What an engine is to do with a WQE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Go on.
+    Pass,
+    /// Park the queue pair until [`NicLevers::is_held`] says no, and then go on without asking again.
+    Held(u64),
+}
+
+/// A lever as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct NicLeverState {
+    /// Can still hold a WQE.
+    pub armed: bool,
+    /// Token of the WQE that is held now.
+    pub held: Option<u64>,
+    /// How the hold ended, if there was one.
+    pub ended: Option<ReleaseWhy>,
+    /// WQEs that its conditions met.
+    pub matched: u32,
+}
+
+/// A lever operation could not be done.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum NicLeverError {
+    /// No such lever, or forgotten.
+    #[error("lever {0} does not exist on this NIC; arm it first")]
+    Unknown(u64),
+    /// Nothing was held in time.
+    #[error("lever {lever} held no WQE within {waited:?} ({matched} matched); check its conditions")]
+    Timeout {
+        /// The lever.
+        lever: u64,
+        /// How long.
+        waited: Duration,
+        /// WQEs that its conditions met.
+        matched: u32,
+    },
+    /// It holds nothing any more and will not again.
+    #[error("lever {lever} holds nothing any more: {why:?}; arm a new one")]
+    Over {
+        /// The lever.
+        lever: u64,
+        /// How the hold ended; `None`: it was disarmed before it held anything.
+        why: Option<ReleaseWhy>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Armed,
+    Disarmed,
+    Held { token: u64, waiter: (u32, u32), deadline: Instant },
+    Over { why: ReleaseWhy },
+}
+
+struct Armed {
+    id: u64,
+    lever: NicLever,
+    matched: u32,
+    phase: Phase,
+}
+
+#[derive(Default)]
+struct Table {
+    last_id: u64,
+    last_token: u64,
+    levers: VecDeque<Armed>,
+}
+
+/// The levers of one device.
+pub struct NicLevers {
+    nic: u8,
+    ledger: Arc<Ledger>,
+    /// Some lever is armed or holds.
+    any: AtomicBool,
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+impl NicLevers {
+    /// The levers of the NIC `nic`, all of whose holds go on record in `ledger`.
+    pub fn new(nic: u8, ledger: Arc<Ledger>) -> Self {
+        Self { nic, ledger, any: AtomicBool::new(false), table: Mutex::default(), changed: Condvar::new() }
+    }
+
+    // ---- the lab's side ----
+
+    /// Arms a lever. At most 256 are remembered; one that is over is forgotten first.
+    pub fn arm(&self, mut lever: NicLever) -> NicLeverId {
+        lever.limit = lever.limit.min(MAX_LIMIT);
+        lever.nth = lever.nth.max(1);
+        let mut table = lock(&self.table);
+        if table.levers.len() >= MAX_LEVERS {
+            let over = |armed: &Armed| matches!(armed.phase, Phase::Over { .. } | Phase::Disarmed);
+            let idle = |armed: &Armed| armed.phase == Phase::Armed;
+            let victim = table.levers.iter().position(over).or_else(|| table.levers.iter().position(idle));
+            // All of them hold a WQE each: as many queue pairs stand still, and each goes on by itself.
+            victim.and_then(|at| table.levers.remove(at));
+        }
+        table.last_id += 1;
+        let id = table.last_id;
+        table.levers.push_back(Armed { id, lever, matched: 0, phase: Phase::Armed });
+        self.any.store(true, Ordering::Release);
+        NicLeverId(id)
+    }
+
+    /// Disarms, and lets the WQE go that it holds.
+    ///
+    /// # Errors
+    /// No such lever.
+    pub fn release(&self, hca: &Hca, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+        self.end(hca, ReleaseWhy::Released, |armed| armed.id == id.0, true);
+        self.state(id)
+    }
+
+    /// Disarms every lever and lets every WQE go.
+    pub fn disarm_all(&self, hca: &Hca) {
+        self.end(hca, ReleaseWhy::Released, |_| true, true);
+    }
+
+    /// A lever as it stands.
+    ///
+    /// # Errors
+    /// No such lever.
+    pub fn state(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+        let table = lock(&self.table);
+        let armed = table.levers.iter().find(|armed| armed.id == id.0).ok_or(NicLeverError::Unknown(id.0))?;
+        Ok(armed.state())
+    }
+
+    /// Waits until it holds a WQE; the hold's token.
+    ///
+    /// # Errors
+    /// It did not within `timeout` (at most 60 s), or cannot any more.
+    pub fn wait_held(&self, id: NicLeverId, timeout: Duration) -> Result<u64, NicLeverError> {
+        let end = Instant::now() + timeout.min(MAX_LIMIT);
+        let mut table = lock(&self.table);
+        loop {
+            let armed = table.levers.iter().find(|armed| armed.id == id.0).ok_or(NicLeverError::Unknown(id.0))?;
+            match armed.phase {
+                Phase::Held { token, .. } => return Ok(token),
+                Phase::Over { why } => return Err(NicLeverError::Over { lever: id.0, why: Some(why) }),
+                Phase::Disarmed => return Err(NicLeverError::Over { lever: id.0, why: None }),
+                Phase::Armed => {}
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(NicLeverError::Timeout { lever: id.0, waited: timeout, matched: armed.matched });
+            }
+            table = self.wait(table, left);
+        }
+    }
+
+    fn wait<'a>(&self, table: MutexGuard<'a, Table>, left: Duration) -> MutexGuard<'a, Table> {
+        self.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    // ---- the engines' side ----
+
+    /// Whether no lever is armed or holds: then there is nothing to ask.
+    pub fn idle(&self) -> bool {
+        !self.any.load(Ordering::Acquire)
+    }
+
+    /// Asks about a WQE, once, before anything of it is translated. The first armed lever that is due holds it. `waiter`: UAR page and
+    /// number of the queue pair to look at again. One load and a branch while no lever is armed; it waits for
+    /// nobody, and a section that is told `Held` ends at once.
+    pub fn gate(&self, _hca: &Hca, shape: &WqeShape, waiter: (u32, u32)) -> Gate {
+        if !self.any.load(Ordering::Acquire) {
+            return Gate::Pass;
+        }
+        let mut table = lock(&self.table);
+        let Table { last_token, levers, .. } = &mut *table;
+        for armed in levers.iter_mut().filter(|armed| armed.phase == Phase::Armed) {
+            if !armed.lever.matches(shape) {
+                continue;
+            }
+            armed.matched = armed.matched.saturating_add(1);
+            if armed.matched >= armed.lever.nth {
+                *last_token += 1;
+                let token = *last_token;
+                self.ledger.nic_push(self.nic, shape.qpn, NicKind::Gated { opcode: shape.opcode, token });
+                armed.phase = Phase::Held { token, waiter, deadline: Instant::now() + armed.lever.limit };
+                self.changed.notify_all();
+                return Gate::Held(token);
+            }
+        }
+        Gate::Pass
+    }
+
+    /// Whether the WQE must still stand. False as soon as its limit has passed.
+    pub fn is_held(&self, token: u64) -> bool {
+        if !self.any.load(Ordering::Acquire) {
+            return false;
+        }
+        let now = Instant::now();
+        let mine = |phase: Phase| matches!(phase, Phase::Held { token: held, .. } if held == token);
+        let mut table = lock(&self.table);
+        let Some(armed) = table.levers.iter_mut().find(|armed| mine(armed.phase)) else { return false };
+        if !matches!(armed.phase, Phase::Held { deadline, .. } if deadline <= now) {
+            return true;
+        }
+        self.over(armed, ReleaseWhy::Expired);
+        self.settle(&table);
+        false
+    }
+
+    /// The WQE is gone: 2ERR, 2RST or DESTROY_QP of its queue pair.
+    pub fn cancel(&self, hca: &Hca, token: u64) {
+        let mine = |armed: &Armed| matches!(armed.phase, Phase::Held { token: held, .. } if held == token);
+        self.end(hca, ReleaseWhy::Reset, mine, false);
+    }
+
+    /// A reset of the device: every hold is over. Levers that hold nothing stay armed.
+    pub fn reset(&self, hca: &Hca) {
+        self.end(hca, ReleaseWhy::Reset, |_| true, false);
+    }
+
+    /// Lets go whatever has been held for too long; its engines are kicked. Returns when to call again. An engine's timer does.
+    pub fn expire(&self, hca: &Hca, now: Instant) -> Option<Instant> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let due = |armed: &Armed| matches!(armed.phase, Phase::Held { deadline, .. } if deadline <= now);
+        self.end(hca, ReleaseWhy::Expired, due, false);
+        self.next_deadline()
+    }
+
+    /// When the next hold expires.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let deadline = |armed: &Armed| match armed.phase {
+            Phase::Held { deadline, .. } => Some(deadline),
+            _ => None,
+        };
+        lock(&self.table).levers.iter().filter_map(deadline).min()
+    }
+
+    /// Ends the holds of the levers that `which` names, and disarms those that hold nothing if `disarm`.
+    fn end(&self, hca: &Hca, why: ReleaseWhy, which: impl Fn(&Armed) -> bool, disarm: bool) {
+        let mut waiters = Vec::new();
+        let mut table = lock(&self.table);
+        for armed in table.levers.iter_mut().filter(|armed| which(armed)) {
+            waiters.extend(self.over(armed, why));
+            if disarm && armed.phase == Phase::Armed {
+                armed.phase = Phase::Disarmed;
+            }
+        }
+        self.settle(&table);
+        drop(table);
+        waiters.into_iter().for_each(|(uar, qpn)| hca.engines.kick(uar, qpn));
+    }
+
+    /// Ends a lever's hold if it holds; who waits for that.
+    fn over(&self, armed: &mut Armed, why: ReleaseWhy) -> Option<(u32, u32)> {
+        let Phase::Held { token, waiter, .. } = armed.phase else { return None };
+        // On record before its engine can go on.
+        self.ledger.nic_push(self.nic, waiter.1, NicKind::Ungated { token, why });
+        armed.phase = Phase::Over { why };
+        Some(waiter)
+    }
+
+    fn settle(&self, table: &Table) {
+        let busy = table.levers.iter().any(|armed| matches!(armed.phase, Phase::Armed | Phase::Held { .. }));
+        self.any.store(busy, Ordering::Release);
+        self.changed.notify_all();
+    }
+}
+
+impl Armed {
+    fn state(&self) -> NicLeverState {
+        let (held, ended) = match self.phase {
+            Phase::Held { token, .. } => (Some(token), None),
+            Phase::Over { why } => (None, Some(why)),
+            Phase::Armed | Phase::Disarmed => (None, None),
+        };
+        NicLeverState { armed: self.phase == Phase::Armed, held, ended, matched: self.matched }
+    }
+}
+
+/// What the lab does with levers and planted faults.
+impl NicHandle {
+    /// Arms a lever.
+    pub fn arm(&self, lever: NicLever) -> NicLeverId {
+        self.hca().levers.arm(lever)
+    }
+
+    /// Disarms a lever and lets go what it holds.
+    ///
+    /// # Errors
+    /// No such lever.
+    pub fn release(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+        self.hca().levers.release(self.hca(), id)
+    }
+
+    /// Waits until a lever holds a WQE.
+    ///
+    /// # Errors
+    /// See [`NicLevers::wait_held`].
+    pub fn wait_held(&self, id: NicLeverId, timeout: Duration) -> Result<u64, NicLeverError> {
+        self.hca().levers.wait_held(id, timeout)
+    }
+
+    /// A lever as it stands.
+    ///
+    /// # Errors
+    /// No such lever.
+    pub fn lever(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+        self.hca().levers.state(id)
+    }
+
+    /// Disarms every lever and lets everything go.
+    pub fn disarm_all(&self) {
+        self.hca().levers.disarm_all(self.hca());
+    }
+
+    /// Planted faults.
+    pub fn faults(&self) -> &NicFaults {
+        &self.hca().faults
+    }
+}

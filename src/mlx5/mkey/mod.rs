@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Memory keys: what they allow, and where their addresses lead (contract 8).
+//!
+//! * `state`: the context (MKC), decoded, and what a UMR replaces in it.
+//! * `translate`: from key and address to guest memory, inside a section only.
+//! * [`umr`]: the work requests that change a key or its translations.
+//!
+//! A key dies in one order everywhere: publish ([`Mkey::revoke`], or the stores of a UMR), [`fence`], then tell that it is done.
+
+mod state;
+#[cfg(test)]
+pub(in crate::mlx5) mod tests;
+mod translate;
+pub mod umr;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use thiserror::Error;
+
+use super::fault_rules::{NicAction, WqeShape};
+use super::hca::Hca;
+use super::spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
+use super::sync::lock;
+use crate::dma::ledger::{NicKind, Seq};
+
+pub use state::MkeyState;
+use state::StateCell;
+pub use translate::{check, translate};
+
+/// Key whose index is reserved for absent entries of an indirect key: an access through it is a page fault (contract 8.6).
+pub const NULL_MKEY: u32 = 0x200;
+/// Largest translation table of one key: 64 MiB map 32 GiB in pages of 4 KiB.
+pub const MAX_TABLE: u64 = 64 << 20;
+/// Largest sum of all translation tables of a device.
+pub const MAX_TABLES: u64 = 512 << 20;
+
+/// What an access needs from a key. Bits can be combined.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rights(pub u8);
+
+impl Rights {
+    /// Gather from local memory.
+    pub const LOCAL_READ: Self = Self(1);
+    /// Scatter into local memory.
+    pub const LOCAL_WRITE: Self = Self(2);
+    /// RDMA READ by the peer.
+    pub const REMOTE_READ: Self = Self(4);
+    /// RDMA WRITE by the peer.
+    pub const REMOTE_WRITE: Self = Self(8);
+    /// Atomic by the peer.
+    pub const ATOMIC: Self = Self(16);
+
+    /// Whether memory is changed.
+    pub fn writes(self) -> bool {
+        self.0 & (Self::LOCAL_WRITE.0 | Self::REMOTE_WRITE.0 | Self::ATOMIC.0) != 0
+    }
+
+    /// Whether memory is looked at.
+    pub fn reads(self) -> bool {
+        self.0 & (Self::LOCAL_READ.0 | Self::REMOTE_READ.0 | Self::ATOMIC.0) != 0
+    }
+}
+
+/// One access by key.
+#[derive(Debug, Clone, Copy)]
+pub struct Access {
+    /// Whole key: index << 8 | variant.
+    pub key: u32,
+    /// Protection domain of the queue pair (of the SRQ for its buffers).
+    pub pd: u32,
+    /// Queue pair, for keys bound to one.
+    pub qpn: u32,
+    /// First byte.
+    pub va: u64,
+    /// Bytes; 0 is checked like any other and gives no spans.
+    pub len: u64,
+    /// What it needs.
+    pub rights: Rights,
+}
+
+/// A run of guest physical memory. Not yet known to be RAM: whoever copies checks that (`DmaTarget::check`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Why an access is refused. All but `NotPresent` are protection errors (0x04, 0x11 or 0x13 by whose they are).
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum AccessError {
+    /// The entry of the first byte has not the right that is needed: a page fault if the device pages on demand.
+    #[error("no translation for {va:#x} under key {key:#x}")]
+    NotPresent {
+        /// The key as the requester named it (contract 9.5: the parent's, not a child's).
+        key: u32,
+        /// First byte without translation.
+        va: u64,
+    },
+    /// No such key, wrong variant, free, wrong PD or QPN, missing right, out of bounds, too deep.
+    #[error("key {key:#x}: {why}")]
+    Denied {
+        /// The key.
+        key: u32,
+        /// For the log.
+        why: &'static str,
+    },
+}
+
+/// A key could not be made.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum MkeyError {
+    /// Status BAD_PARAM.
+    #[error("the key's context is not usable: {0}")]
+    BadParam(&'static str),
+    /// Status NO_RES.
+    #[error("no more keys or no room for a translation table of {0} bytes")]
+    NoRes(u64),
+}
+
+/// A memory key.
+pub struct Mkey {
+    /// Bits 31:8 of the key.
+    pub index: u32,
+    /// The context as accesses are checked against it. Written under `context`'s lock.
+    state: StateCell,
+    /// Translation table as the driver wrote it, two words an octword; its size never changes.
+    /// MTT: one word an entry, always with its presence bits. KLM and KSM: byte count and key, then the address.
+    pub entries: Box<[AtomicU64]>,
+    /// Updates and revocations that are complete, DMA through the old state included.
+    pub zaps: AtomicU64,
+    /// MKC with all its bits.
+    context: Mutex<[u8; MKC_SIZE]>,
+    /// Held as long as the table lives.
+    _lease: Option<Lease>,
+}
+
+impl Mkey {
+    /// What CREATE_MKEY asks for: `mkc` is the context, `list` the translations that follow it (as many as the command said; may
+    /// be empty). `pg_access`: the list's entries have presence bits. The table gets `translations_octword_size` octwords, rounded
+    /// up to 64 bytes because drivers round their updates so (contract T6).
+    ///
+    /// # Errors
+    /// What is wrong, for the log; the status is BAD_PARAM.
+    pub fn from_command(index: u32, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Self, &'static str> {
+        let mut context = [0; MKC_SIZE];
+        context.copy_from_slice(mkc.get(..MKC_SIZE).ok_or("the context is cut short")?);
+        let state = MkeyState::decode(&context);
+        let mode = u32::from(state.mode);
+        if mode > access_mode::KSM {
+            return Err("access mode is not offered");
+        }
+        let bytes = table_bytes(&context);
+        if bytes > MAX_TABLE {
+            return Err("translation table is larger than 64 MiB");
+        }
+        let words = if mode == access_mode::PA { 0 } else { bytes / 8 };
+        if list.len() as u64 > words * 8 {
+            return Err("more translations than the table holds");
+        }
+        // An entry without presence bits is present.
+        let bits = if mode == access_mode::MTT && !pg_access { MTT_READ | MTT_WRITE } else { 0 };
+        let entries: Box<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
+        for (entry, bytes) in entries.iter().zip(list.chunks_exact(8)) {
+            entry.store(word(bytes) | bits, Ordering::Relaxed);
+        }
+        let (state, context, zaps) = (StateCell::new(&state), Mutex::new(context), AtomicU64::new(0));
+        Ok(Self { index, state, entries, zaps, context, _lease: None })
+    }
+
+    fn numbered(mut self, index: u32) -> Self {
+        self.index = index;
+        self
+    }
+
+    /// The key with its variant, as the driver has set it last.
+    pub fn key(&self) -> u32 {
+        self.index << 8 | u32::from(self.state().variant)
+    }
+
+    /// The context.
+    pub fn state(&self) -> MkeyState {
+        self.state.get().unwrap_or_else(|| {
+            let _writers = lock(&self.context);
+            self.state.get_settled()
+        })
+    }
+
+    /// The first step of DESTROY_MKEY: no section that begins from now on gets anything from this key, whatever a UMR says.
+    /// What has begun is waited for with [`fence`].
+    pub fn revoke(&self) {
+        let _writers = lock(&self.context);
+        self.state.set(&MkeyState { dead: true, free: true, ..self.state.get_settled() });
+    }
+
+    /// An update or a revocation is complete.
+    pub fn completed(&self) {
+        self.zaps.fetch_add(1, Ordering::Release);
+    }
+
+    /// QUERY_MKEY: the context and the first two octwords of the table.
+    pub fn query(&self) -> ([u8; MKC_SIZE], [u8; 2 * OCTWORD_SIZE]) {
+        let context = *lock(&self.context);
+        let mut first = [0; 2 * OCTWORD_SIZE];
+        for (to, entry) in first.chunks_exact_mut(8).zip(self.entries.iter()) {
+            to.copy_from_slice(&entry.load(Ordering::Relaxed).to_be_bytes());
+        }
+        (context, first)
+    }
+
+    /// Replaces the parts of the context that `mask` names (`spec::mkey::umr_mask`).
+    fn set_context(&self, from: &[u8], mask: u64) {
+        let mut context = lock(&self.context);
+        state::apply_mask(&mut context, from, mask);
+        let dead = self.state.get_settled().dead;
+        let decoded = MkeyState::decode(&context[..]);
+        self.state.set(&MkeyState { dead, free: dead || decoded.free, ..decoded });
+    }
+
+    /// Replaces entries from word `first` on; the caller has bounded `list`.
+    fn set_entries(&self, first: usize, list: &[u8]) {
+        let entries = self.entries.get(first..).unwrap_or_default();
+        if u32::from(self.state().mode) == access_mode::MTT {
+            for (entry, bytes) in entries.iter().zip(list.chunks_exact(8)) {
+                entry.store(word(bytes), Ordering::Relaxed);
+            }
+            return;
+        }
+        for (pair, bytes) in entries.chunks_exact(2).zip(list.chunks_exact(OCTWORD_SIZE)) {
+            // A reader that sees the same first word before and after the second has a pair that belongs together.
+            let [head, address] = pair else { continue };
+            let (new_head, new_address) = bytes.split_at(8);
+            head.store(0, Ordering::SeqCst);
+            address.store(word(new_address), Ordering::SeqCst);
+            head.store(word(new_head), Ordering::SeqCst);
+        }
+    }
+}
+
+/// Bytes of the translation table that a context asks for, rounded up to 64.
+fn table_bytes(context: &[u8]) -> u64 {
+    let octwords = u64::from(mkc::TRANSLATIONS_OCTWORD_SIZE.get(context));
+    (octwords * OCTWORD_SIZE as u64).next_multiple_of(UMR_ALIGNMENT as u64)
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_be_bytes)
+}
+
+/// Host memory that the translation tables of one device use together.
+#[derive(Debug, Default)]
+pub struct TableMemory(Arc<AtomicU64>);
+
+/// A table's share of [`TableMemory`].
+struct Lease {
+    used: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl TableMemory {
+    /// Bytes in use.
+    pub fn used(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn lease(&self, bytes: u64) -> Option<Lease> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= MAX_TABLES);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Lease { used: self.0.clone(), bytes })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// CREATE_MKEY: a key under a fresh index. Arguments as [`Mkey::from_command`].
+///
+/// # Errors
+/// See [`MkeyError`]; nothing was made.
+pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc<Mkey>, MkeyError> {
+    let bytes = table_bytes(mkc);
+    let lease = hca.mkey_tables.lease(bytes.min(MAX_TABLE)).ok_or(MkeyError::NoRes(bytes))?;
+    // The table is made before the index is known: not under the number space's lock.
+    let mut mkey = Mkey::from_command(0, mkc, list, pg_access).map_err(MkeyError::BadParam)?;
+    mkey._lease = Some(lease);
+    let made = hca.mkeys.insert(|index| mkey.numbered(index));
+    made.ok_or(MkeyError::NoRes(bytes))
+}
+
+/// DESTROY_MKEY: when it returns, no DMA through the key is in flight and none will begin. False: there is no such key.
+/// Never call it inside a section.
+pub fn destroy(hca: &Hca, index: u32) -> bool {
+    let Some(mkey) = hca.mkeys.remove(index) else { return false };
+    let begun = hca.dma.ledger().tick();
+    let key = mkey.key();
+    mkey.revoke();
+    fence(hca, &WqeShape::command(key));
+    mkey.completed();
+    record(hca, 0, NicKind::Revoked { index, begun });
+    true
+}
+
+/// Waits until no DMA through what was published before is in flight (rule 3), unless the planted fault
+/// [`NicAction::NoGuard`] fires for `shape`. Never call it inside a section.
+pub fn fence(hca: &Hca, shape: &WqeShape) {
+    let skip = hca.faults.consult(shape, |action| matches!(action, NicAction::NoGuard));
+    if skip.is_none() {
+        hca.quiesce.wait();
+    }
+}
+
+fn record(hca: &Hca, qpn: u32, kind: NicKind) -> Seq {
+    hca.dma.ledger().nic_push(hca.index, qpn, kind)
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Keys that UMRs and invalidations change, and what waits for DMA in flight.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::*;
+use crate::mlx5::hca::Counter;
+use crate::mlx5::mkey::umr::{self, UmrError};
+use crate::mlx5::spec::mkey::{umr_ctrl, umr_flags, umr_mask};
+use crate::mlx5::spec::wqe::{ctrl, data, opcode};
+
+/// A UMR WQE in the making.
+struct Umr {
+    bytes: Vec<u8>,
+}
+
+impl Umr {
+    fn new(key: u32, flags: u32, mask: u64, context: &[u8]) -> Self {
+        let mut bytes = vec![0; 128];
+        ctrl::OPCODE.set(&mut bytes, opcode::UMR);
+        ctrl::UMR_MKEY.set(&mut bytes, key);
+        umr_ctrl::FLAGS.plus(16).set(&mut bytes, flags);
+        umr_ctrl::MKEY_MASK.set(&mut bytes[16..], mask);
+        bytes[64..128].copy_from_slice(context);
+        Self { bytes }
+    }
+
+    /// Only translations, at octword `offset`.
+    fn zap(key: u32, offset: u64) -> Self {
+        let flags = umr_flags::CHECK_IS_NOT_FREE | umr_flags::TRANSLATION_OFFSET_EN;
+        let mut umr = Self::new(key, flags, 0, &[0; MKC_SIZE]);
+        umr_ctrl::XLT_OFFSET_15_0.plus(16).set(&mut umr.bytes, offset as u32 & 0xffff);
+        umr_ctrl::XLT_OFFSET_47_16.plus(16).set(&mut umr.bytes, (offset >> 16) as u32);
+        umr
+    }
+
+    fn inline(mut self, list: &[u64]) -> Self {
+        let flags = umr_ctrl::FLAGS.plus(16).get(&self.bytes) | umr_flags::INLINE;
+        umr_ctrl::FLAGS.plus(16).set(&mut self.bytes, flags);
+        umr_ctrl::XLT_OCTOWORDS.plus(16).set(&mut self.bytes, list.len() as u32 / 2);
+        self.bytes.extend(words(list));
+        self
+    }
+
+    fn pointer(mut self, octwords: u32, lkey: u32, va: u64) -> Self {
+        umr_ctrl::XLT_OCTOWORDS.plus(16).set(&mut self.bytes, octwords);
+        let mut segment = vec![0; data::SIZE];
+        data::BYTE_COUNT.set(&mut segment, octwords * 16);
+        data::LKEY.set(&mut segment, lkey);
+        data::ADDR.set(&mut segment, va);
+        self.bytes.extend(segment);
+        self
+    }
+
+    fn post(&self, hca: &Hca, (qp, attrs): &(Arc<Qp>, Arc<QpAttrs>)) -> Result<(), UmrError> {
+        umr::execute(hca, 0, attrs, qp.qpn, &self.bytes)
+    }
+}
+
+fn count(counter: &Counter) -> u64 {
+    counter.get()
+}
+
+const FREE: [u8; MKC_SIZE] = {
+    let mut bytes = [0; MKC_SIZE];
+    bytes[0] = 0x40;
+    bytes
+};
+const REGISTER: u64 = umr_mask::LEN
+    | umr_mask::LOG_PAGE_SIZE
+    | umr_mask::START_ADDR
+    | umr_mask::PD
+    | umr_mask::KEY
+    | umr_mask::LR
+    | umr_mask::LW
+    | umr_mask::RR
+    | umr_mask::RW
+    | umr_mask::A
+    | umr_mask::FREE;
+
+/// As a driver registers on-demand memory (contract 9.1): a free key of the UMR's PD, then a UMR that enables it.
+#[test]
+fn a_key_is_registered_zapped_and_revoked_by_umr() {
+    let hca = hca();
+    let umr = queue_pair(&hca, service_type::REG_UMR, KERNEL_PD, true);
+    let lkey = create(&hca, &with(context(access_mode::PA, KERNEL_PD, 0, 0, 0), mkc::LENGTH64, 1), &[], false).unwrap();
+    let free = with(context(access_mode::MTT, KERNEL_PD, 0, 0, 0), mkc::FREE, 1);
+    let key = create(&hca, &octwords(free, 600), &[], true).unwrap();
+    let ram = hca.dma.ram().unwrap();
+    // A list that is longer than one section reads, with entries up to 7 beyond the last page.
+    let pages: Vec<u64> = (0..1200).map(|page| if page < 1030 { page << 12 | 3 } else { 0 }).collect();
+    ram.write_slice(&words(&pages), GuestAddress(0x18_0000)).unwrap();
+    let target = with(context(access_mode::MTT, PD, 0x10_0000, 1030 << 12, 12), mkc::MKEY_7_0, 0x77);
+    let enable = Umr::new(key.index << 8 | 0x5a, umr_flags::CHECK_IS_FREE, REGISTER, &target);
+    let enable = enable.pointer(600, lkey.key(), 0x18_0000);
+    enable.post(&hca, &umr).unwrap();
+    let now = key.key();
+    assert_eq!(now & 0xff, 0x77);
+    assert_eq!(look(&hca, &access(now, 0x10_0000 + (1029 << 12), 4096)), Ok((4096, vec![(1029 << 12, 4096)])));
+    assert!(matches!(enable.post(&hca, &umr), Err(UmrError::Refused { why: "it is not free", .. })));
+    // Zap entries 8 to 15: by whatever variant.
+    Umr::zap(key.index << 8, 4).inline(&[0; 8]).post(&hca, &umr).unwrap();
+    let found = look(&hca, &access(now, 0x10_0000, 16 << 12));
+    assert_eq!(found, Ok((8 << 12, vec![(0, 8 << 12)])));
+    assert_eq!(look(&hca, &access(now, 0x10_8000, 1)), Err(AccessError::NotPresent { key: now, va: 0x10_8000 }));
+    // Revoke: free, and back to the UMR's PD.
+    let revoked = with(FREE, mkc::PD, KERNEL_PD);
+    let revoke = Umr::new(now, umr_flags::INLINE, umr_mask::PD | umr_mask::FREE, &revoked);
+    revoke.post(&hca, &umr).unwrap();
+    assert_eq!(why(&hca, &access(now, 0x10_0000, 1)), "it is free");
+    assert!(matches!(
+        Umr::zap(now, 0).inline(&[0; 2]).post(&hca, &umr),
+        Err(UmrError::Refused { why: "it is free", .. })
+    ));
+    assert_eq!((key.zaps.load(Ordering::Relaxed), count(&hca.counters.umrs)), (3, 3));
+    let (context, first) = key.query();
+    assert_eq!((mkc::PD.get(&context), mkc::START_ADDR.get(&context)), (KERNEL_PD, 0x10_0000));
+    assert_eq!(first[8..16], 0x1003u64.to_be_bytes());
+    // The ledger has it in order.
+    let kinds: Vec<_> = hca.dma.ledger().nic(0).into_iter().map(|record| (record.seq, record.kind)).collect();
+    assert!(matches!(
+        kinds[..],
+        [
+            (_, NicKind::Updated { first_entry: 0, entries: 1200, .. }),
+            (_, NicKind::Updated { first_entry: 8, entries: 8, .. }),
+            (seq, NicKind::Revoked { begun, .. })
+        ] if begun < seq
+    ));
+}
+
+#[test]
+fn lists_that_do_not_fit_are_cut_or_refused_and_never_panic() {
+    let hca = hca();
+    let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
+    let key = mtt(&hca, 0, 0x8000, &[3, 0x1003, 0x2003, 0x3003, 0x4003, 0x5003, 0x6003, 0x7003]);
+    let all = create(&hca, &with(context(access_mode::PA, PD, 0, 0, 0), mkc::LENGTH64, 1), &[], false).unwrap().key();
+    // The table has 4 octwords: the last is replaced, three more are dropped.
+    Umr::zap(key.key(), 3).inline(&[0x9003; 8]).post(&hca, &umr).unwrap();
+    assert_eq!(key.entries[5].load(Ordering::Relaxed), 0x5003);
+    assert_eq!(key.entries[7].load(Ordering::Relaxed), 0x9003);
+    let result = |umr_wqe: Umr| umr_wqe.post(&hca, &umr).unwrap_err();
+    let beyond = result(Umr::zap(key.key(), 4).inline(&[0; 2]));
+    assert!(matches!(beyond, UmrError::Refused { why: "translations beyond its table", .. }));
+    let beyond = result(Umr::zap(key.key(), u64::MAX >> 16).inline(&[0; 2]));
+    assert_eq!(beyond.syndrome(), Some(6));
+    let mut short = Umr::zap(key.key(), 0).inline(&[0; 4]);
+    short.bytes.truncate(150);
+    assert_eq!(result(short), UmrError::CutShort);
+    assert_eq!(result(Umr::zap(key.key(), 0).pointer(4, all ^ 1, 0)).syndrome(), Some(4));
+    assert!(matches!(result(Umr::zap(key.key(), 0).pointer(4, all, RAM - 8)), UmrError::Dma(_)));
+    assert!(matches!(result(Umr::zap(key.key(), 0).pointer(4, all, u64::MAX - 8)), UmrError::List(_)));
+    assert_eq!(result(Umr::zap(0x00de_ad00, 0)), UmrError::NoKey(0x00de_ad00));
+    for len in 0..128 {
+        let bytes = &Umr::zap(key.key(), 0).bytes[..len];
+        assert_eq!(umr::execute(&hca, 0, &umr.1, umr.0.qpn, bytes), Err(UmrError::CutShort));
+    }
+    hca.dma.ram().unwrap().write_obj(0u64, GuestAddress(0)).unwrap();
+}
+
+#[test]
+fn other_queue_pairs_change_only_what_is_theirs() {
+    let hca = hca();
+    let (kernel, user) = (queue_pair(&hca, service_type::RC, PD, true), queue_pair(&hca, service_type::RC, PD, false));
+    let stranger = queue_pair(&hca, service_type::RC, KERNEL_PD, true);
+    let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
+    let refused = |result: Result<(), UmrError>| matches!(result, Err(UmrError::Refused { .. }));
+    let update = Umr::zap(key.key(), 0).inline(&[0x2003, 0]);
+    assert!(refused(update.post(&hca, &user)), "a process must not write page addresses");
+    assert!(refused(update.post(&hca, &stranger)));
+    update.post(&hca, &kernel).unwrap();
+    let elsewhere = Umr::new(key.key(), 0, umr_mask::PD, &with([0; MKC_SIZE], mkc::PD, KERNEL_PD));
+    assert!(refused(elsewhere.post(&hca, &kernel)));
+    let enable = Umr::new(key.key(), 0, umr_mask::FREE, &[0; MKC_SIZE]);
+    assert!(refused(enable.post(&hca, &user)));
+    // Invalidation is a process's right; a key without umr_en is nobody's.
+    Umr::new(key.key(), umr_flags::INLINE, umr_mask::FREE, &FREE).post(&hca, &user).unwrap();
+    assert!(key.state().free);
+    let fixed = create(&hca, &with(context(access_mode::KLM, PD, 0, 8, 0), mkc::UMR_EN, 0), &[], true).unwrap();
+    assert!(refused(Umr::new(fixed.key(), 0, umr_mask::FREE, &FREE).post(&hca, &kernel)));
+    // A window is bound by a process.
+    let window = octwords(with(context(access_mode::KLM, PD, 0, 0, 0), mkc::FREE, 1), 4);
+    let window = create(&hca, &window, &[], true).unwrap();
+    let bind = with(context(access_mode::KLM, PD, 0, 8, 0), mkc::QPN, user.0.qpn);
+    let flags = umr_flags::CHECK_IS_FREE | umr_flags::TRANSLATION_OFFSET_EN;
+    let bind = Umr::new(window.key(), flags, REGISTER & !umr_mask::PD | umr_mask::QPN, &bind);
+    let region = mtt(&hca, 0, 0x1000, &[0x4003, 0]);
+    let list = [entry(8, region.key(), 0x10), [0; 2], [0; 2], [0; 2]].concat();
+    bind.inline(&list).post(&hca, &user).unwrap();
+    let through = Access { qpn: user.0.qpn, ..access(window.key(), 0, 8) };
+    assert_eq!(look(&hca, &through), Ok((8, vec![(0x4010, 8)])));
+    assert!(refused(Umr::new(window.key(), umr_flags::CHECK_QPN, umr_mask::FREE, &FREE).post(&hca, &kernel)));
+    Umr::new(window.key(), umr_flags::CHECK_QPN, umr_mask::FREE, &FREE).post(&hca, &user).unwrap();
+}
+
+#[test]
+fn invalidations_want_the_right_key_and_permission() {
+    let hca = hca();
+    let qp = queue_pair(&hca, service_type::RC, PD, false);
+    let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
+    assert!(umr::invalidate_remote(&hca, &qp.0, &qp.1, key.key()).is_err(), "en_rinval is not set");
+    assert_eq!(umr::invalidate_local(&hca, &qp.0, &qp.1, key.key() ^ 1), Err(UmrError::NoKey(key.key() ^ 1)));
+    umr::invalidate_local(&hca, &qp.0, &qp.1, key.key()).unwrap();
+    assert_eq!(why(&hca, &access(key.key(), 0, 1)), "it is free");
+    assert_eq!(umr::invalidate_local(&hca, &qp.0, &qp.1, key.key()), Err(UmrError::NoKey(key.key())));
+    let open = octwords(with(context(access_mode::MTT, PD, 0, 0x1000, 12), mkc::EN_RINVAL, 1), 1);
+    let open = create(&hca, &open, &[], true).unwrap();
+    let foreign = queue_pair(&hca, service_type::RC, KERNEL_PD, false);
+    assert!(umr::invalidate_remote(&hca, &foreign.0, &foreign.1, open.key()).is_err());
+    umr::invalidate_remote(&hca, &qp.0, &qp.1, open.key()).unwrap();
+    assert!(open.state().free && open.zaps.load(Ordering::Relaxed) == 1);
+}
+
+#[test]
+fn a_queue_pair_that_changed_has_no_effect_any_more() {
+    let hca = hca();
+    let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
+    let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
+    hca.change_qp(&umr.0, |attrs| attrs.incarnation += 1);
+    let revoke = Umr::new(key.key(), umr_flags::INLINE, umr_mask::FREE, &FREE);
+    assert_eq!(revoke.post(&hca, &umr), Err(UmrError::Retired));
+    assert_eq!(Umr::zap(key.key(), 0).inline(&[0; 2]).post(&hca, &umr), Err(UmrError::Retired));
+    assert_eq!(UmrError::Retired.syndrome(), None);
+    assert!(look(&hca, &access(key.key(), 0, 8)).is_ok());
+}
+
+#[test]
+fn a_destroyed_key_is_not_revived_by_a_umr_in_flight() {
+    let hca = hca();
+    let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
+    destroy(&hca, key.index);
+    key.set_context(&[0; MKC_SIZE], umr_mask::FREE);
+    assert!(key.state().free && key.state().dead);
+}
+
+/// Rule 3: what takes a translation away returns only after the section that uses it; the planted fault breaks just that.
+#[test]
+fn zaps_and_destructions_wait_for_dma_in_flight() {
+    for guard in [true, false] {
+        for way in ["zap", "revoke", "invalidate", "destroy"] {
+            let hca = Arc::new(hca());
+            let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
+            let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
+            let rule = hca.faults.add(NicRule::new(0, NicAction::NoGuard).for_key(key.key())).unwrap();
+            if guard {
+                hca.faults.clear();
+            }
+            // Another engine is between translation and copy.
+            let section = hca.quiesce.enter(1);
+            let mut spans = Vec::new();
+            translate(&hca, &section, &access(key.key(), 0, 8), &mut spans).unwrap();
+            let done = Arc::new(AtomicBool::new(false));
+            let thread = std::thread::spawn({
+                let (hca, key, done) = (hca.clone(), key.clone(), done.clone());
+                move || {
+                    match way {
+                        "zap" => Umr::zap(key.key(), 0).inline(&[0; 2]).post(&hca, &umr).unwrap(),
+                        "revoke" => Umr::new(key.key(), 0, umr_mask::FREE, &FREE).post(&hca, &umr).unwrap(),
+                        "invalidate" => umr::invalidate_local(&hca, &umr.0, &umr.1, key.key()).unwrap(),
+                        _ => assert!(destroy(&hca, key.index)),
+                    }
+                    done.store(true, Ordering::SeqCst);
+                }
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            let early = done.load(Ordering::SeqCst);
+            assert_eq!(early, !guard, "{way}");
+            assert_eq!(key.zaps.load(Ordering::Relaxed), u64::from(early), "{way}");
+            let copied = hca.dma.ledger().tick();
+            drop(section);
+            thread.join().unwrap();
+            let record = hca.dma.ledger().nic(0)[0];
+            assert_eq!(record.seq > copied, guard, "{way}: {record:?}");
+            assert_eq!(hca.faults.rule(rule).map(|rule| rule.fired), (!guard).then_some(1), "{way}");
+        }
+    }
+}

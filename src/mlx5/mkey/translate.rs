@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! From key and address to guest memory (contract 8.1, 8.2, 9.5).
+//!
+//! What comes out is a list of guest physical addresses that nobody has checked to be RAM: the copy does that. It is void as soon
+//! as the section ends, because nothing keeps the translation alive longer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Access, AccessError, Mkey, MkeyState, Rights, Span};
+use crate::mlx5::fault_rules::{NicAction, WqeShape};
+use crate::mlx5::hca::{FIRST_MKEY, Hca};
+use crate::mlx5::quiesce::{MAX_SECTION, Section};
+use crate::mlx5::spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, access_mode};
+
+/// Indirections below the key that was named (cap `max_indirection`).
+const MAX_DEPTH: u8 = 4;
+/// Table entries that one call looks at: bounds the walk through lists of tiny KLM entries.
+const MAX_STEPS: u32 = 1 << 16;
+/// What a step into another key counts as.
+const KEY_STEPS: u32 = 32;
+/// Smallest and largest page of MTT and KSM entries (contract 8.2; a KSM of implicit ODP has 30 or 34).
+const LOG_PAGES: std::ops::RangeInclusive<u8> = 12..=40;
+
+/// Why a walk ended early.
+enum Stop {
+    /// An entry lacks the right.
+    Absent,
+    Denied(&'static str),
+    /// Enough for one section.
+    Enough,
+}
+
+/// Checks `access` and appends the guest memory that it leads to, adjacent pieces merged. Returns how many bytes of `access` the
+/// appended spans cover: fewer than `access.len` when a later entry is not present, or when it is more than one section may move
+/// ([`MAX_SECTION`]); ask again for the rest. Key, rights and bounds are checked for the whole of `access` first. On error nothing is appended.
+///
+/// Looks everything up anew; what it returns is void when the section ends. Rights of the queue pair (rre, rwe, rae) are the caller's to check.
+///
+/// # Errors
+/// [`AccessError`].
+pub fn translate(hca: &Hca, section: &Section<'_>, access: &Access, spans: &mut Vec<Span>) -> Result<u64, AccessError> {
+    let _ = section;
+    let first = spans.len();
+    let mut walk = Walk { hca, access, spans, covered: 0, steps: MAX_STEPS, ignores_write_bit: None };
+    let result = walk.key(access.key, access.va, access.len, access.rights, 0);
+    let covered = walk.covered;
+    let error = match result {
+        Ok(()) | Err(Stop::Enough) => return Ok(covered),
+        Err(Stop::Absent) if covered > 0 => return Ok(covered),
+        Err(Stop::Absent) => AccessError::NotPresent { key: access.key, va: access.va },
+        Err(Stop::Denied(why)) => AccessError::Denied { key: access.key, why },
+    };
+    spans.truncate(first);
+    Err(error)
+}
+
+/// Checks key, rights and bounds as [`translate`] does, without looking for translations: what a responder does before the first byte.
+///
+/// # Errors
+/// [`AccessError::Denied`].
+pub fn check(hca: &Hca, section: &Section<'_>, access: &Access) -> Result<(), AccessError> {
+    let _ = section;
+    let denied = |why| AccessError::Denied { key: access.key, why };
+    let state = hca.mkeys.with(access.key >> 8, |mkey| mkey.state()).ok_or(denied("no such key"))?;
+    permits(&state, access, access.va, access.len, access.key, access.rights).map_err(denied)
+}
+
+fn permits(state: &MkeyState, by: &Access, va: u64, len: u64, key: u32, rights: Rights) -> Result<(), &'static str> {
+    if state.free || state.dead {
+        return Err("it is free");
+    }
+    if u32::from(state.variant) != key & 0xff {
+        return Err("wrong variant");
+    }
+    if state.pd != by.pd {
+        return Err("it belongs to another protection domain");
+    }
+    if state.qpn != ANY_QPN && state.qpn != by.qpn {
+        return Err("it is bound to another queue pair");
+    }
+    if rights.0 & !state.rights.0 != 0 {
+        return Err("it does not give this right");
+    }
+    if !state.contains(va, len) {
+        return Err("out of its bounds");
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    hca: &'a Hca,
+    access: &'a Access,
+    spans: &'a mut Vec<Span>,
+    covered: u64,
+    steps: u32,
+    /// Whether the planted fault says so, once asked.
+    ignores_write_bit: Option<bool>,
+}
+
+impl Walk<'_> {
+    fn key(&mut self, key: u32, va: u64, len: u64, rights: Rights, depth: u8) -> Result<(), Stop> {
+        let hca = self.hca;
+        let direct = |mkey: &Arc<Mkey>| {
+            let state = mkey.state();
+            let rights = if depth == 0 { rights } else { beneath(rights, state.rights) };
+            permits(&state, self.access, va, len, key, rights).map_err(Stop::Denied)?;
+            match u32::from(state.mode) {
+                _ if len == 0 => {}
+                access_mode::PA => self.push(va, len)?,
+                access_mode::MTT => self.mtt(mkey, &state, va, len)?,
+                // What is beneath has to be looked up in the same table, so later.
+                _ => return Ok(Some((mkey.clone(), state))),
+            }
+            Ok(None)
+        };
+        let Some((mkey, state)) = hca.mkeys.with(key >> 8, direct).ok_or(Stop::Denied("no such key"))?? else {
+            return Ok(());
+        };
+        match u32::from(state.mode) {
+            access_mode::KLM => self.klm(&mkey, va - state.start, len, depth),
+            access_mode::KSM => self.ksm(&mkey, &state, va, len, depth),
+            _ => Err(Stop::Denied("unknown access mode")),
+        }
+    }
+
+    /// Appends; ends the walk when the section has enough.
+    fn push(&mut self, gpa: u64, len: u64) -> Result<(), Stop> {
+        let room = MAX_SECTION - self.covered;
+        let len_now = len.min(room);
+        let merged = match self.spans.last_mut() {
+            Some(last) if last.gpa.checked_add(last.len) == Some(gpa) => Some(last),
+            _ => None,
+        };
+        match merged {
+            Some(last) if self.covered > 0 => last.len += len_now,
+            _ => self.spans.push(Span { gpa, len: len_now }),
+        }
+        self.covered += len_now;
+        if self.covered == MAX_SECTION { Err(Stop::Enough) } else { Ok(()) }
+    }
+
+    fn mtt(&mut self, mkey: &Mkey, state: &MkeyState, va: u64, len: u64) -> Result<(), Stop> {
+        let (mut at, log_page) = paged(state, va, len, mkey.entries.len())?;
+        let inside = (1u64 << log_page) - 1;
+        let need = if self.access.rights.writes() { MTT_WRITE } else { 0 }
+            | if self.access.rights.reads() { MTT_READ } else { 0 };
+        let mut left = len;
+        while left > 0 {
+            let entry = mkey.entries.get((at >> log_page) as usize).map_or(0, |entry| entry.load(Ordering::Relaxed));
+            if entry & need != need && !self.excused(entry) {
+                return Err(Stop::Absent);
+            }
+            let now = left.min(inside + 1 - (at & inside));
+            self.push(entry & MTT_ADDRESS & !inside | at & inside, now)?;
+            at += now;
+            left -= now;
+        }
+        Ok(())
+    }
+
+    /// A page that may be read only passes for writable where the planted fault `IgnoreMttWriteBit` says so.
+    #[cold]
+    fn excused(&mut self, entry: u64) -> bool {
+        if entry & MTT_READ == 0 {
+            return false;
+        }
+        let (hca, access) = (self.hca, self.access);
+        *self.ignores_write_bit.get_or_insert_with(|| {
+            let shape = WqeShape::access(access.key, access.qpn);
+            hca.faults.consult(&shape, |action| matches!(action, NicAction::IgnoreMttWriteBit)).is_some()
+        })
+    }
+
+    fn ksm(&mut self, mkey: &Mkey, state: &MkeyState, va: u64, len: u64, depth: u8) -> Result<(), Stop> {
+        let (mut at, log_page) = paged(state, va, len, mkey.entries.len() / 2)?;
+        let inside = (1u64 << log_page) - 1;
+        let mut left = len;
+        while left > 0 {
+            let (head, base) = self.pair(mkey, at >> log_page)?;
+            let now = left.min(inside + 1 - (at & inside));
+            let child_va = base.checked_add(at & inside).ok_or(Stop::Denied("an entry's address wraps"))?;
+            self.child(head as u32, child_va, now, depth)?;
+            at += now;
+            left -= now;
+        }
+        Ok(())
+    }
+
+    fn klm(&mut self, mkey: &Mkey, skip: u64, len: u64, depth: u8) -> Result<(), Stop> {
+        let (mut skip, mut left) = (skip, len);
+        for index in 0..mkey.entries.len() as u64 / 2 {
+            let (head, base) = self.pair(mkey, index)?;
+            let bytes = head >> 32;
+            if skip >= bytes {
+                skip -= bytes;
+                continue;
+            }
+            let now = left.min(bytes - skip);
+            let child_va = base.checked_add(skip).ok_or(Stop::Denied("an entry's address wraps"))?;
+            self.child(head as u32, child_va, now, depth)?;
+            skip = 0;
+            left -= now;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+        Err(Stop::Denied("its list is shorter than its length"))
+    }
+
+    fn child(&mut self, key: u32, va: u64, len: u64, depth: u8) -> Result<(), Stop> {
+        if key >> 8 < FIRST_MKEY {
+            // The null key, or an entry that was never written.
+            return Err(Stop::Absent);
+        }
+        if depth >= MAX_DEPTH {
+            return Err(Stop::Denied("too many indirections"));
+        }
+        self.spend(KEY_STEPS)?;
+        self.key(key, va, len, self.access.rights, depth + 1)
+    }
+
+    /// An entry of an indirect key: byte count << 32 | key, and address, of one update.
+    fn pair(&mut self, mkey: &Mkey, index: u64) -> Result<(u64, u64), Stop> {
+        self.spend(1)?;
+        let at = index as usize * 2;
+        let Some([head, address]) = mkey.entries.get(at..).and_then(|rest| rest.get(..2)) else { return Ok((0, 0)) };
+        let before = head.load(Ordering::SeqCst);
+        let address = address.load(Ordering::SeqCst);
+        // Changing right now: as good as absent, and whoever asked looks again.
+        if head.load(Ordering::SeqCst) != before { Err(Stop::Absent) } else { Ok((before, address)) }
+    }
+
+    fn spend(&mut self, steps: u32) -> Result<(), Stop> {
+        let Some(left) = self.steps.checked_sub(steps) else {
+            return Err(if self.covered > 0 { Stop::Enough } else { Stop::Denied("its list is too scattered") });
+        };
+        self.steps = left;
+        Ok(())
+    }
+}
+
+/// Where in a paged table `va` lies: byte offset from the start of the first entry's page, and log2 of the page. All of `len` is in the table.
+fn paged(state: &MkeyState, va: u64, len: u64, entries: usize) -> Result<(u64, u8), Stop> {
+    if !LOG_PAGES.contains(&state.log_page) {
+        return Err(Stop::Denied("its page size is not supported"));
+    }
+    let first = state.start & ((1u64 << state.log_page) - 1);
+    let end = "its table is shorter than its length";
+    let at = (va - state.start).checked_add(first).ok_or(Stop::Denied(end))?;
+    let last = at.checked_add(len - 1).ok_or(Stop::Denied(end))?;
+    if last >> state.log_page >= entries as u64 {
+        return Err(Stop::Denied(end));
+    }
+    Ok((at, state.log_page))
+}
+
+/// What the child of an indirect key must give: the parent has given the remote right, which for a memory window over a region
+/// needs no more of the region than the local one.
+fn beneath(wanted: Rights, given: Rights) -> Rights {
+    let stands_for = [
+        (Rights::LOCAL_READ, Rights::REMOTE_READ),
+        (Rights::LOCAL_WRITE, Rights::REMOTE_WRITE),
+        (Rights::LOCAL_WRITE, Rights::ATOMIC),
+    ];
+    let excused = stands_for.iter().filter(|(local, _)| given.0 & local.0 != 0);
+    Rights(excused.fold(wanted.0, |wanted, (_, remote)| wanted & !remote.0))
+}

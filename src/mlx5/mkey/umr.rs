@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! UMR: work requests that change a memory key or its translations (contract 8.3, 8.4), and invalidations.
+//!
+//! Each returns only when no DMA through what it replaced is in flight (rule 3, contract 8.5). None may be called inside a section.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Access, AccessError, Mkey, MkeyState, Rights, Span, fence, record, translate};
+use crate::dma::DmaError;
+use crate::dma::ledger::{NicKind, Seq};
+use crate::mlx5::fault_rules::WqeShape;
+use crate::mlx5::hca::Hca;
+use crate::mlx5::qp::{Qp, QpAttrs};
+use crate::mlx5::spec::cq::syndrome;
+use crate::mlx5::spec::mkey::{ANY_QPN, MKC_SIZE, OCTWORD_SIZE, access_mode, mkc, umr_ctrl, umr_flags, umr_mask};
+use crate::mlx5::spec::qp::{qpc, service_type};
+use crate::mlx5::spec::wqe::{ctrl, data};
+use crate::mlx5::sync::lock;
+
+/// Segments of the WQE: UMR control, context, then the list or the pointer to it.
+const UMR_CTRL: Range<usize> = 16..64;
+const CONTEXT: Range<usize> = 64..128;
+const LIST: usize = 128;
+/// Bytes of the list that are read in one section.
+const PIECE: u64 = 64 << 10;
+
+/// Why a UMR or an invalidation failed. Nothing of the key's context was changed then; translations perhaps in part.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum UmrError {
+    /// The WQE is too short for what its flags promise.
+    #[error("the WQE is cut short")]
+    CutShort,
+    /// No such key.
+    #[error("there is no key {0:#x}")]
+    NoKey(u32),
+    /// A condition that the WQE states, or the rule for queue pairs other than REG_UMR, is not met.
+    #[error("key {key:#x}: {why}")]
+    Refused {
+        /// The key.
+        key: u32,
+        /// For the log.
+        why: &'static str,
+    },
+    /// The list of translations cannot be read through its lkey.
+    #[error("the list of translations: {0}")]
+    List(AccessError),
+    /// The list is not in guest RAM, or bus mastering is off.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
+    /// The queue pair changed meanwhile: no completion, look at it again.
+    #[error("the queue pair has changed")]
+    Retired,
+}
+
+impl UmrError {
+    /// Syndrome of the error CQE (contract 7.5, 8.3); `None`: there is none to write.
+    pub fn syndrome(self) -> Option<u32> {
+        match self {
+            Self::CutShort => Some(syndrome::LOCAL_QP_OP_ERR),
+            Self::NoKey(_) | Self::Refused { .. } => Some(syndrome::MW_BIND_ERR),
+            Self::List(_) | Self::Dma(_) => Some(syndrome::LOCAL_PROT_ERR),
+            Self::Retired => None,
+        }
+    }
+}
+
+/// Executes the UMR WQE `wqe` (contiguous, from its control segment on, `ds` * 16 bytes) of queue pair `qpn`, on its engine's thread.
+///
+/// # Errors
+/// See [`UmrError`]; [`UmrError::syndrome`] is what the error CQE says.
+pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) -> Result<(), UmrError> {
+    let request = Request::parse(wqe)?;
+    let qp = hca.qps.get(qpn).ok_or(UmrError::Retired)?;
+    let mkey = hca.mkeys.get(request.key >> 8).ok_or(UmrError::NoKey(request.key))?;
+    request.permit(&mkey.state(), &Poster::of(&qp, attrs))?;
+    hca.counters.umrs.add(1);
+    let begun = hca.dma.ledger().tick();
+    let done = request.apply(hca, engine, &qp, attrs, &mkey);
+    // Also after a failure: some entries may be replaced.
+    let shape = WqeShape { opcode: request.opcode, qpn, wqe_index: request.wqe_index, key: request.key };
+    fence(hca, &shape);
+    mkey.completed();
+    record(hca, qpn, request.tell(&mkey, begun));
+    done
+}
+
+/// LOCAL_INVAL, and what a UMR that only sets `free` does: key `key` becomes free.
+///
+/// # Errors
+/// No such key, or it is not this queue pair's to invalidate.
+pub fn invalidate_local(hca: &Hca, qp: &Qp, attrs: &QpAttrs, key: u32) -> Result<(), UmrError> {
+    let mkey = current(hca, key)?;
+    let state = mkey.state();
+    if state.pd != attrs.pd || !state.umr_en {
+        return Err(UmrError::Refused { key, why: "not this queue pair's to invalidate" });
+    }
+    invalidate(hca, qp.qpn, &mkey, key)
+}
+
+/// The responder's part of SEND with invalidate (contract 8.4): `attrs` and `qp` are the responder's.
+///
+/// # Errors
+/// No such key, or its context does not allow this.
+pub fn invalidate_remote(hca: &Hca, qp: &Qp, attrs: &QpAttrs, key: u32) -> Result<(), UmrError> {
+    let mkey = current(hca, key)?;
+    let state = mkey.state();
+    if state.pd != attrs.pd || !state.en_rinval || (state.qpn != ANY_QPN && state.qpn != qp.qpn) {
+        return Err(UmrError::Refused { key, why: "not the peer's to invalidate" });
+    }
+    invalidate(hca, qp.qpn, &mkey, key)
+}
+
+fn current(hca: &Hca, key: u32) -> Result<Arc<Mkey>, UmrError> {
+    let mkey = hca.mkeys.get(key >> 8).ok_or(UmrError::NoKey(key))?;
+    let state = mkey.state();
+    match u32::from(state.variant) == key & 0xff && !state.free {
+        true => Ok(mkey),
+        false => Err(UmrError::NoKey(key)),
+    }
+}
+
+fn invalidate(hca: &Hca, qpn: u32, mkey: &Mkey, key: u32) -> Result<(), UmrError> {
+    let begun = hca.dma.ledger().tick();
+    let mut context = [0; MKC_SIZE];
+    mkc::FREE.set(&mut context, 1);
+    mkey.set_context(&context, umr_mask::FREE);
+    fence(hca, &WqeShape::access(key, qpn));
+    mkey.completed();
+    record(hca, qpn, NicKind::Revoked { index: mkey.index, begun });
+    Ok(())
+}
+
+/// What the queue pair that posted the WQE may do.
+struct Poster {
+    qpn: u32,
+    pd: u32,
+    /// REG_UMR: keys of any PD, and without `umr_en` (contract T6).
+    trusted: bool,
+    /// QPC.fre: may write page addresses. The kernel's queue pairs have it, a process's have not: else a process could read any memory.
+    registers: bool,
+}
+
+impl Poster {
+    fn of(qp: &Qp, attrs: &QpAttrs) -> Self {
+        let trusted = qp.service == service_type::REG_UMR;
+        let registers = trusted || qpc::FRE.is_set(&lock(&qp.context));
+        Self { qpn: qp.qpn, pd: attrs.pd, trusted, registers }
+    }
+}
+
+/// Where the translations come from.
+enum List<'a> {
+    Inline(&'a [u8]),
+    Pointer { lkey: u32, va: u64, len: u64 },
+}
+
+/// A UMR WQE, copied in before.
+struct Request<'a> {
+    opcode: u8,
+    wqe_index: u16,
+    key: u32,
+    flags: u32,
+    mask: u64,
+    context: &'a [u8],
+    /// First octword of the table that is replaced.
+    offset: u64,
+    list: List<'a>,
+}
+
+impl<'a> Request<'a> {
+    fn parse(wqe: &'a [u8]) -> Result<Self, UmrError> {
+        let control = wqe.get(UMR_CTRL).ok_or(UmrError::CutShort)?;
+        let context = wqe.get(CONTEXT).ok_or(UmrError::CutShort)?;
+        let rest = wqe.get(LIST..).ok_or(UmrError::CutShort)?;
+        let flags = umr_ctrl::FLAGS.get(control);
+        let bytes = umr_ctrl::XLT_OCTOWORDS.get(control) as usize * OCTWORD_SIZE;
+        let offset = match flags & umr_flags::TRANSLATION_OFFSET_EN {
+            0 => 0,
+            _ => {
+                let high = u64::from(umr_ctrl::XLT_OFFSET_47_16.get(control));
+                high << 16 | u64::from(umr_ctrl::XLT_OFFSET_15_0.get(control))
+            }
+        };
+        let list = if bytes == 0 || flags & umr_flags::INLINE != 0 {
+            List::Inline(rest.get(..bytes).ok_or(UmrError::CutShort)?)
+        } else {
+            let pointer = rest.get(..data::SIZE).ok_or(UmrError::CutShort)?;
+            // Drivers round both lengths; the shorter one is what there is.
+            let len = u64::from(data::BYTE_COUNT.get(pointer)).min(bytes as u64);
+            List::Pointer { lkey: data::LKEY.get(pointer), va: data::ADDR.get(pointer), len }
+        };
+        let mask = umr_ctrl::MKEY_MASK.get(control);
+        let (opcode, wqe_index) = (ctrl::OPCODE.get(wqe) as u8, ctrl::WQE_INDEX.get(wqe) as u16);
+        Ok(Self { opcode, wqe_index, key: ctrl::UMR_MKEY.get(wqe), flags, mask, context, offset, list })
+    }
+
+    fn list_len(&self) -> u64 {
+        match &self.list {
+            List::Inline(bytes) => bytes.len() as u64,
+            List::Pointer { len, .. } => *len,
+        }
+    }
+
+    /// The conditions of the WQE, and of queue pairs other than REG_UMR.
+    fn permit(&self, state: &MkeyState, poster: &Poster) -> Result<(), UmrError> {
+        let refused = |why| Err(UmrError::Refused { key: self.key, why });
+        let has = |flag| self.flags & flag != 0;
+        if state.dead {
+            return Err(UmrError::NoKey(self.key));
+        }
+        if has(umr_flags::CHECK_IS_FREE) && !state.free {
+            return refused("it is not free");
+        }
+        if has(umr_flags::CHECK_IS_NOT_FREE) && state.free {
+            return refused("it is free");
+        }
+        if has(umr_flags::CHECK_QPN) && state.qpn != ANY_QPN && state.qpn != poster.qpn {
+            return refused("it is bound to another queue pair");
+        }
+        if poster.trusted {
+            return Ok(());
+        }
+        if !state.umr_en || state.pd != poster.pd {
+            return refused("not this queue pair's to change");
+        }
+        if self.mask & umr_mask::PD != 0 && mkc::PD.get(self.context) != poster.pd {
+            return refused("a protection domain that is not the queue pair's");
+        }
+        let indirect = matches!(u32::from(state.mode), access_mode::KLM | access_mode::KSM);
+        let only_frees = self.mask == umr_mask::FREE && mkc::FREE.is_set(self.context) && self.list_len() == 0;
+        if !poster.registers && !indirect && !only_frees {
+            return refused("the queue pair may not register memory");
+        }
+        Ok(())
+    }
+
+    /// Translations first, then the context: a key is never usable before its translations are.
+    fn apply(&self, hca: &Hca, engine: usize, qp: &Qp, attrs: &QpAttrs, mkey: &Mkey) -> Result<(), UmrError> {
+        let table = mkey.entries.len() as u64 * 8;
+        let at = self.offset.saturating_mul(OCTWORD_SIZE as u64);
+        if self.list_len() > 0 && at >= table {
+            return Err(UmrError::Refused { key: self.key, why: "translations beyond its table" });
+        }
+        let len = self.list_len().min(table.saturating_sub(at));
+        match &self.list {
+            List::Inline([]) => {}
+            List::Inline(bytes) => {
+                let _section = hca.quiesce.enter(engine);
+                in_force(qp, attrs)?;
+                mkey.set_entries((at / 8) as usize, bytes.get(..len as usize).unwrap_or_default());
+            }
+            List::Pointer { lkey, va, .. } => {
+                let mut reader = Reader { hca, engine, qp, attrs, spans: Vec::new(), bytes: Vec::new() };
+                reader.fill(mkey, at, *lkey, *va, len)?;
+            }
+        }
+        if self.mask != 0 {
+            let _section = hca.quiesce.enter(engine);
+            in_force(qp, attrs)?;
+            mkey.set_context(self.context, self.mask);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, mkey: &Mkey, begun: Seq) -> NicKind {
+        if self.mask & umr_mask::FREE != 0 && mkc::FREE.is_set(self.context) {
+            return NicKind::Revoked { index: mkey.index, begun };
+        }
+        let (per_octword, bytes) = match u32::from(mkey.state().mode) {
+            access_mode::MTT => (2, 8),
+            _ => (1, OCTWORD_SIZE as u64),
+        };
+        let first_entry = self.offset.saturating_mul(per_octword);
+        NicKind::Updated { index: mkey.index, first_entry, entries: self.list_len() / bytes, begun }
+    }
+}
+
+/// Inside a section: nothing of the WQE may take effect after 2RST or DESTROY_QP is complete.
+fn in_force(qp: &Qp, attrs: &QpAttrs) -> Result<(), UmrError> {
+    if qp.in_force(attrs) { Ok(()) } else { Err(UmrError::Retired) }
+}
+
+/// Reads a list from guest memory into a table, in pieces of a bounded section each.
+struct Reader<'a> {
+    hca: &'a Hca,
+    engine: usize,
+    qp: &'a Qp,
+    attrs: &'a QpAttrs,
+    spans: Vec<Span>,
+    bytes: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// `len` bytes at `va` become the table's from byte `at` on.
+    fn fill(&mut self, mkey: &Mkey, at: u64, lkey: u32, va: u64, len: u64) -> Result<(), UmrError> {
+        let mut done = 0;
+        while done < len {
+            let section = self.hca.quiesce.enter(self.engine);
+            in_force(self.qp, self.attrs)?;
+            let wanted = (len - done).min(PIECE);
+            let beyond = UmrError::List(AccessError::Denied { key: lkey, why: "its address wraps" });
+            let va = va.checked_add(done).ok_or(beyond)?;
+            let (pd, qpn) = (self.attrs.pd, self.qp.qpn);
+            let access = Access { key: lkey, pd, qpn, va, len: wanted, rights: Rights::LOCAL_READ };
+            self.spans.clear();
+            let covered = translate(self.hca, &section, &access, &mut self.spans).map_err(UmrError::List)?;
+            if covered < wanted {
+                // A list in memory that pages on demand: drivers keep theirs in memory that stays.
+                return Err(UmrError::List(AccessError::NotPresent { key: lkey, va: va.saturating_add(covered) }));
+            }
+            self.copy_in(wanted as usize)?;
+            mkey.set_entries(((at + done) / 8) as usize, &self.bytes);
+            done += wanted;
+        }
+        Ok(())
+    }
+
+    fn copy_in(&mut self, len: usize) -> Result<(), UmrError> {
+        self.bytes.resize(len, 0);
+        let mut rest = self.bytes.as_mut_slice();
+        for span in &self.spans {
+            let ram = self.hca.dma.check(span.gpa, span.len)?;
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(span.len as usize);
+            rest = later;
+            let outside = DmaError::OutsideRam { requester: self.hca.dma.requester(), addr: span.gpa, len: span.len };
+            ram.read_slice(now, GuestAddress(span.gpa)).map_err(|_| outside)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The PCI function: configuration space, BAR0 with the initialization segment and the UAR pages, BAR2 with MSI-X (contract 1).
+//!
+//! Not there: VPD, SR-IOV, AER, ATS (contract 1.3), BlueFlame (D3).
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::command::{Plane, Worker};
+use super::engine::Engines;
+use super::hca::Hca;
+use super::init_segment::{InitSegment, Order};
+use super::spec::init::COMMAND_DOORBELL;
+use super::uar::{self, UarDoorbells};
+use super::{BAR0_SIZE, Model, NicConfig, VECTORS, reset};
+use crate::dma::ledger::Ledger;
+use crate::dma::{BusMaster, DmaTarget, GuestRam};
+use crate::pci::capability::{Capability, ID_VENDOR, PortType};
+use crate::pci::config::{BarSpec, ConfigError, ConfigSpace, Identity};
+use crate::pci::msix::{MESSAGE_CONTROL, Msix, MsixPlace};
+use crate::pci::rationed::Rationed;
+use crate::pci::{Doorbell, DoorbellHost, MsiRouter, PciDevice};
+
+const VENDOR: u16 = 0x15b3;
+const SUBSYSTEM: u16 = 0x0008;
+/// InfiniBand controller.
+const CLASS: u32 = 0x02_0700;
+const MSIX_BAR: u8 = 2;
+/// Power management capability (PCI PM 1.2 §3.2): id, version 3, D0 and D3hot without a reset between them.
+const ID_POWER: u8 = 0x01;
+const POWER_VERSION: u16 = 3;
+const POWER_STATE: u16 = 0b11;
+const NO_SOFT_RESET: u16 = 1 << 3;
+
+/// A NIC could not be made. Never the guest's doing.
+#[derive(Debug, Error)]
+pub enum NicError {
+    /// Configuration space.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host kernel gave no eventfd or thread.
+    #[error("the NIC could not start: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// The PCI function. Dropping it ends its threads.
+pub struct Nic {
+    config: ConfigSpace,
+    msix_at: u16,
+    segment: InitSegment,
+    hca: Arc<Hca>,
+    plane: Arc<Plane>,
+    worker: Option<Worker>,
+    nonsense: Rationed,
+}
+
+/// What the VMM and the lab hold of a NIC.
+#[derive(Clone)]
+pub struct NicHandle {
+    hca: Arc<Hca>,
+    plane: Arc<Plane>,
+}
+
+impl NicHandle {
+    /// The device's shared state.
+    pub fn hca(&self) -> &Arc<Hca> {
+        &self.hca
+    }
+
+    pub(super) fn plane(&self) -> &Arc<Plane> {
+        &self.plane
+    }
+}
+
+impl std::fmt::Debug for NicHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NicHandle").field("index", &self.hca.index).field("config", &self.hca.config).finish()
+    }
+}
+
+impl Nic {
+    /// MSI-X vectors that such a NIC has.
+    pub fn vectors(_: &NicConfig) -> u16 {
+        VECTORS
+    }
+
+    /// NIC number `index` of the machine, which does DMA as `requester` (bus << 8 | device << 3 | function) to `ram`. `router`
+    /// must know [`Nic::vectors`] vectors. Its threads run from here on.
+    pub fn new(
+        index: u8,
+        config: NicConfig,
+        requester: u16,
+        ram: Arc<GuestRam>,
+        ledger: Arc<Ledger>,
+        router: Arc<dyn MsiRouter>,
+        host: Arc<dyn DoorbellHost>,
+    ) -> Result<(Self, NicHandle), NicError> {
+        let master = Arc::new(BusMaster::default());
+        let dma = DmaTarget::new(requester, ram, master.clone(), ledger);
+        let (place, msix_size) = MsixPlace::own_bar(MSIX_BAR, VECTORS);
+        let msix = Arc::new(Msix::new(VECTORS, place, router));
+        let mut space = ConfigSpace::new(identity(&config), master);
+        space.add_bar(BarSpec { index: uar::BAR, size: BAR0_SIZE, prefetchable: true })?;
+        space.add_bar(BarSpec { index: MSIX_BAR, size: msix_size, prefetchable: false })?;
+        let msix_at = space.add_capability(&msix.capability())?;
+        space.add_capability(&Capability::pcie(PortType::RootComplexIntegrated))?;
+        space.add_capability(&power())?;
+        if config.model == Model::Cx5 {
+            space.add_capability(&vendor_gateway())?;
+        }
+
+        let hca = Arc::new(Hca::new(index, config, dma, msix)?);
+        let plane = Plane::new(hca.clone(), Arc::new(UarDoorbells::new(host)))?;
+        Engines::start(&hca)?;
+        let worker = match Worker::start(&plane) {
+            Ok(worker) => Some(worker),
+            Err(error) => {
+                hca.engines.stop();
+                return Err(error.into());
+            }
+        };
+        let handle = NicHandle { hca: hca.clone(), plane: plane.clone() };
+        let segment = InitSegment::default();
+        Ok((Self { config: space, msix_at, segment, hca, plane, worker, nonsense: Rationed::default() }, handle))
+    }
+
+    fn obey(&mut self, order: Option<Order>, offset: u64, len: usize) {
+        match order {
+            Some(Order::Command(slots)) => self.plane.ring(slots),
+            Some(Order::Queue(at)) => reset::restart(&self.hca, &self.plane, Some(at)),
+            Some(Order::Disable) => reset::restart(&self.hca, &self.plane, None),
+            None => log::trace!("nic{}: {len} bytes written at {offset:#x} of the init segment", self.hca.index),
+        }
+    }
+
+    /// What follows from a change of configuration space: where BAR0 is, and whether DMA may go on.
+    fn follow_config(&mut self, was_master: bool) {
+        let bar0 = self.config.bars().into_iter().find(|(bar, ..)| *bar == uar::BAR).map(|(_, base, _)| base);
+        self.plane.doorbells().moved(bar0);
+        if was_master && !self.config.bus_master().get() {
+            reset::settle(&self.hca, &self.plane);
+        }
+    }
+}
+
+fn identity(config: &NicConfig) -> Identity {
+    Identity {
+        vendor: VENDOR,
+        device: config.model.device_id(),
+        revision: 0,
+        class: CLASS,
+        subsystem_vendor: VENDOR,
+        subsystem: SUBSYSTEM,
+    }
+}
+
+fn power() -> Capability {
+    Capability::new(ID_POWER, 8)
+        .value(2, &POWER_VERSION.to_le_bytes())
+        .value(4, &NO_SOFT_RESET.to_le_bytes())
+        .writable(4, &POWER_STATE.to_le_bytes())
+}
+
+/// The gateway into the device's own address spaces, which drivers of physical functions miss loudly, and for want of which they write
+/// plain configuration space during recovery (contract 12.3). Its semaphore can be taken (free: 0; the taker writes the counter's
+/// value) and no space behind it exists: the status bits of the control register stay 0.
+fn vendor_gateway() -> Capability {
+    const LENGTH: u8 = 0x18;
+    const CONTROL: usize = 0x04;
+    const COUNTER: usize = 0x08;
+    const SEMAPHORE: usize = 0x0c;
+    const ADDRESS: usize = 0x10;
+    Capability::new(ID_VENDOR, LENGTH)
+        .value(2, &[LENGTH])
+        .writable(CONTROL, &[0xff; 2])
+        .value(COUNTER, &1u32.to_le_bytes())
+        .writable(SEMAPHORE, &[0xff; 4])
+        .writable(ADDRESS, &[0xff; 4])
+}
+
+impl PciDevice for Nic {
+    fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        self.config.read(offset, data);
+    }
+
+    fn config_write(&mut self, offset: u16, data: &[u8]) {
+        let was_master = self.config.bus_master().get();
+        if self.config.write(offset, data).function_reset {
+            return self.reset();
+        }
+        self.hca.msix.set_control(self.config.read_u16(self.msix_at + MESSAGE_CONTROL));
+        self.follow_config(was_master);
+    }
+
+    fn bars(&self) -> Vec<(u8, u64, u64)> {
+        self.config.bars()
+    }
+
+    fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        match bar {
+            MSIX_BAR => self.hca.msix.read(offset, data),
+            uar::BAR => self.segment.read(offset, data),
+            _ => {}
+        }
+    }
+
+    fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]) {
+        match bar {
+            MSIX_BAR => self.hca.msix.write(offset, data),
+            uar::BAR => match uar::page_of(offset) {
+                Some((page, inside)) => {
+                    if !uar::write(&self.hca, page, inside, data)
+                        && let Some(count) = self.nonsense.next()
+                    {
+                        let (index, len) = (self.hca.index, data.len());
+                        log::debug!(
+                            "nic{index}: {len} bytes at {inside:#x} of UAR page {page} ignored ({count} so far)"
+                        );
+                    }
+                }
+                None => {
+                    let order = self.segment.write(offset, data);
+                    self.obey(order, offset, data.len());
+                }
+            },
+            _ => {}
+        }
+    }
+
+    fn doorbells(&self) -> Vec<Doorbell> {
+        // The slots' bit is big-endian on the bus; the host compares what it sees as little-endian.
+        let doorbell = |(bits, event): (u32, &Arc<_>)| Doorbell {
+            bar: uar::BAR,
+            offset: COMMAND_DOORBELL as u64,
+            len: 4,
+            value: Some(u64::from(bits.swap_bytes())),
+            event: Arc::clone(event),
+        };
+        self.plane.events().map(doorbell).collect()
+    }
+
+    fn reset(&mut self) {
+        // DMA is refused first, so that nothing new can start while the rest goes.
+        self.config.reset();
+        self.plane.doorbells().moved(None);
+        self.segment.reset();
+        reset::restart(&self.hca, &self.plane, None);
+        self.hca.msix.reset();
+    }
+}
+
+impl Drop for Nic {
+    fn drop(&mut self) {
+        self.config.reset();
+        self.plane.doorbells().moved(None);
+        drop(self.worker.take());
+        self.hca.engines.stop();
+    }
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! On-demand paging: page faults that the driver works on (contract 9).
+//!
+//! A fault is a token and a state, nothing else: whoever waits owns no section, lock or pointer, and translates anew when the
+//! driver has resumed it.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::eq::Event;
+use super::fault_rules::{NicAction, WqeShape};
+use super::hca::Hca;
+use super::spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
+use super::spec::odp::{MAX_TOKEN, rdma_fault_type};
+use super::sync::lock;
+use crate::dma::ledger::NicKind;
+
+/// Faults alive at once, well below what the driver's fault EQ (4,096 entries) takes; more wait (contract 9.3).
+pub const MAX_LIVE: usize = 1024;
+
+/// Live page faults by token.
+#[derive(Default)]
+pub struct PageFaults {
+    table: Mutex<Table>,
+    /// Some event waits for its time: a planted fault.
+    late: AtomicBool,
+}
+
+#[derive(Default)]
+struct Table {
+    /// Not reset with the device, so that a resume from before a reset meets no new fault.
+    last: u32,
+    live: HashMap<u32, Live>,
+}
+
+/// A fault whose event has been published, or is being kept back.
+struct Live {
+    state: FaultState,
+    waiter: (u32, u32),
+    /// A planted delay: when it is published, and what.
+    late: Option<(Instant, Event)>,
+}
+
+/// Why no fault was raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RaiseError {
+    /// Too many are live: try again later.
+    Busy,
+    /// No EQ takes page faults, or the device does not page: a protection error.
+    NoQueue,
+}
+
+/// A fault to raise (contract 9.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// Whose access it is.
+    pub kind: FaultKind,
+    /// Bytes of the message already moved: exact.
+    pub bytes_committed: u32,
+    /// Length of the packet or message, at least 1.
+    pub packet_length: u16,
+    /// The queue pair to look at again after the resume: its UAR page, its number.
+    pub waiter: (u32, u32),
+    /// For the ledger: key and address of the first byte without translation, and whether it is written.
+    pub about: (u32, u64, bool),
+}
+
+/// Layouts of 9.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// Sub-type 0.
+    Wqe {
+        /// 0 SRQ, 1 requester send or write, 2 responder RQ, 3 requester read or atomic.
+        wq_type: u8,
+        /// QPN, or SRQN for type 0.
+        number: u32,
+        /// SQ: block counter; RQ and SRQ: WQE index.
+        wqe_index: u16,
+    },
+    /// Sub-type 1.
+    Rdma {
+        /// Key as the requester named it.
+        r_key: u32,
+        /// Address of the operation's first byte.
+        rdma_va: u64,
+        /// Bytes of the operation.
+        op_len: u32,
+        /// Incoming write or atomic; else read.
+        write: bool,
+    },
+}
+
+/// What became of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultState {
+    /// The driver is at it.
+    Waiting,
+    /// Resumed; the token is void now.
+    Resumed {
+        /// The driver could not map it.
+        error: bool,
+    },
+    /// Cancelled or never raised.
+    Unknown,
+}
+
+/// What a planted fault does to the event.
+enum Delivery {
+    Now,
+    Never,
+    At(Instant),
+}
+
+impl PageFaults {
+    /// Publishes the EQE and returns the token, which lives until [`PageFaults::poll`] has told of the resume or it is cancelled.
+    /// Not for use inside a section.
+    ///
+    /// # Errors
+    /// See [`RaiseError`].
+    pub fn raise(&self, hca: &Hca, fault: &Fault) -> Result<u32, RaiseError> {
+        if !hca.config.odp || !hca.claims_event(event::PAGE_FAULT) {
+            return Err(RaiseError::NoQueue);
+        }
+        let delivery = delivery(hca, fault);
+        let mut table = lock(&self.table);
+        let token = table.free_token().ok_or(RaiseError::Busy)?;
+        let late = match delivery {
+            Delivery::At(when) => Some((when, fault.event(token))),
+            _ => None,
+        };
+        self.late.fetch_or(late.is_some(), Ordering::Release);
+        table.live.insert(token, Live { state: FaultState::Waiting, waiter: fault.waiter, late });
+        drop(table);
+        let (key, va, write) = fault.about;
+        // On record before the driver can act on it.
+        hca.dma.ledger().nic_push(hca.index, fault.waiter.1, NicKind::Fault { key, va, write, token });
+        if matches!(delivery, Delivery::Now) {
+            hca.async_event(fault.event(token));
+        }
+        Ok(token)
+    }
+
+    /// What became of it. `Resumed` is told once.
+    pub fn poll(&self, token: u32) -> FaultState {
+        let mut table = lock(&self.table);
+        match table.live.get(&token).map(|live| live.state) {
+            None => FaultState::Unknown,
+            Some(FaultState::Waiting) => FaultState::Waiting,
+            Some(over) => {
+                table.live.remove(&token);
+                over
+            }
+        }
+    }
+
+    /// Nobody waits for it any more; a later resume is ignored.
+    pub fn cancel(&self, token: u32) {
+        lock(&self.table).live.remove(&token);
+    }
+
+    /// PAGE_FAULT_RESUME: wakes the waiter. An unknown token is ignored, and so is a second resume.
+    pub fn resume(&self, hca: &Hca, token: u32, error: bool) {
+        let mut table = lock(&self.table);
+        let Some(live) = table.live.get_mut(&token).filter(|live| live.state == FaultState::Waiting) else { return };
+        // On record before the waiter can act on it.
+        hca.dma.ledger().nic_push(hca.index, live.waiter.1, NicKind::Resumed { token, error });
+        live.state = FaultState::Resumed { error };
+        let (uar, qpn) = live.waiter;
+        drop(table);
+        hca.engines.kick(uar, qpn);
+    }
+
+    /// Cancels all: a reset.
+    pub fn clear(&self) {
+        let mut table = lock(&self.table);
+        table.live.clear();
+        self.late.store(false, Ordering::Release);
+    }
+
+    /// Faults alive, for inspection: token, UAR page and number of the queue pair that waits.
+    pub fn live(&self) -> Vec<(u32, u32, u32)> {
+        let table = lock(&self.table);
+        let mut live: Vec<_> = table.live.iter().map(|(token, live)| (*token, live.waiter.0, live.waiter.1)).collect();
+        live.sort_unstable();
+        live
+    }
+
+    /// Publishes what a planted fault kept back until now; when the next is due. An engine's timer calls it. One load when there is none.
+    pub fn publish_late(&self, hca: &Hca, now: Instant) -> Option<Instant> {
+        if !self.late.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut due = Vec::new();
+        let mut table = lock(&self.table);
+        for live in table.live.values_mut() {
+            if let Some((_, event)) = live.late.take_if(|(when, _)| *when <= now) {
+                due.push(event);
+            }
+        }
+        let next = table.live.values().filter_map(|live| live.late.map(|(when, _)| when)).min();
+        self.late.store(next.is_some(), Ordering::Release);
+        drop(table);
+        due.into_iter().for_each(|event| hca.async_event(event));
+        next
+    }
+}
+
+impl Table {
+    fn free_token(&mut self) -> Option<u32> {
+        if self.live.len() >= MAX_LIVE {
+            return None;
+        }
+        // Ends: fewer are alive than there are tokens. 0 is never one.
+        loop {
+            self.last = self.last % MAX_TOKEN + 1;
+            if !self.live.contains_key(&self.last) {
+                return Some(self.last);
+            }
+        }
+    }
+}
+
+impl Fault {
+    fn event(&self, token: u32) -> Event {
+        let packet_length = u32::from(self.packet_length.max(1));
+        let new = |sub_type| Event::new(event::PAGE_FAULT, sub_type);
+        match self.kind {
+            FaultKind::Wqe { wq_type, number, wqe_index } => new(page_fault::WQE)
+                .with(eqe_page_fault_wqe::BYTES_COMMITTED, self.bytes_committed)
+                .with(eqe_page_fault_wqe::WQE_INDEX, u32::from(wqe_index))
+                .with(eqe_page_fault_wqe::PACKET_LENGTH, packet_length)
+                .with(eqe_page_fault_wqe::TOKEN, token)
+                .with(eqe_page_fault_wqe::TYPE, u32::from(wq_type))
+                .with(eqe_page_fault_wqe::WQ_NUMBER, number),
+            FaultKind::Rdma { r_key, rdma_va, op_len, write } => new(page_fault::RDMA)
+                .with(eqe_page_fault_rdma::BYTES_COMMITTED, self.bytes_committed)
+                .with(eqe_page_fault_rdma::R_KEY, r_key)
+                .with(eqe_page_fault_rdma::PACKET_LENGTH, packet_length)
+                .with(eqe_page_fault_rdma::RDMA_OP_LEN, op_len)
+                .with64(eqe_page_fault_rdma::RDMA_VA, rdma_va)
+                .with(eqe_page_fault_rdma::TYPE, if write { rdma_fault_type::WRITE } else { rdma_fault_type::READ })
+                .with(eqe_page_fault_rdma::TOKEN, token),
+        }
+    }
+}
+
+fn delivery(hca: &Hca, fault: &Fault) -> Delivery {
+    let shape = WqeShape::access(fault.about.0, fault.waiter.1);
+    let mine = |action| matches!(action, NicAction::DropFaultEvent | NicAction::DelayFaultEvent { .. });
+    match hca.faults.consult(&shape, mine) {
+        Some(NicAction::DropFaultEvent) => Delivery::Never,
+        Some(NicAction::DelayFaultEvent { ms }) => Delivery::At(Instant::now() + Duration::from_millis(ms.into())),
+        _ => Delivery::Now,
+    }
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Rule 3 of the design: no DMA through a dead translation. One mechanism for every way in which a translation dies.
+//!
+//! An engine moves data only inside a [`Section`]. Inside it looks everything up anew: the queue pair's generation, the mkey, its
+//! entries; and nothing of that is kept when the section ends. Whoever takes a right away (UMR zap or revoke, DESTROY_MKEY, 2RST, 2ERR,
+//! DESTROY_QP, bus-master-off, FLR, reset) first publishes the change and then calls [`Quiesce::wait`], which returns when every section
+//! that had begun before has ended. Sections that begin later see the change. So a section costs two stores, no copy runs
+//! under a lock, and nobody can deadlock: a section never waits for anything.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::Duration;
+
+/// Keeps the counters of two engines out of one cache line.
+#[repr(align(128))]
+#[derive(Default)]
+struct Slot(AtomicU64);
+
+/// The sections of all engines of one device.
+pub struct Quiesce {
+    /// Odd while the engine is inside a section.
+    slots: Box<[Slot]>,
+}
+
+/// Proof that its engine is inside a section. Must stay short: at most [`MAX_SECTION`] bytes are moved in one.
+pub struct Section<'a> {
+    slot: &'a Slot,
+}
+
+/// Most bytes that one section may move, which bounds how long a zap waits.
+pub const MAX_SECTION: u64 = 256 << 10;
+
+impl Quiesce {
+    /// For `engines` engines, numbered from 0.
+    pub fn new(engines: usize) -> Self {
+        Self { slots: (0..engines.max(1)).map(|_| Slot::default()).collect() }
+    }
+
+    /// Begins a section. Only thread `engine` may do so, and sections do not nest.
+    pub fn enter(&self, engine: usize) -> Section<'_> {
+        let slot = &self.slots[engine % self.slots.len()];
+        slot.0.store(slot.0.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
+        // The announcement before any look at what may be taken away; pairs with the fence in `wait`.
+        fence(Ordering::SeqCst);
+        Section { slot }
+    }
+
+    /// Returns when every section that had begun has ended. What was published before is seen by all that begin later.
+    /// Never call it inside a section.
+    pub fn wait(&self) {
+        fence(Ordering::SeqCst);
+        let before: Vec<u64> = self.slots.iter().map(|slot| slot.0.load(Ordering::SeqCst)).collect();
+        for (slot, before) in self.slots.iter().zip(before) {
+            let mut rounds = 0u32;
+            while before & 1 == 1 && slot.0.load(Ordering::Acquire) == before {
+                rounds += 1;
+                match rounds {
+                    0..64 => std::hint::spin_loop(),
+                    64..256 => std::thread::yield_now(),
+                    _ => std::thread::sleep(Duration::from_micros(20)),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Section<'_> {
+    fn drop(&mut self) {
+        // Odd to the next even number: the data moved before it is seen as ended.
+        // A plain store will do: nobody but this thread writes the slot.
+        self.slot.0.store(self.slot.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn waits_for_what_began_and_not_for_what_begins_later() {
+        let quiesce = Arc::new(Quiesce::new(2));
+        let section = quiesce.enter(1);
+        let done = Arc::new(AtomicBool::new(false));
+        let waiter = std::thread::spawn({
+            let (quiesce, done) = (quiesce.clone(), done.clone());
+            move || {
+                quiesce.wait();
+                done.store(true, Ordering::Release);
+            }
+        });
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!done.load(Ordering::Acquire));
+        drop(section);
+        // A section of the same engine that began later does not hold the waiter up.
+        let _later = quiesce.enter(1);
+        waiter.join().unwrap();
+        let idle = Quiesce::new(1);
+        idle.wait();
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How everything goes at once: FLR, platform reset, a driver that begins anew (contract 1.3, 15.7), bus mastering off.
+//!
+//! When one of these returns, nothing is in flight: no DMA of an engine (rule 3), no CQE or EQE, no command. Every page fault and lab
+//! hold is cancelled. Planted faults stay: they are the lab's.
+
+use super::command::Plane;
+use super::command::retire_qp;
+use super::hca::Hca;
+use super::sync::lock;
+use super::uar::UarDoorbells;
+
+/// Objects of all kinds that a driver has made and not destroyed.
+pub fn objects(hca: &Hca) -> usize {
+    let queues = hca.eqs.len() + hca.cqs.len() + hca.qps.len() + hca.srqs.len();
+    queues + hca.mkeys.len() + hca.pds.len() + hca.xrcds.len() + hca.tds.len() + hca.uars.len()
+}
+
+/// Destroys every object. The caller holds commands off.
+pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
+    doorbells.clear(hca);
+    // Publish first: no queue pair acts any more, no key leads anywhere.
+    let qps = hca.qps.clear();
+    qps.iter().for_each(|qp| qp.replace(retire_qp));
+    hca.mkeys.clear().iter().for_each(|mkey| mkey.revoke());
+    for srq in hca.srqs.clear() {
+        lock(&srq.state).dead = true;
+    }
+    *lock(&hca.special) = [None; 2];
+    hca.levers.reset(hca);
+    hca.page_faults.clear();
+    hca.quiesce.wait();
+    hca.cqs.clear().iter().for_each(|cq| cq.kill());
+    hca.eqs.clear().iter().for_each(|eq| eq.kill());
+    for table in [&hca.pds, &hca.xrcds, &hca.tds, &hca.uars] {
+        table.clear();
+    }
+    // Engines forget what they keep by QPN.
+    qps.iter().for_each(|qp| hca.engines.kick(qp.uar, qp.qpn));
+}
+
+/// Everything that a driver has made or set is gone; `queue`: where its command queue is from now on.
+pub fn restart(hca: &Hca, plane: &Plane, queue: Option<u64>) {
+    let mut firmware = plane.between_commands();
+    let left = objects(hca);
+    if left != 0 {
+        log::debug!("nic{}: reset with {left} objects", hca.index);
+    }
+    drop_objects(hca, plane.doorbells());
+    hca.msix.clear_pending();
+    firmware.reset(&hca.config);
+    firmware.queue = queue;
+}
+
+/// Bus mastering has just been switched off: returns when no access that began before is in flight.
+pub fn settle(hca: &Hca, plane: &Plane) {
+    hca.quiesce.wait();
+    // An entry is written under its queue's lock, which was free once after the switch.
+    for (_, cq) in hca.cqs.all() {
+        let _ = cq.indices();
+    }
+    for (_, eq) in hca.eqs.all() {
+        let _ = eq.indices();
+    }
+    drop(plane.between_commands());
+}

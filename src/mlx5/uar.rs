@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! UAR pages: what a write to one means (contract 7.1), and the eventfds that spare send doorbells an exit.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::hca::{FIRST_UAR, Hca};
+use super::spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, arm_cmd, cq_arm, eq};
+use super::sync::lock;
+use crate::pci::rationed::Rationed;
+use crate::pci::{Doorbell, DoorbellHost};
+
+/// BAR with the UAR pages.
+pub const BAR: u8 = 0;
+/// Where drivers ring with log_bf_reg_size = 9: the two halves of the registers that kernels (0 and 2) and user space (0) use.
+const RUNG_AT: [u64; 4] = [0x800, 0x900, 0xc00, 0xd00];
+
+/// The UAR page of an offset in BAR0, and the offset within it.
+pub fn page_of(offset: u64) -> Option<(u32, u64)> {
+    let page = u32::try_from(offset / PAGE_SIZE).ok()?;
+    (page >= FIRST_UAR).then_some((page, offset % PAGE_SIZE))
+}
+
+/// A guest write to UAR page `uar`. `false`: it has no meaning. Queues obey the page that they were created with only: that
+/// is what keeps processes apart.
+pub fn write(hca: &Hca, uar: u32, offset: u64, data: &[u8]) -> bool {
+    if hca.uars.get(uar).is_none() {
+        return false;
+    }
+    match (offset, data.len()) {
+        (CQ_ARM, 8) => {
+            let cq = hca.cqs.get(cq_arm::CQN.get(data)).filter(|cq| cq.uar == uar);
+            let solicited = cq_arm::CMD.get(data) == arm_cmd::SOLICITED;
+            cq.map(|cq| cq.arm(hca, cq_arm::CI.get(data), solicited)).is_some()
+        }
+        (EQ_ARM | EQ_UPDATE, 4) => {
+            let queue = hca.eqs.get(eq::EQN.get(data)).filter(|eq| eq.uar == uar);
+            queue.map(|queue| queue.update(hca, eq::CI.get(data), offset == EQ_ARM)).is_some()
+        }
+        (SQ_DOORBELL.., 8) if offset % 8 == 0 => {
+            hca.engines.ring(uar);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Send doorbells of the allocated UAR pages as eventfds, one a page, wherever BAR0 is. Where the host gives none the write
+/// takes an exit and reaches [`write`]: slower, not lost.
+pub struct UarDoorbells {
+    host: Arc<dyn DoorbellHost>,
+    failures: Rationed,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Where BAR0 decodes now.
+    base: Option<u64>,
+    pages: BTreeMap<u32, Page>,
+}
+
+struct Page {
+    event: Arc<EventFd>,
+    attached: Vec<(u64, Doorbell)>,
+}
+
+impl UarDoorbells {
+    /// None yet.
+    pub fn new(host: Arc<dyn DoorbellHost>) -> Self {
+        Self { host, failures: Rationed::default(), inner: Mutex::default() }
+    }
+
+    /// ALLOC_UAR.
+    pub fn open(&self, hca: &Hca, uar: u32) {
+        let watched = EventFd::new(EFD_NONBLOCK).map(Arc::new).and_then(|event| {
+            hca.engines.watch(uar, event.clone())?;
+            Ok(event)
+        });
+        let event = match watched {
+            Ok(event) => event,
+            Err(error) => return self.complain("make", uar, &error),
+        };
+        let mut inner = lock(&self.inner);
+        let mut page = Page { event, attached: Vec::new() };
+        if let Some(base) = inner.base {
+            self.attach(base, uar, &mut page);
+        }
+        inner.pages.insert(uar, page);
+    }
+
+    /// DEALLOC_UAR.
+    pub fn close(&self, hca: &Hca, uar: u32) {
+        let page = lock(&self.inner).pages.remove(&uar);
+        if let Some(mut page) = page {
+            self.detach(uar, &mut page);
+            hca.engines.unwatch(uar);
+        }
+    }
+
+    /// All of them: a reset.
+    pub fn clear(&self, hca: &Hca) {
+        let pages = std::mem::take(&mut lock(&self.inner).pages);
+        for (uar, mut page) in pages {
+            self.detach(uar, &mut page);
+            hca.engines.unwatch(uar);
+        }
+    }
+
+    /// BAR0 decodes at `base` from now on, or not at all.
+    pub fn moved(&self, base: Option<u64>) {
+        let mut inner = lock(&self.inner);
+        let inner = &mut *inner;
+        if inner.base == base {
+            return;
+        }
+        inner.base = base;
+        for (uar, page) in &mut inner.pages {
+            self.detach(*uar, page);
+            if let Some(base) = base {
+                self.attach(base, *uar, page);
+            }
+        }
+    }
+
+    /// Eventfds attached now: for inspection.
+    pub fn attached(&self) -> usize {
+        lock(&self.inner).pages.values().map(|page| page.attached.len()).sum()
+    }
+
+    fn attach(&self, base: u64, uar: u32, page: &mut Page) {
+        for at in RUNG_AT {
+            let offset = u64::from(uar) * PAGE_SIZE + at;
+            let doorbell = Doorbell { bar: BAR, offset, len: 8, value: None, event: page.event.clone() };
+            let Some(address) = base.checked_add(offset) else { continue };
+            match self.host.attach(address, &doorbell) {
+                Ok(()) => page.attached.push((address, doorbell)),
+                Err(error) => self.complain("attach", uar, &error),
+            }
+        }
+    }
+
+    fn detach(&self, uar: u32, page: &mut Page) {
+        for (address, doorbell) in page.attached.drain(..) {
+            if let Err(error) = self.host.detach(address, &doorbell) {
+                self.complain("detach", uar, &error);
+            }
+        }
+    }
+
+    fn complain(&self, what: &str, uar: u32, error: &std::io::Error) {
+        if let Some(count) = self.failures.next() {
+            log::warn!("cannot {what} the doorbell of UAR page {uar} ({count} failures so far): {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pages_are_not_uar_pages() {
+        assert_eq!(page_of(0), None);
+        assert_eq!(page_of(u64::from(FIRST_UAR) * PAGE_SIZE - 1), None);
+        assert_eq!(page_of(u64::from(FIRST_UAR) * PAGE_SIZE + 0x840), Some((FIRST_UAR, 0x840)));
+        assert_eq!(page_of(u64::MAX), None);
+    }
+}

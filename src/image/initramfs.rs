@@ -21,7 +21,7 @@ use cpio::Archive;
 pub const BOOT_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "ext4", "overlay"];
 /// Loaded at boot where the kernel has them.
 pub const OPTIONAL_BOOT_MODULES: [&str; 1] = ["pvpanic_mmio"];
-/// What a guest may load later without a NIC: file systems, stacked block devices, persistent memory.
+/// What a guest may load later without RDMA: file systems, stacked block devices, persistent memory.
 pub const LAB_MODULES: [&str; 19] = [
     "xfs",
     "btrfs",
@@ -43,8 +43,10 @@ pub const LAB_MODULES: [&str; 19] = [
     "device_dax",
     "virtio_pmem",
 ];
-/// What a guest with a NIC may load later.
-pub const RDMA_MODULES: [&str; 7] = ["ib_uverbs", "ib_umad", "rdma_cm", "rdma_ucm", "mlx5_core", "mlx5_ib", "rdma_rxe"];
+/// What a guest may load later for RDMA: the NIC's drivers, and soft-RoCE over a dummy interface, which needs no NIC (its
+/// checksums come from crc32_generic on kernels before 6.12, by a name that no module lists).
+pub const RDMA_MODULES: [&str; 9] =
+    ["ib_uverbs", "ib_umad", "rdma_cm", "rdma_ucm", "mlx5_core", "mlx5_ib", "rdma_rxe", "crc32_generic", "dummy"];
 /// Files of the module directory that are copied where they exist. The .bin files serve kmod's own modprobe.
 const LISTS: [&str; 7] = [
     "modules.builtin",

@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 
 mod op;
 mod value;
+mod verbs;
 
 pub use op::*;
 pub use value::*;
+pub use verbs::*;
 
 /// Version of this protocol; both ends must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A request from the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -375,3 +375,37 @@ fn wrong_usage_is_told_in_one_sentence() {
         assert!(!out.status.success() && text.lines().count() == 1, "{arguments:?}: {text}");
     }
 }
+
+#[test]
+fn another_process_has_handles_of_its_own_and_dies_alone() {
+    let agent = Agent::start();
+    let p = agent.ok(Op::Process).handle().unwrap();
+    let within = |op: Op| Op::In { p, op: Box::new(op) };
+    let own = agent.ok(Op::AnonBuffer { len: 8192, huge: false }).handle().unwrap();
+    let theirs = agent.ok(within(Op::AnonBuffer { len: 8192, huge: false })).handle().unwrap();
+    agent.ok(within(Op::Store { m: theirs, off: 0, len: 4096, pattern: B }));
+    agent.ok(Op::Store { m: own, off: 0, len: 4096, pattern: A });
+    let seen = agent.ok(within(Op::Load { m: theirs, off: 0, len: 4096 })).content().unwrap();
+    assert!(seen.is(&B, 0) && agent.load(own, 0, 4096).is(&A, 0));
+    assert_eq!(agent.errno(within(Op::Process)), libc::EINVAL, "no processes within processes");
+    agent.ok(Op::Kill { p });
+    assert_eq!(agent.errno(within(Op::Ping)), libc::EIO, "it is dead");
+    agent.ok(Op::Ping);
+}
+
+#[test]
+#[cfg(not(feature = "verbs"))]
+fn an_agent_without_verbs_says_so() {
+    let agent = Agent::start();
+    let open = Op::Verbs(rnic_agent::proto::VerbsOp::Open { name: None });
+    assert_eq!(agent.errno(open), libc::ENOSYS);
+}
+
+#[test]
+#[cfg(feature = "verbs")]
+fn a_machine_without_rdma_devices_says_so() {
+    let agent = Agent::start();
+    let open = Op::Verbs(rnic_agent::proto::VerbsOp::Open { name: Some("none_such".into()) });
+    let errno = agent.errno(open);
+    assert!([libc::ENODEV, libc::ENOSYS, libc::ENOENT].contains(&errno), "{errno}");
+}

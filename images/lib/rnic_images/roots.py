@@ -16,7 +16,7 @@ ROOTS = {"bookworm": "bookworm", "trixie": "trixie"}
 
 PACKAGES = """
     base-files base-passwd bash coreutils dash debianutils diffutils findutils grep gzip hostname mawk ncurses-base sed tar
-    libc-bin less login util-linux mount kmod procps pciutils psmisc strace
+    libc-bin less login util-linux mount kmod kexec-tools procps pciutils psmisc strace
     e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm fio xz-utils
     iproute2 ethtool rdma-core ibverbs-utils ibverbs-providers libibverbs1 librdmacm1 rdmacm-utils infiniband-diags perftest
     python3-minimal python3-pyverbs

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::VerbsOp;
 use crate::acked::Plan;
 use crate::pattern::Pattern;
 
@@ -398,6 +399,26 @@ pub enum Op {
         /// Length.
         #[serde(rename = "l")]
         len: u64,
+    },
+
+    /// RDMA verbs.
+    #[serde(rename = "ib")]
+    Verbs(VerbsOp),
+
+    // Other processes.
+    /// Starts another process of this agent, with handles of its own. Returns `Handle`; closing it kills the process.
+    Process,
+    /// Runs `op` in another process and waits. Returns what it returns.
+    In {
+        /// From [`Op::Process`].
+        p: u32,
+        /// What; not another `In`.
+        op: Box<Op>,
+    },
+    /// SIGKILL to a process of [`Op::Process`], and waits for its end. Returns `Num`: milliseconds until it had ended.
+    Kill {
+        /// From [`Op::Process`].
+        p: u32,
     },
 
     // Jobs.

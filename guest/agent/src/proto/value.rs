@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Failure;
+use super::{Failure, MrInfo, NicInfo, PairInfo, Timed, Wc};
 use crate::acked::Report;
 use crate::pattern::Content;
 
@@ -49,6 +49,21 @@ pub enum Value {
     /// A durability check.
     #[serde(rename = "a")]
     Acked(Report),
+    /// A NIC.
+    #[serde(rename = "nic")]
+    Nic(NicInfo),
+    /// A memory region.
+    #[serde(rename = "mr")]
+    Mr(MrInfo),
+    /// A pair of queue pairs.
+    #[serde(rename = "qp")]
+    Pair(PairInfo),
+    /// A completion.
+    #[serde(rename = "wc")]
+    Wc(Wc),
+    /// A measurement.
+    #[serde(rename = "ns")]
+    Timed(Timed),
 }
 
 /// How a program ended.
@@ -276,4 +291,14 @@ accessors! {
     sys -> Sys(SysInfo);
     /// The durability check, if it is one.
     acked -> Acked(Report);
+    /// The NIC, if it is one.
+    nic -> Nic(NicInfo);
+    /// The memory region, if it is one.
+    mr -> Mr(MrInfo);
+    /// The pair, if it is one.
+    pair -> Pair(PairInfo);
+    /// The completion, if it is one.
+    wc -> Wc(Wc);
+    /// The measurement, if it is one.
+    timed -> Timed(Timed);
 }

@@ -4,7 +4,9 @@
 //! * as PID 1: see [`boot`];
 //! * `rnic-agent --port PATH`: serves a terminal, as an ordinary process; `--port -` serves standard input, which must be open
 //!   both ways (a socket);
-//! * `rnic-agent -q -- NAME`: loads a module, as the kernel calls its module loader.
+//! * `rnic-agent -q -- NAME`: loads a module, as the kernel calls its module loader;
+//! * `rnic-agent --guest MS`: the agent proper of a guest, started by PID 1 as the program that has verbs (see [`boot::again`]);
+//!   `rnic-agent --check`: does nothing, well.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
     match words[..] {
         ["--port", path] => serve(path),
         ["-q", "--", name] => modprobe(name),
+        ["--check"] => ExitCode::SUCCESS,
+        ["--guest", boot_ms] => boot::again(boot_ms),
         // The kernel passes words of its command line that it does not know to PID 1.
         _ if std::process::id() == 1 => boot::init(),
         _ => complain(USAGE),

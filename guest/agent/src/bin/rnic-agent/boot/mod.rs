@@ -3,9 +3,16 @@
 //!
 //! PID 1 mounts what a Linux needs, loads modules, finds the root disk and moves there; then it splits. The parent
 //! reaps whatever dies; the child serves the channel and, where the command line says so, runs a shell or one command.
+//!
+//! PID 1 is a static program, since an initramfs has no libraries. Verbs need the root's own libibverbs, in the process that owns
+//! the mappings under test. So the initramfs may carry a second build of the agent, dynamically linked, and the child
+//! becomes that program when the root can run it.
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use crate::serve::Context;
@@ -23,6 +30,8 @@ use cmdline::{Mode, Options};
 const HEAP: usize = 24 << 20;
 /// The channel's port.
 const PORT: &str = "/dev/ttyS1";
+/// The agent that has verbs; in the module directory, since that is there after the change of root.
+const VERBS_AGENT: &str = "/lib/modules/rnic-agent-verbs";
 /// Where programs are.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -42,7 +51,12 @@ pub fn init() -> ! {
     settle();
     match process::fork() {
         Ok(Some(agent)) => reap(agent),
-        Ok(None) => serve(&options, boot_ms),
+        Ok(None) => {
+            if let Err(why) = become_verbs_agent(boot_ms) {
+                note(format_args!("no verbs in this guest: {why}"));
+            }
+            serve(&options, boot_ms)
+        }
         Err(error) => {
             note(format_args!("cannot fork ({error}), powering off"));
             power::off()
@@ -76,6 +90,26 @@ fn reap(agent: i32) -> ! {
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(100)),
         }
     }
+}
+
+/// Turns into the program that has verbs. Returns when there is none (Ok), or when the root cannot run it.
+fn become_verbs_agent(boot_ms: u64) -> Result<(), String> {
+    if !Path::new(VERBS_AGENT).exists() {
+        return Ok(());
+    }
+    // Tried out first: a missing or too old library shows only after exec, when there is no way back.
+    match Command::new(VERBS_AGENT).arg("--check").output() {
+        Ok(output) if output.status.success() => {
+            Err(Command::new(VERBS_AGENT).args(["--guest", &boot_ms.to_string()]).exec().to_string())
+        }
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The agent proper once more, as another program. `boot_ms` as PID 1 took it.
+pub fn again(boot_ms: &str) -> ExitCode {
+    serve(&Options::read(), boot_ms.parse().unwrap_or_else(|_| sys::boot_ms()))
 }
 
 /// The agent proper.

@@ -16,7 +16,13 @@ mod files;
 pub mod kmsg;
 mod memory;
 mod page;
+pub mod process;
 pub mod system;
+#[cfg(feature = "verbs")]
+pub mod verbs;
+#[cfg(not(feature = "verbs"))]
+#[path = "no_verbs.rs"]
+mod verbs;
 
 pub use exec::status_code;
 
@@ -57,6 +63,10 @@ pub fn run(context: &Arc<Context>, op: Op) -> Outcome {
         Op::Mkfs { fs, dev, opts } => exec::mkfs(fs, &dev, &opts),
         Op::AckedWriter { path, plan, max_s, max_groups } => durable::write(context, &path, &plan, max_s, max_groups),
         Op::AckedCheck { path, plan, n } => durable::check(&path, &plan, n),
+        Op::Verbs(op) => verbs::run(context, op),
+        Op::Process => process::start(context),
+        Op::In { p, op } => process::run(context, p, *op),
+        Op::Kill { p } => process::kill(context, p),
         op => system_op(context, op),
     }
 }

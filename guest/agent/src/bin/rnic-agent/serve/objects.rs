@@ -9,7 +9,12 @@ use std::time::{Duration, Instant};
 use rnic_agent::proto::{Failure, JobState, Value};
 
 use super::lock;
+use crate::ops::process::Process;
+#[cfg(feature = "verbs")]
+use crate::ops::verbs::Pair;
 use crate::sys::mapping::Mapping;
+#[cfg(feature = "verbs")]
+use crate::sys::verbs::{Mr, Nic};
 
 /// Most handles at a time.
 const MAX: usize = 4096;
@@ -49,6 +54,17 @@ pub enum Object {
     Mapping(Arc<Mapping>),
     /// Background step.
     Job(Arc<Job>),
+    /// Another process of this agent.
+    Process(Arc<Process>),
+    /// RDMA device.
+    #[cfg(feature = "verbs")]
+    Nic(Arc<Nic>),
+    /// Memory region.
+    #[cfg(feature = "verbs")]
+    Mr(Arc<Mr>),
+    /// Two connected queue pairs.
+    #[cfg(feature = "verbs")]
+    Pair(Arc<Pair>),
 }
 
 #[derive(Default)]
@@ -84,30 +100,6 @@ impl Objects {
         lock(&self.table).map.get(&handle).cloned()
     }
 
-    /// The open file `handle`.
-    pub fn file(&self, handle: u32) -> Result<Arc<File>, Failure> {
-        match self.get(handle) {
-            Some(Object::File(file)) => Ok(file),
-            _ => Err(bad_handle(handle, "open file")),
-        }
-    }
-
-    /// The mapping `handle`.
-    pub fn mapping(&self, handle: u32) -> Result<Arc<Mapping>, Failure> {
-        match self.get(handle) {
-            Some(Object::Mapping(mapping)) => Ok(mapping),
-            _ => Err(bad_handle(handle, "mapping")),
-        }
-    }
-
-    /// The job `handle`.
-    pub fn job(&self, handle: u32) -> Result<Arc<Job>, Failure> {
-        match self.get(handle) {
-            Some(Object::Job(job)) => Ok(job),
-            _ => Err(bad_handle(handle, "job")),
-        }
-    }
-
     /// Forgets a handle.
     pub fn remove(&self, handle: u32) -> Option<Object> {
         lock(&self.table).map.remove(&handle)
@@ -119,4 +111,38 @@ impl Objects {
         let running = |object: &&Object| matches!(object, Object::Job(job) if !job.wait(Duration::ZERO).done);
         objects.values().filter(running).count() as u64
     }
+}
+
+macro_rules! getters {
+    ($($(#[$attribute:meta])* $name:ident -> $variant:ident($type:ty), $what:literal;)*) => {
+        impl Objects {
+            $($(#[$attribute])*
+            pub fn $name(&self, handle: u32) -> Result<Arc<$type>, Failure> {
+                match self.get(handle) {
+                    Some(Object::$variant(object)) => Ok(object),
+                    _ => Err(bad_handle(handle, $what)),
+                }
+            })*
+        }
+    };
+}
+
+getters! {
+    /// The open file `handle`.
+    file -> File(File), "open file";
+    /// The mapping `handle`.
+    mapping -> Mapping(Mapping), "mapping";
+    /// The job `handle`.
+    job -> Job(Job), "job";
+    /// The other process `handle`.
+    process -> Process(Process), "process";
+    /// The RDMA device `handle`.
+    #[cfg(feature = "verbs")]
+    nic -> Nic(Nic), "RDMA device";
+    /// The memory region `handle`.
+    #[cfg(feature = "verbs")]
+    mr -> Mr(Mr), "memory region";
+    /// The pair of queue pairs `handle`.
+    #[cfg(feature = "verbs")]
+    pair -> Pair(Pair), "pair of queue pairs";
 }

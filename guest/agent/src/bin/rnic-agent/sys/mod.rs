@@ -11,6 +11,8 @@ pub mod file;
 pub mod mapping;
 pub mod process;
 pub mod tty;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 /// Turns the C convention (-1 and errno) into a result.
 pub fn check(value: i64) -> io::Result<u64> {

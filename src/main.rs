@@ -26,7 +26,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    cli::log::start();
     let result = match Args::parse().command {
         Command::Run(args) => cli::run::main(*args),
         Command::Lab(args) => cli::lab::main(args),

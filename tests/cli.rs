@@ -185,6 +185,24 @@ fn disks_that_cannot_be_used() {
 }
 
 #[test]
+fn nics_that_cannot_be() {
+    let place = Place::new();
+    for (nic, words) in [
+        ("speed=fast", &["speed", "use odp="][..]),
+        ("odp=maybe", &["maybe", "neither on nor off"]),
+        ("model=cx7", &["cx7", "model=cx5vf", "model=cx5 "]),
+        ("log=everything", &["everything", "log=commands"]),
+        ("engines=0", &["engines=0", "1 to 16"]),
+        ("odp=on,,", &["use odp="]),
+    ] {
+        place.refuses(&["run", "--kernel", "6.1", "--exec", "true", &format!("--nic={nic}")], words);
+        place.refuses(&["run", "--kernel", "6.1", "--nic", nic, "--exec", "true"], words);
+    }
+    // Without a value the option takes none of its neighbours.
+    place.refuses(&["run", "--nic", "--kernel", "/nowhere/bzImage"], &["/nowhere/bzImage"]);
+}
+
+#[test]
 fn a_disk_in_use() {
     let place = Place::new();
     let disk = place.disk("disk", 1 << 20);
@@ -216,6 +234,7 @@ fn sizes_and_counts() {
         ("--cpus", "0", &["--cpus", "1 to 8"]),
         ("--cpus", "9", &["--cpus", "1 to 8"]),
         ("--cpus", "300", &["--cpus"]),
+        ("--reboot", "never", &["never", "exit or restart"]),
         ("--serial", "printer", &["printer", "tty, null or file=PATH"]),
     ] {
         place.refuses(&["run", "--kernel", "6.1", "--exec", "true", &format!("{option}={value}")], words);
@@ -250,6 +269,8 @@ fn configuration_files() {
         ("size.toml", "kernel = '6.1'\nmemory = '1X'", &["size.toml", "K, M or G"]),
         ("type.toml", "kernel = '6.1'\ncpus = 'two'", &["type.toml", "two"]),
         ("disk.toml", "kernel = '6.1'\n[[disk]]\nreadonly = true", &["disk.toml", "path"]),
+        ("nic.toml", "kernel = '6.1'\n[nic]\nmodel = 'cx7'", &["nic.toml", "cx7", "model=cx5vf"]),
+        ("speed.toml", "kernel = '6.1'\n[nic]\nspeed = 100", &["speed.toml", "speed", "odp"]),
         ("binary.toml", "\0\0\0", &["binary.toml"]),
     ] {
         let path = place.file(name, text);

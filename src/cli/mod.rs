@@ -2,6 +2,7 @@
 //! One file a command; an error is one sentence that `main` prints.
 
 pub mod lab;
+pub mod log;
 mod parts;
 pub mod probe;
 pub mod run;

@@ -8,8 +8,9 @@ use rnic::image::{KernelSource, initramfs};
 
 /// Names the agent's program when it lies elsewhere.
 const AGENT_VARIABLE: &str = "RNIC_AGENT";
-/// Where it lies beside this program: installed, and in a build tree.
-const AGENT_PLACES: [&str; 2] = ["rnic-agent", "../guest/x86_64-unknown-linux-gnu/release/rnic-agent"];
+/// Where it lies seen from this program's directory: in a build tree, and installed. The tree comes first, since cargo may have put
+/// a dynamically linked agent beside this program, which cannot run in an initramfs.
+const AGENT_PLACES: [&str; 2] = ["../guest/x86_64-unknown-linux-gnu/release/rnic-agent", "rnic-agent"];
 
 fn agent() -> Result<PathBuf, super::Error> {
     if let Some(path) = std::env::var_os(AGENT_VARIABLE) {
@@ -21,10 +22,17 @@ fn agent() -> Result<PathBuf, super::Error> {
     found.ok_or_else(|| format!("the guest agent is not built; run guest/agent/build or set {AGENT_VARIABLE}").into())
 }
 
+/// The agent that has verbs: its name beside the other, and where it goes in the initramfs (guest/agent, `boot`).
+const VERBS_AGENT: (&str, &str) = ("rnic-agent-verbs", "lib/modules/rnic-agent-verbs");
+
 /// An initramfs with the agent and all modules that a scenario or a shell may want.
 pub fn own_initramfs(kernel: &KernelSource) -> Result<File, super::Error> {
     let agent = agent()?;
-    let spec = initramfs::Spec { kernel, agent: &agent, modules: &initramfs::LAB_MODULES, files: &[] };
+    let modules = [&initramfs::LAB_MODULES[..], &initramfs::RDMA_MODULES].concat();
+    let verbs = agent.with_file_name(VERBS_AGENT.0);
+    let with_verbs = [(VERBS_AGENT.1, verbs.as_path(), 0o755)];
+    let files = if verbs.is_file() { with_verbs.as_slice() } else { &[] };
+    let spec = initramfs::Spec { kernel, agent: &agent, modules: &modules, files };
     let (file, built) = initramfs::build(&spec)?;
     log::info!("initramfs: {} KiB, {} modules, without {:?}", built.bytes >> 10, built.modules, built.missing);
     Ok(file)

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use rnic::block::DiskConfig;
 use rnic::image::{self, KernelSource};
-use rnic::vmm::run::{AgentLine, Stdout, resident_kib, run};
+use rnic::mlx5::NicConfig;
+use rnic::vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
 use rnic::vmm::{Outcome, Vm, VmConfig, window_size};
 use rnic_agent::frame::{self, Line};
 use rnic_agent::proto::{Event, Hello, Message};
 use serde::Deserialize;
 
 use super::parts::{base64, own_initramfs};
-use super::values::{Disk, Serial, Size, memory};
+use super::values::{Disk, Nic, Reboot, Serial, Size, memory};
 
 const DEFAULT_CPUS: u8 = 1;
 const DEFAULT_MEMORY: u64 = 1 << 30;
@@ -51,10 +52,16 @@ pub struct RunArgs {
     /// A raw image or block device: path=FILE[,readonly=on][,queues=N][,serial=TEXT]. May be given several times.
     #[arg(long)]
     disk: Vec<Disk>,
+    /// An RDMA NIC, by default with on-demand paging: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=N].
+    #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "OPTIONS")]
+    nic: Option<Nic>,
+    /// What follows when the guest asks for a reset: exit (with status 10) or restart [default: exit].
+    #[arg(long)]
+    reboot: Option<Reboot>,
     /// The console: tty, null or file=PATH [default: tty].
     #[arg(long)]
     serial: Option<Serial>,
-    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, serial, exec, [[disk]].
+    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, [[disk]], [nic].
     #[arg(long)]
     config: Option<PathBuf>,
     /// Run this shell command in the guest instead of a shell, then power off; its exit status becomes ours.
@@ -76,6 +83,8 @@ struct RunFile {
     cpus: Option<u8>,
     memory: Option<Size>,
     disk: Vec<Disk>,
+    nic: Option<Nic>,
+    reboot: Option<Reboot>,
     serial: Option<Serial>,
     exec: Option<String>,
 }
@@ -92,6 +101,8 @@ impl RunArgs {
         self.cmdline = self.cmdline.or(file.cmdline);
         self.cpus = self.cpus.or(file.cpus);
         self.memory = self.memory.or(file.memory);
+        self.nic = self.nic.or(file.nic);
+        self.reboot = self.reboot.or(file.reboot);
         self.serial = self.serial.or(file.serial);
         self.exec = self.exec.or(file.exec);
         self.disk.splice(0..0, file.disk);
@@ -111,8 +122,9 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     let status = Arc::new(Mutex::new(None));
     let timing = args.timing.then_some(begun);
     let exec = args.exec.is_some();
+    let manner = Manner { interactive, restarts: args.reboot == Some(Reboot::Restart) };
     let config = machine(args, &kernel, interactive)?;
-    let outcome = run(config, interactive, agent_lines(timing, status.clone()))?;
+    let outcome = run(config, manner, agent_lines(timing, status.clone()))?;
     let status = *status.lock().unwrap_or_else(PoisonError::into_inner);
     match (&outcome, status) {
         (Outcome::PowerOff, Some(status)) if exec => return Ok(ExitCode::from(status as u8)),
@@ -147,6 +159,7 @@ fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<Vm
         cpus: args.cpus.unwrap_or(DEFAULT_CPUS),
         memory: args.memory.map_or(DEFAULT_MEMORY, |size| size.0),
         disks,
+        nic: args.nic.map(NicConfig::from),
         console: match args.serial.unwrap_or(Serial::Tty) {
             Serial::Tty => Box::new(Stdout),
             Serial::Null => Box::new(std::io::sink()),
@@ -217,11 +230,14 @@ mod tests {
     #[test]
     fn the_file_says_the_same_as_the_options() {
         let file: RunFile = toml::from_str(
-            "kernel = '6.1'\ncpus = 2\nmemory = '2G'\nserial = 'file=a.log'\n[[disk]]\npath = 'a.img'\nreadonly = true\n",
+            "kernel = '6.1'\ncpus = 2\nmemory = '2G'\nserial = 'file=a.log'\nreboot = 'restart'\n[[disk]]\npath = 'a.img'\nreadonly = true\n\
+             [nic]\nodp = false\nlog = 'commands'\n",
         )
         .unwrap();
         assert_eq!((file.cpus, file.memory), (Some(2), Some(Size(2 << 30))));
         assert_eq!(file.disk, vec!["path=a.img,readonly=on".parse().unwrap()]);
+        assert_eq!(file.reboot, Some(Reboot::Restart));
+        assert_eq!(file.nic, Some("odp=off,log=commands".parse().unwrap()));
         assert!(toml::from_str::<RunFile>("kernle = '6.1'").is_err());
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use rnic::block::DiskConfig;
+use rnic::mlx5::{Model, NicConfig};
 use serde::Deserialize;
 
 /// A number of bytes: "512M", "1G", "4096".
@@ -102,6 +103,121 @@ impl From<Disk> for DiskConfig {
     }
 }
 
+/// Data path threads that a NIC may have.
+const ENGINES: std::ops::RangeInclusive<u8> = 1..=16;
+
+/// The NIC, as `--nic odp=off,model=cx5,log=commands` or as a `[nic]` table with the same names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "NicTable")]
+pub struct Nic(NicConfig);
+
+impl Nic {
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        match name {
+            "odp" => self.0.odp = switch(value)?,
+            "model" => self.0.model = model(value)?,
+            "log" => self.0.log_commands = command_log(value)?,
+            "engines" => self.0.engines = engines(value)?,
+            _ => return Err(format!("{name:?} is not an option of the NIC; use odp=, model=, log=, engines=")),
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Nic {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut nic = Nic::default();
+        for part in text.split(',').filter(|_| !text.is_empty()) {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            nic.set(name, value)?;
+        }
+        Ok(nic)
+    }
+}
+
+impl From<Nic> for NicConfig {
+    fn from(nic: Nic) -> Self {
+        nic.0
+    }
+}
+
+/// The `[nic]` table of the TOML file.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NicTable {
+    odp: Option<bool>,
+    model: Option<String>,
+    log: Option<String>,
+    engines: Option<u8>,
+}
+
+impl TryFrom<NicTable> for Nic {
+    type Error = String;
+
+    fn try_from(table: NicTable) -> Result<Self, String> {
+        let mut nic = Nic::default();
+        let odp = table.odp.map(|odp| String::from(if odp { "on" } else { "off" }));
+        let engines = table.engines.map(|engines| engines.to_string());
+        for (name, value) in [("odp", odp), ("model", table.model), ("log", table.log), ("engines", engines)] {
+            value.map_or(Ok(()), |value| nic.set(name, &value))?;
+        }
+        Ok(nic)
+    }
+}
+
+fn model(value: &str) -> Result<Model, String> {
+    let found = Model::ALL.iter().find(|(_, name, _)| *name == value);
+    found.map(|(model, ..)| *model).ok_or_else(|| {
+        let all = Model::ALL.map(|(_, name, id)| format!("model={name} (15b3:{id:x})"));
+        format!("{value:?} is not a model of the NIC; use {}", all.join(" or "))
+    })
+}
+
+fn command_log(value: &str) -> Result<bool, String> {
+    match value {
+        "commands" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{value:?} is nothing that the NIC can log; use log=commands or log=off")),
+    }
+}
+
+fn engines(value: &str) -> Result<u8, String> {
+    let number = value.parse().ok().filter(|number| ENGINES.contains(number));
+    number.ok_or_else(|| format!("engines={value} is not possible; use {} to {}", ENGINES.start(), ENGINES.end()))
+}
+
+/// What follows when the guest asks for a reset: `exit`, `restart`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Reboot {
+    /// The run ends with a status of its own.
+    Exit,
+    /// The machine is reset and the guest boots again.
+    Restart,
+}
+
+impl FromStr for Reboot {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "exit" => Ok(Reboot::Exit),
+            "restart" => Ok(Reboot::Restart),
+            _ => Err(format!("{text:?} is nothing that can follow a reset; use exit or restart")),
+        }
+    }
+}
+
+impl TryFrom<String> for Reboot {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// Where the console goes: `tty`, `null`, `file=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -155,6 +271,32 @@ mod tests {
         assert!("readonly=on".parse::<Disk>().unwrap_err().contains("path="));
         assert!("path=a,colour=red".parse::<Disk>().unwrap_err().contains("colour"));
         assert!("path=a,readonly=maybe".parse::<Disk>().is_err());
+    }
+
+    #[test]
+    fn nics() {
+        let parse = |text: &str| text.parse::<Nic>().map(NicConfig::from);
+        assert_eq!(parse(""), Ok(NicConfig::default()));
+        let all = NicConfig { model: Model::Cx5, odp: false, log_commands: true, engines: 1 };
+        assert_eq!(parse("odp=off,model=cx5,log=commands,engines=1"), Ok(all.clone()));
+        for (text, word) in [
+            ("odp", "neither on nor off"),
+            ("odp=", "neither on nor off"),
+            ("model=cx7", "model=cx5vf"),
+            ("log=all", "log=commands"),
+            ("engines=0", "1 to 16"),
+            ("engines=17", "1 to 16"),
+            ("engines=many", "1 to 16"),
+            ("speed=fast", "use odp="),
+            ("odp=on,", "use odp="),
+        ] {
+            assert!(parse(text).unwrap_err().contains(word), "{text}");
+        }
+        let table = |text: &str| toml::from_str::<Nic>(text).map(NicConfig::from);
+        assert_eq!(table("").unwrap(), NicConfig::default());
+        assert_eq!(table("odp = false\nmodel = 'cx5'\nlog = 'commands'\nengines = 1").unwrap(), all);
+        assert!(table("engines = 17").unwrap_err().message().contains("1 to 16"));
+        assert!(table("speed = 1").is_err());
     }
 
     #[test]

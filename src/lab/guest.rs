@@ -98,6 +98,7 @@ impl Guest {
             memory: MEMORY,
             disks,
             console: Box::new(console.clone()),
+            nic: None,
         };
         let booted = Vm::boot(config).map_err(|e| failed(&e));
         // The disks hold their files open: nothing stays behind if we are killed.

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::block::BlockError;
 use crate::block::transport::TransportError;
+use crate::mlx5::NicError;
 use crate::pci::PciError;
 
 /// A machine could not be put together.
@@ -79,6 +80,9 @@ pub enum VmmError {
     /// A disk's PCI function could not be made.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The NIC could not be made.
+    #[error(transparent)]
+    Nic(#[from] NicError),
     /// PCI has no more room.
     #[error("the device does not fit on the PCI bus: {0}")]
     Pci(#[source] PciError),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use super::{VmmError, layout};
 use crate::dma::GuestRam;
@@ -43,6 +44,16 @@ fn memfd(size: u64) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// Zeroes all of it, and gives it back to the host.
+pub fn clear(ram: &GuestRam) -> Result<(), VmmError> {
+    for region in ram.iter() {
+        let Some(place) = region.file_offset() else { continue };
+        fallocate(place.file(), FallocateMode::PunchHole, true, place.start(), region.len())
+            .map_err(|error| VmmError::Memory(std::io::Error::from_raw_os_error(error.errno())))?;
+    }
+    Ok(())
+}
+
 /// Tells KVM about every piece of RAM.
 pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), VmmError> {
     for (slot, region) in ram.iter().enumerate() {
@@ -67,4 +78,20 @@ fn available_memory() -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn cleared_memory_reads_as_zeroes_on_both_sides_of_the_hole() {
+        let ram = allocate(layout::RAM_HOLE + (4 << 20)).unwrap();
+        for address in [0x1000, layout::RAM_HOLE - 8, layout::RAM_ABOVE_4G, layout::RAM_ABOVE_4G + (4 << 20) - 8] {
+            ram.write_obj(u64::MAX, GuestAddress(address)).unwrap();
+            clear(&ram).unwrap();
+            assert_eq!(ram.read_obj::<u64>(GuestAddress(address)).unwrap(), 0, "{address:#x}");
+        }
+    }
 }

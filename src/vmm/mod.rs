@@ -8,6 +8,7 @@
 //! `unsafe` is confined to `memory.rs` (memory slots) and `sys.rs` (signals, terminal, heap).
 
 mod acpi;
+mod assemble;
 mod boot;
 mod console;
 mod cpuid;
@@ -23,6 +24,7 @@ mod serial;
 mod sys;
 mod vcpu;
 mod vm;
+mod whereabouts;
 
 pub use console::{Console, Echo};
 pub use error::VmmError;

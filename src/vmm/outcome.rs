@@ -108,6 +108,12 @@ impl Ending {
         self.set(if self.has_panicked() { Outcome::Panic } else { how });
     }
 
+    /// The guest starts anew after a reset.
+    pub fn begin_again(&self) {
+        *self.lock() = None;
+        self.panicked.store(false, Ordering::Release);
+    }
+
     /// The outcome so far.
     pub fn get(&self) -> Option<Outcome> {
         self.lock().clone()
@@ -138,6 +144,9 @@ mod tests {
         ending.reset(Outcome::Reset);
         ending.set(Outcome::PowerOff);
         assert_eq!(ending.get(), Some(Outcome::Panic));
+        ending.begin_again();
+        ending.reset(Outcome::Reset);
+        assert_eq!(ending.get(), Some(Outcome::Reset), "a new life knows nothing of an old panic");
     }
 
     #[test]

@@ -43,6 +43,12 @@ impl Platform {
             .map(|(uart, base)| (uart, (port - base) as u8))
     }
 
+    /// Devices and UARTs as after power-on; BARs keep their places.
+    pub fn reset(&self) {
+        self.pci.reset();
+        [&self.com1, &self.com2].into_iter().for_each(|uart| lock(uart).reset());
+    }
+
     /// `in` from `port`. Nothing there reads as ones.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);

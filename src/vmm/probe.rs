@@ -39,7 +39,7 @@ impl Probe {
 
 /// Runs the micro-guest. `Ok(None)` when it did not finish in time.
 pub fn probe() -> Result<Option<Probe>, VmmError> {
-    let kvm = super::vm::open_kvm()?;
+    let kvm = super::assemble::open_kvm()?;
     let (send, receive) = channel();
     let thread = std::thread::Builder::new().name("probe".into());
     // A micro-guest that hangs keeps its thread; the process that asked ends soon.

@@ -24,25 +24,35 @@ const POLL_MS: i32 = 50;
 /// Called with each line of the agent channel, on a thread of its own.
 pub type AgentLine = Box<dyn FnMut(&Vm, &[u8]) + Send>;
 
+/// How a machine is stayed with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// Standard input goes to the console.
+    pub interactive: bool,
+    /// A guest that asks for a reset gets one, instead of an end.
+    pub restarts: bool,
+}
+
 /// Boots `config` and stays until the guest ends, a signal comes, or the user leaves with ctrl-A x.
-pub fn run(config: VmConfig, interactive: bool, on_agent_line: AgentLine) -> Result<Outcome, VmmError> {
+pub fn run(config: VmConfig, manner: Manner, on_agent_line: AgentLine) -> Result<Outcome, VmmError> {
     // Before any thread starts, so that all inherit the blocked signals.
     let signals = Signals::new().map_err(VmmError::host("catching signals"))?;
-    stay(Vm::boot(config)?, Some(signals), interactive, on_agent_line)
+    stay(Vm::boot(config)?, Some(signals), manner, on_agent_line)
 }
 
 /// Joins a machine that is already running to this terminal, until it ends or the user leaves with ctrl-A x.
 pub fn join(vm: Vm) -> Result<(), VmmError> {
-    stay(vm, None, true, Box::new(|_, _| ())).map(drop)
+    stay(vm, None, Manner { interactive: true, restarts: false }, Box::new(|_, _| ())).map(drop)
 }
 
 fn stay(
     mut vm: Vm,
     signals: Option<Signals>,
-    interactive: bool,
+    manner: Manner,
     mut on_agent_line: AgentLine,
 ) -> Result<Outcome, VmmError> {
     let host = VmmError::host;
+    let interactive = manner.interactive;
     let terminal = if interactive { RawTerminal::enter().map_err(host("setting up the terminal"))? } else { None };
     let lines = vm.take_agent_lines();
     let mut events = EventManager::new().map_err(|e| host("watching events")(io::Error::other(format!("{e:?}"))))?;
@@ -57,8 +67,13 @@ fn stay(
         for line in lines.iter().flat_map(|lines| lines.try_iter()) {
             on_agent_line(&vm, &line);
         }
-        if let Some(outcome) = ending.get() {
-            break outcome;
+        match ending.get() {
+            Some(Outcome::Reset) if manner.restarts => match vm.restart() {
+                Ok(()) => panicked = None,
+                Err(error) => break Outcome::Failed(format!("the reset failed: {error}")),
+            },
+            Some(outcome) => break outcome,
+            None => {}
         }
         if ending.has_panicked() && panicked.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS {
             break Outcome::Panic;

@@ -12,6 +12,11 @@ use vmm_sys_util::eventfd::EventFd;
 const WAITING_MAX: usize = 1 << 20;
 /// Receiver buffer register, the only one whose read makes room.
 const RECEIVER_BUFFER: u8 = 0;
+const INTERRUPT_ENABLE: u8 = 1;
+const LINE_CONTROL: u8 = 3;
+const MODEM_CONTROL: u8 = 4;
+const LINE_STATUS: u8 = 5;
+const DATA_READY: u8 = 1;
 
 /// The UART's interrupt line.
 pub struct Line(pub EventFd);
@@ -37,6 +42,18 @@ impl Uart {
     /// A UART that raises `line` and writes to `output`.
     pub fn new(line: EventFd, output: Output) -> Self {
         Self { serial: Serial::new(Line(line), output), waiting: VecDeque::new() }
+    }
+
+    /// No interrupts, no loopback, no input waiting.
+    pub fn reset(&mut self) {
+        // Line control first: its divisor latch bit changes what the other registers mean.
+        for register in [LINE_CONTROL, INTERRUPT_ENABLE, MODEM_CONTROL] {
+            self.write(register, 0);
+        }
+        self.waiting.clear();
+        while self.serial.read(LINE_STATUS) & DATA_READY != 0 {
+            self.serial.read(RECEIVER_BUFFER);
+        }
     }
 
     /// Register read at `offset` 0..=7.

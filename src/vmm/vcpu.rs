@@ -4,13 +4,17 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::outcome::Outcome;
 use super::platform::Platform;
+use super::whereabouts::Whereabouts;
+
+/// How long a vCPU gets to come out of KVM_RUN when somebody looks where it is.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
@@ -23,6 +27,8 @@ struct State {
     wanted: Wanted,
     /// vCPUs that are inside the run loop, not parked and not ended.
     running: usize,
+    /// Where each vCPU was when it was last parked.
+    places: Vec<Option<Whereabouts>>,
 }
 
 /// The switch that all vCPU threads obey.
@@ -41,10 +47,15 @@ impl Gate {
     }
 
     /// Parks the calling vCPU while the machine is paused. False when it shall end.
-    fn pass(&self) -> bool {
+    fn pass(&self, id: usize, vcpu: &VcpuFd) -> bool {
         let mut state = self.lock();
         if state.wanted == Wanted::Run {
             return true;
+        }
+        if state.wanted == Wanted::Pause
+            && let Some(place) = state.places.get_mut(id)
+        {
+            *place = Whereabouts::of(vcpu);
         }
         state.running -= 1;
         self.changed.notify_all();
@@ -73,7 +84,11 @@ impl Vcpus {
         // The handler does nothing: the signal's only work is to make KVM_RUN return EINTR.
         register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
         let gate = Arc::new(Gate {
-            state: Mutex::new(State { wanted: Wanted::Run, running: vcpus.len() }),
+            state: Mutex::new(State {
+                wanted: Wanted::Run,
+                running: vcpus.len(),
+                places: vcpus.iter().map(|_| None).collect(),
+            }),
             changed: Condvar::new(),
         });
         let mut threads = Vec::with_capacity(vcpus.len());
@@ -86,18 +101,28 @@ impl Vcpus {
     }
 
     fn set(&self, wanted: Wanted) {
+        self.set_within(wanted, Duration::MAX);
+    }
+
+    /// False when some vCPU had not answered within `limit`.
+    fn set_within(&self, wanted: Wanted, limit: Duration) -> bool {
+        let begun = Instant::now();
         let mut state = self.gate.lock();
         if state.wanted == Wanted::Stop {
-            return;
+            return true;
         }
         state.wanted = wanted;
         self.gate.changed.notify_all();
         // A kick can come just before KVM_RUN and be lost, so kick until everyone has answered.
         while wanted != Wanted::Run && state.running > 0 {
+            if begun.elapsed() > limit {
+                return false;
+            }
             self.threads.iter().filter(|thread| !thread.is_finished()).for_each(kick);
             let waited = self.gate.changed.wait_timeout(state, Duration::from_millis(2));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        true
     }
 
     /// Stops all vCPUs where they are; returns when none executes guest code.
@@ -108,6 +133,18 @@ impl Vcpus {
     /// Lets them go on.
     pub fn resume(&self) {
         self.set(Wanted::Run);
+    }
+
+    /// Where the vCPUs are, in words: they are parked for the moment that it takes to look. One that does not come out of
+    /// an exit of ours is told of as that.
+    pub fn places(&self) -> Vec<String> {
+        self.gate.lock().places.iter_mut().for_each(|place| *place = None);
+        self.set_within(Wanted::Pause, LOOK_LIMIT);
+        let places = self.gate.lock().places.clone();
+        self.set(Wanted::Run);
+        let words =
+            |place: Option<Whereabouts>| place.map_or("inside an exit of ours".into(), |place| place.to_string());
+        places.into_iter().enumerate().map(|(id, place)| format!("vCPU {id} {}", words(place))).collect()
     }
 
     /// Ends all vCPU threads.
@@ -134,7 +171,7 @@ fn kick(thread: &JoinHandle<()>) {
 }
 
 fn run(mut vcpu: VcpuFd, id: usize, gate: &Gate, platform: &Platform) {
-    while gate.pass() {
+    while gate.pass(id, &vcpu) {
         match vcpu.run() {
             Ok(exit) => {
                 if let Some(outcome) = answer(exit, id, platform) {

@@ -7,21 +7,22 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryBackend;
 
+use super::assemble::{Image, Socket, check, create_vm, open_disks, open_kvm};
 use super::console::{LineSender, PanicWatcher};
 use super::error::VmmError;
-use super::irq::{Interrupts, IoEvents};
+use super::irq::{Host, Interrupts, IoEvents};
 use super::outcome::{Ending, Outcome};
 use super::platform::{Platform, lock};
 use super::serial::{Output, Uart};
 use super::vcpu::Vcpus;
-use super::{MAX_CPUS, acpi, boot, cpuid, layout, memory, sys};
-use crate::block::transport::VirtioPci;
-use crate::block::{BlockDevice, DiskConfig, DiskHandle};
+use super::{boot, cpuid, layout, memory, sys};
+use crate::block::{DiskConfig, DiskHandle};
 use crate::dma::GuestRam;
-use crate::dma::ledger::Ledger;
+use crate::dma::ledger::{Ledger, Note};
+use crate::mlx5::{NicConfig, NicHandle};
 use crate::pci::PciBus;
 
 /// Lines of the agent channel that may wait for a reader.
@@ -41,6 +42,8 @@ pub struct VmConfig {
     pub memory: u64,
     /// Disks, in the order of their PCI slots.
     pub disks: Vec<DiskConfig>,
+    /// The NIC, in the slot after the disks.
+    pub nic: Option<NicConfig>,
     /// Where ttyS0 goes.
     pub console: Output,
 }
@@ -50,12 +53,15 @@ pub struct Vm {
     vcpus: Vcpus,
     platform: Arc<Platform>,
     disks: Vec<DiskHandle>,
+    nic: Option<NicHandle>,
     ledger: Arc<Ledger>,
     agent: Option<Receiver<Vec<u8>>>,
     started: Instant,
+    image: Image,
+    interrupts: Arc<Interrupts>,
     // Order matters on drop: memory outlives the machine that maps it.
-    _vm: Arc<VmFd>,
-    _ram: Arc<GuestRam>,
+    vm: Arc<VmFd>,
+    ram: Arc<GuestRam>,
 }
 
 impl Vm {
@@ -68,19 +74,21 @@ impl Vm {
         let ram = memory::allocate(config.memory & !0xf_ffff)?;
         let kvm = open_kvm()?;
         let vm = create_vm(&kvm, &ram)?;
-        let base = cpuid::supported(&kvm)?;
-        let window_64 = layout::pci_window_64(cpuid::physical_bits(&base));
+        let cpuid = cpuid::supported(&kvm)?;
+        let window_64 = layout::pci_window_64(cpuid::physical_bits(&cpuid));
 
-        let host = VmmError::host;
-        let ending = Arc::new(Ending::new().map_err(host("making an eventfd"))?);
-        let interrupts = Interrupts::new(vm.clone()).map_err(host("routing interrupts"))?;
+        let doing = VmmError::host;
+        let host = Host::new(vm.clone());
+        let ending = Arc::new(Ending::new().map_err(doing("making an eventfd"))?);
+        let interrupts = Interrupts::new(host.clone()).map_err(doing("routing interrupts"))?;
         let (agent_sender, agent) = sync_channel(AGENT_LINES);
         let console = Box::new(PanicWatcher::new(config.console, ending.clone()));
         let uart = |(_, gsi), output: Output| {
-            let line = interrupts.line(gsi).map_err(host("wiring a UART"))?;
+            let line = interrupts.line(gsi).map_err(doing("wiring a UART"))?;
             Ok::<_, VmmError>(Mutex::new(Uart::new(line, output)))
         };
-        let pci = Arc::new(PciBus::new(Arc::new(IoEvents(vm.clone())), range(layout::PCI_WINDOW_32), range(window_64)));
+        let doorbells = Arc::new(IoEvents(host));
+        let pci = Arc::new(PciBus::new(doorbells.clone(), range(layout::PCI_WINDOW_32), range(window_64)));
         let platform = Arc::new(Platform {
             com1: uart(layout::COM1, console)?,
             com2: uart(layout::COM2, Box::new(LineSender::new(agent_sender)))?,
@@ -88,23 +96,47 @@ impl Vm {
             ending,
         });
         let ledger = Ledger::new(ram.last_addr().0 + 1);
-        let disks = plug_disks(opened, &pci, &ram, &ledger, &interrupts)?;
+        let socket = Socket { pci: &pci, ram: &ram, ledger: &ledger, interrupts: &interrupts };
+        let disks = opened.into_iter().map(|disk| socket.plug_disk(disk)).collect::<Result<_, _>>()?;
+        let nic = config.nic.map(|nic| socket.plug_nic(nic, doorbells)).transpose()?;
 
-        let entry = boot::load_kernel(&ram, &config.kernel, &vmlinux)?;
+        let VmConfig { kernel, initramfs, cmdline, cpus, .. } = config;
+        let image = Image { kernel, initramfs, cmdline, cpus, cpuid, window_64 };
+        let vcpus = image.load(&vm, &ram, &vmlinux)?;
         drop(vmlinux);
-        let initramfs = config.initramfs.as_ref().map(|file| boot::load_initramfs(&ram, file)).transpose()?;
-        let rsdp = acpi::write_tables(&ram, config.cpus, window_64)?;
-        boot::write_boot_params(&ram, &config.cmdline, initramfs, rsdp)?;
-        let vcpus = make_vcpus(&vm, &base, config.cpus, &ram, entry)?;
         sys::give_back_heap();
         let started = Instant::now();
-        let vcpus = Vcpus::start(vcpus, &platform).map_err(host("starting a vCPU thread"))?;
-        Ok(Self { vcpus, platform, disks, ledger, agent: Some(agent), started, _vm: vm, _ram: ram })
+        let vcpus = Vcpus::start(vcpus, &platform).map_err(doing("starting a vCPU thread"))?;
+        Ok(Self { vcpus, platform, disks, nic, ledger, agent: Some(agent), started, image, interrupts, vm, ram })
+    }
+
+    /// What a reset button does: every device is reset and keeps its place, memory is zeroed, the kernel starts anew. For a guest
+    /// that has ended by asking for a reset. An error leaves a machine that can only be stopped.
+    pub fn restart(&mut self) -> Result<(), VmmError> {
+        let vmlinux = boot::read_kernel(&self.image.kernel)?;
+        self.vcpus.stop();
+        self.platform.reset();
+        memory::clear(&self.ram)?;
+        // KVM gives no way to reset vCPUs and interrupt controllers as a whole, and a new machine is cheap.
+        self.vm = create_vm(&open_kvm()?, &self.ram)?;
+        self.interrupts.move_to(self.vm.clone()).map_err(VmmError::host("routing interrupts anew"))?;
+        let vcpus = self.image.load(&self.vm, &self.ram, &vmlinux)?;
+        drop(vmlinux);
+        sys::give_back_heap();
+        self.ledger.stamp(Note::new("the machine was reset"));
+        self.platform.ending.begin_again();
+        self.vcpus = Vcpus::start(vcpus, &self.platform).map_err(VmmError::host("starting a vCPU thread"))?;
+        Ok(())
     }
 
     /// The disks, in the order of the configuration.
     pub fn disks(&self) -> &[DiskHandle] {
         &self.disks
+    }
+
+    /// The NIC, if the machine has one.
+    pub fn nic(&self) -> Option<&NicHandle> {
+        self.nic.as_ref()
     }
 
     /// The ledger of all devices.
@@ -140,6 +172,11 @@ impl Vm {
     /// Waits for the guest's end for at most `limit`.
     pub fn wait(&self, limit: Duration) -> Option<Outcome> {
         self.platform.ending.wait_until(Instant::now() + limit)
+    }
+
+    /// Where its vCPUs are, in words: the machine stops for the moment that the question takes.
+    pub fn whereabouts(&self) -> Vec<String> {
+        self.vcpus.places()
     }
 
     /// Stops all vCPUs where they are.
@@ -194,76 +231,4 @@ impl Input {
 
 fn range((base, size): (u64, u64)) -> std::ops::Range<u64> {
     base..base + size
-}
-
-fn check(config: &VmConfig) -> Result<(), VmmError> {
-    if !(1..=MAX_CPUS).contains(&config.cpus) {
-        return Err(VmmError::Cpus(config.cpus));
-    }
-    if !(64 << 20..=64 << 30).contains(&config.memory) {
-        return Err(VmmError::MemorySize(config.memory));
-    }
-    Ok(())
-}
-
-pub(super) fn open_kvm() -> Result<Kvm, VmmError> {
-    Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => VmmError::NoKvm,
-        libc::EACCES | libc::EPERM => VmmError::KvmDenied,
-        _ => VmmError::Kvm { doing: "opening /dev/kvm", source: error },
-    })
-}
-
-fn create_vm(kvm: &Kvm, ram: &GuestRam) -> Result<Arc<VmFd>, VmmError> {
-    let vm = kvm.create_vm().map_err(VmmError::kvm("creating the VM"))?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(VmmError::kvm("placing the identity map"))?;
-    vm.set_tss_address(layout::KVM_TSS).map_err(VmmError::kvm("placing the task state segment"))?;
-    vm.create_irq_chip().map_err(VmmError::kvm("creating the interrupt controllers"))?;
-    memory::register(&vm, ram)?;
-    Ok(Arc::new(vm))
-}
-
-fn open_disks(configs: Vec<DiskConfig>) -> Result<Vec<(BlockDevice, DiskHandle)>, VmmError> {
-    let open = |(index, config)| BlockDevice::open(index as u8, config);
-    Ok(configs.into_iter().enumerate().map(open).collect::<Result<_, _>>()?)
-}
-
-fn plug_disks(
-    opened: Vec<(BlockDevice, DiskHandle)>,
-    pci: &PciBus,
-    ram: &Arc<GuestRam>,
-    ledger: &Arc<Ledger>,
-    interrupts: &Arc<Interrupts>,
-) -> Result<Vec<DiskHandle>, VmmError> {
-    let mut handles = Vec::new();
-    for (device, handle) in opened {
-        let requester = pci.next_slot().map_or(0, PciBus::requester);
-        let vectors = VirtioPci::vectors(&device);
-        let router = interrupts.function(vectors).map_err(VmmError::host("making interrupts for a disk"))?;
-        let function = VirtioPci::new(Box::new(device), requester, ram.clone(), ledger.clone(), router)?;
-        pci.add(Arc::new(Mutex::new(function))).map_err(VmmError::Pci)?;
-        handles.push(handle);
-    }
-    Ok(handles)
-}
-
-fn make_vcpus(
-    vm: &VmFd,
-    base: &kvm_bindings::CpuId,
-    count: u8,
-    ram: &GuestRam,
-    entry: u64,
-) -> Result<Vec<kvm_ioctls::VcpuFd>, VmmError> {
-    let mut vcpus = Vec::new();
-    for id in 0..count {
-        let vcpu = vm.create_vcpu(u64::from(id)).map_err(VmmError::kvm("creating a vCPU"))?;
-        vcpu.set_cpuid2(&cpuid::for_vcpu(base, id, count)?).map_err(VmmError::kvm("setting CPUID"))?;
-        cpuid::set_boot_msrs(&vcpu)?;
-        if id == 0 {
-            // The others wait for the boot processor's start-up IPI, which KVM handles.
-            boot::set_boot_registers(&vcpu, ram, entry)?;
-        }
-        vcpus.push(vcpu);
-    }
-    Ok(vcpus)
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::Running;
-use crate::machine::{Disk, END_LIMIT, LIMIT, exec, rnic_run};
+use crate::machine::{Disk, END_LIMIT, LIMIT, exec, exec_within, rnic_run};
 
 #[test]
 fn the_status_of_exec_comes_back() {
@@ -25,6 +25,36 @@ fn a_reset_has_status_10() {
 #[test]
 fn an_emergency_reset_has_status_10() {
     assert_eq!(exec("6.1", &[], "echo b >/proc/sysrq-trigger; sleep 60").code(), 10);
+}
+
+/// A command that counts its boots on a disk: the first ends in one kind of reset, the second in another, the third tells.
+const THREE_LIVES: &str = r#"
+n=$(head -c 1 /dev/vdb | tr -dc 0-9)
+echo "boot ${n:-0}"
+echo $((n + 1)) | dd of=/dev/vdb conv=sync oflag=direct status=none
+case $n in
+"") echo b >/proc/sysrq-trigger; sleep 60 ;;
+1) python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x1234567)'; sleep 60 ;;
+esac
+touch /run/here && dd if=/dev/vda of=/dev/null bs=1M count=8 status=none && exit 5
+"#;
+
+#[test]
+fn with_reboot_restart_a_reset_is_a_new_boot() {
+    let disk = Disk::new(4096);
+    let options = ["--cpus", "2", "--reboot", "restart", "--disk", &disk.option("")];
+    let done = exec_within(2 * LIMIT, "6.12", &options, THREE_LIVES);
+    assert_eq!(done.code(), 5);
+    for boot in ["boot 0", "boot 1", "boot 2"] {
+        assert_eq!(done.out.matches(boot).count(), 1, "{boot}: {}", done.out);
+    }
+}
+
+/// A panic with `panic=-1` resets too, and is no reason to go round and round.
+#[test]
+fn with_reboot_restart_a_panic_still_ends_the_run() {
+    let done = exec("6.1", &["--reboot", "restart"], "echo c >/proc/sysrq-trigger; sleep 30");
+    assert_eq!(done.code(), 11);
 }
 
 fn panics(kernel: &str) {
@@ -59,6 +89,18 @@ fn an_early_panic_has_status_11_too() {
 /// Nobody reads what the console writes. The guest waits, a signal still ends the process.
 #[test]
 fn sigterm_ends_a_run_whose_output_nobody_reads() {
+    let (mut blocked, mut status) = flood_and_terminate();
+    if !blocked {
+        // A guest that went silent in its boot, as happens under QEMU's nested virtualisation (docs/findings.md), fills no pipe.
+        eprintln!("the pipe was never full; second attempt");
+        (blocked, status) = flood_and_terminate();
+    }
+    assert!(blocked, "the pipe was never full: the test proves nothing");
+    assert_eq!(status.expect("SIGTERM did not end it").code(), Some(143));
+}
+
+/// Whether a vCPU came to wait for the full pipe, and how the run ended after a SIGTERM, if it did.
+fn flood_and_terminate() -> (bool, Option<std::process::ExitStatus>) {
     let mut command = rnic_run("6.1", &["--exec", "while :; do cat /proc/kallsyms; done"]);
     // Standard output is a pipe to a process that never reads it.
     let mut reader = Command::new("sleep").arg("1000").stdin(Stdio::piped()).spawn().unwrap();
@@ -76,8 +118,7 @@ fn sigterm_ends_a_run_whose_output_nobody_reads() {
         }
     };
     drop((child.kill(), child.wait(), reader.kill(), reader.wait()));
-    assert!(blocked, "the pipe was never full: the test proves nothing");
-    assert_eq!(status.expect("SIGTERM did not end it").code(), Some(143));
+    (blocked, status)
 }
 
 /// Whether a vCPU of `pid` comes to wait for the full pipe: in write (system call 1) or poll (7), whenever one looks.

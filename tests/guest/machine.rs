@@ -28,7 +28,12 @@ const TRIPLE_FAULT: i32 = 12;
 /// Runs a shell script in a guest to its end. A triple fault without a word from the guest kernel is what happens under
 /// QEMU's nested virtualisation now and then, cause unknown (docs/findings.md): said, and tried once more; twice in a row is a failure like any other.
 pub fn exec(kernel: &str, options: &[&str], script: &str) -> Done {
-    let run = || Running::start(rnic_run(kernel, options).args(["--exec", script])).finish(LIMIT);
+    exec_within(LIMIT, kernel, options, script)
+}
+
+/// The same for a guest that boots several times.
+pub fn exec_within(limit: Duration, kernel: &str, options: &[&str], script: &str) -> Done {
+    let run = || Running::start(rnic_run(kernel, options).args(["--exec", script])).finish(limit);
     let mut done = run();
     if done.status.code() == Some(TRIPLE_FAULT) {
         eprintln!("{kernel}: a vCPU triple-faulted; second attempt. It had printed: {}{}", done.out, done.err);

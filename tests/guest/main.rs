@@ -14,5 +14,6 @@ mod config;
 mod endings;
 mod kill;
 mod machine;
+mod nic;
 mod pty;
 mod terminal;

@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rnic::image::{self, KernelSource};
 use rnic::lab::plan::{Selection, select};
-use rnic::lab::report::{Report, print_head, print_list, print_row};
+use rnic::lab::report::{Report, print_head, print_list, print_prices, print_row};
 use rnic::lab::runner::{self, KernelPlan, LabConfig, News};
 
 use super::parts::own_initramfs;
@@ -36,6 +36,9 @@ pub struct LabArgs {
     /// Only these file systems.
     #[arg(long)]
     fs: Vec<String>,
+    /// Only these modes (how the page is reached: pinned, odp, dio...). May be given several times.
+    #[arg(long)]
+    mode: Vec<String>,
     /// Kernels: a name (6.1, 6.12, 7.3) or a path with --modules. May be given several times.
     #[arg(long)]
     kernel: Vec<String>,
@@ -74,7 +77,12 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     if let Some(path) = &args.json_file {
         report_place(path)?;
     }
-    let rows = select(&Selection { all: args.all, scenarios: args.scenario.clone(), filesystems: args.fs.clone() })?;
+    let rows = select(&Selection {
+        all: args.all,
+        scenarios: args.scenario.clone(),
+        filesystems: args.fs.clone(),
+        modes: args.mode.clone(),
+    })?;
     let names: Vec<String> = match (args.kernel.is_empty(), args.all) {
         (false, _) => args.kernel.clone(),
         (true, true) => ALL_KERNELS.map(String::from).into(),
@@ -213,6 +221,12 @@ impl Screen {
 
     fn end(&self, report: &Report) {
         self.bar.finish_and_clear();
+        let mut prices = Vec::new();
+        // Writing to memory does not fail.
+        drop(print_prices(&mut prices, &report.rows));
+        if !prices.is_empty() {
+            self.line(String::from_utf8_lossy(&prices).trim_end());
+        }
         self.line(&report.summary());
     }
 }

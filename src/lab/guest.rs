@@ -4,9 +4,9 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rnic_agent::client::{CallError, Client};
 use rnic_agent::proto::{Hello, JobState, Op, Value};
@@ -15,6 +15,7 @@ use super::verdict::Stop;
 use crate::block::{DiskConfig, DiskHandle};
 use crate::dma::ledger::Ledger;
 use crate::image::KernelSource;
+use crate::mlx5::{NicConfig, NicHandle};
 use crate::vmm::{Console, Echo, Outcome, Vm, VmConfig};
 
 /// RAM of a lab guest.
@@ -44,6 +45,8 @@ pub struct GuestParts {
     pub work: PathBuf,
     /// Copy the console to standard error as well.
     pub verbose: bool,
+    /// The NIC, if it is to have one.
+    pub nic: Option<NicConfig>,
 }
 
 /// A running guest.
@@ -57,7 +60,22 @@ pub struct Guest {
     made: u32,
     /// The agent once failed to answer in time: it is not asked, and not waited for, again.
     silent: AtomicBool,
+    /// RDMA devices that are set up.
+    rdma: Mutex<Vec<Via>>,
 }
+
+/// RDMA devices that a guest can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Our NIC.
+    Nic,
+    /// soft-RoCE on a network interface that leads nowhere.
+    Rxe,
+}
+
+/// Sets up soft-RoCE. Whole pages fit into one packet of this MTU. A netdev of this name may come with its module.
+const RXE_UP: &str = "ip link show dummy0 >/dev/null 2>&1 || ip link add dummy0 type dummy; \
+    ip link set dummy0 mtu 4500 up && ip addr add 192.0.2.1/24 dev dummy0 && rdma link add rxe0 type rxe netdev dummy0";
 
 /// Guests booted so far: a guest that replaces another has disks of its own while the other still holds its locks.
 static BOOTED: AtomicU32 = AtomicU32::new(0);
@@ -97,8 +115,8 @@ impl Guest {
             cpus: CPUS,
             memory: MEMORY,
             disks,
+            nic: parts.nic.clone(),
             console: Box::new(console.clone()),
-            nic: None,
         };
         let booted = Vm::boot(config).map_err(|e| failed(&e));
         // The disks hold their files open: nothing stays behind if we are killed.
@@ -111,7 +129,17 @@ impl Guest {
             let why = vm.outcome().map_or_else(|| error.to_string(), |outcome| outcome.to_string());
             Stop::Failed(format!("the {name} guest did not come up: {why}; its console ends: {}", tail(&console)))
         })?;
-        Ok(Self { vm, agent, console, hello, work, name, made: 0, silent: AtomicBool::new(false) })
+        Ok(Self {
+            vm,
+            agent,
+            console,
+            hello,
+            work,
+            name,
+            made: 0,
+            silent: AtomicBool::new(false),
+            rdma: Mutex::default(),
+        })
     }
 
     /// The agent's first message.
@@ -132,6 +160,44 @@ impl Guest {
     /// The disk that O_DIRECT reads come from.
     pub fn source_disk(&self) -> &DiskHandle {
         &self.vm.disks()[SOURCE_DISK]
+    }
+
+    /// Our NIC, if this guest has one.
+    pub fn nic(&self) -> Option<&NicHandle> {
+        self.vm.nic()
+    }
+
+    /// The name of an RDMA device, set up when it is first asked for.
+    pub fn rdma_device(&self, via: Via) -> Result<&'static str, Stop> {
+        let name = match via {
+            Via::Nic => "mlx5_0",
+            Via::Rxe => "rxe0",
+        };
+        let mut ready = self.rdma.lock().unwrap_or_else(PoisonError::into_inner);
+        if ready.contains(&via) {
+            return Ok(name);
+        }
+        if via == Via::Nic && self.nic().is_none() {
+            return Err(Stop::Failed("this guest has no NIC".into()));
+        }
+        let modprobe = |name: &str| Op::Modprobe { name: name.into() };
+        self.must(modprobe("ib_uverbs"))?;
+        match via {
+            Via::Nic => drop(self.must(modprobe("mlx5_ib"))?),
+            Via::Rxe => {
+                // Only 6.1 has and needs it.
+                drop(self.call(modprobe("crc32_generic")));
+                self.must(modprobe("dummy"))?;
+                self.must(modprobe("rdma_rxe"))?;
+                let argv = vec!["sh".into(), "-c".into(), RXE_UP.into()];
+                let ended = self.must(Op::Exec { argv, stdin: String::new(), limit_s: 20 })?.exec();
+                if let Some(exec) = ended.filter(|exec| exec.status != 0) {
+                    return Err(Stop::Failed(format!("soft-RoCE cannot be set up: {}", exec.err.trim())));
+                }
+            }
+        }
+        ready.push(via);
+        Ok(name)
     }
 
     /// Waits for a job, at most `limit`.
@@ -164,13 +230,20 @@ impl Guest {
         let answer = question(&self.agent);
         if matches!(answer, Err(CallError::Timeout(_))) {
             self.silent.store(true, Ordering::Relaxed);
+            let places = [self.vm.whereabouts(), self.vm.whereabouts()].concat();
+            log::warn!("the {} guest fell silent: {}", self.name, places.join("; "));
         }
         answer
     }
 
     /// One step, with the usual limit.
     pub fn call(&self, op: Op) -> Result<Value, CallError> {
-        self.ask(|agent| agent.call(op, STEP_LIMIT))
+        let (name, begun) = (log::log_enabled!(log::Level::Debug).then(|| op_name(&op)), Instant::now());
+        let answer = self.ask(|agent| agent.call(op, STEP_LIMIT));
+        if let Some(name) = name {
+            log::debug!("{}: {:.0} ms for {name}", self.name, begun.elapsed().as_secs_f64() * 1e3);
+        }
+        answer
     }
 
     /// One step whose failure ends the row.

@@ -2,6 +2,8 @@
 //! Judgements on the ledger. Everything here compares sequence numbers and hashes of one guest's ledger; nothing knows
 //! what was expected. Numbers E1, E2… and R1… are those of the hazard catalogue (sections 3).
 
+pub mod nic;
+
 use crate::dma::ledger::{BlkOp, DiskTotals, Ledger, OpCounts, ReleaseWhy, RequestRecord, Seq};
 
 /// E1: the DMA of `read` landed in a page of `write` after `write` had arrived and before its data was taken.

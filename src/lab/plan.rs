@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use rnic_agent::proto::FsType;
+use rnic_agent::proto::{FsType, access};
 
 use super::bench::Bench;
 use super::scenarios;
@@ -34,14 +34,71 @@ pub enum Plant {
     LyingLever,
     /// The ledger misses a write of the page under test.
     MissedWrite,
+    /// The scenario itself plants rules in the NIC: its verdict must be a harmful one.
+    Nic,
+}
+
+/// How memory is registered with an RDMA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Registration {
+    /// Pinned, with all rights.
+    Pinned,
+    /// Pinned, for RDMA READ only.
+    PinnedRo,
+    /// On-demand paging, with all rights.
+    Odp,
+    /// On-demand paging, for RDMA READ only.
+    OdpRo,
+}
+
+impl Registration {
+    /// ibv_reg_mr(3)'s flags.
+    pub fn access(self) -> u32 {
+        let write = access::LOCAL_WRITE | access::REMOTE_WRITE;
+        let odp = if self.is_odp() { access::ON_DEMAND } else { 0 };
+        access::REMOTE_READ | odp | if self.writable() { write } else { 0 }
+    }
+
+    /// On-demand paging.
+    pub fn is_odp(self) -> bool {
+        matches!(self, Registration::Odp | Registration::OdpRo)
+    }
+
+    /// The device may write.
+    pub fn writable(self) -> bool {
+        matches!(self, Registration::Pinned | Registration::Odp)
+    }
+}
+
+/// Which engine reaches the page under test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Writer {
+    /// The disk (O_DIRECT) or the CPU: no RDMA.
+    Disk,
+    /// Our NIC.
+    Nic(Registration),
+    /// The kernel's own RDMA in software (soft-RoCE): nothing of ours is in the way of its writes.
+    Rxe(Registration),
+}
+
+impl Writer {
+    /// How its memory is registered.
+    pub fn registration(self) -> Option<Registration> {
+        match self {
+            Writer::Disk => None,
+            Writer::Nic(registration) | Writer::Rxe(registration) => Some(registration),
+        }
+    }
 }
 
 /// One scenario: a story told by steps, judged by evidence.
 pub struct Scenario {
     /// Its number in the hazard catalogue, or C-… for a control.
     pub id: &'static str,
-    /// How the writer reaches the page: "dio", "dio-held", "cpu"...
+    /// How the writer reaches the page: "dio", "cpu", "pinned", "odp"...
     pub mode: &'static str,
+    /// The engine behind the mode.
+    pub writer: Writer,
     /// One line.
     pub title: &'static str,
     /// File systems that it applies to.
@@ -54,6 +111,8 @@ pub struct Scenario {
     pub folios: &'static [Folio],
     /// The folio sizes of its rows in the core set.
     pub core_folios: &'static [Folio],
+    /// Runs only when the user names it.
+    pub named: bool,
     /// The steps and the judgement.
     pub run: fn(&mut Bench<'_>) -> Result<Finding, Stop>,
 }
@@ -84,12 +143,14 @@ pub struct Selection {
     pub scenarios: Vec<String>,
     /// File system names; empty means all.
     pub filesystems: Vec<String>,
+    /// Modes; empty means all.
+    pub modes: Vec<String>,
 }
 
 /// Every row there is.
 pub fn all_rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    for scenario in scenarios::ALL {
+    for scenario in scenarios::all() {
         for &fs in scenario.filesystems {
             rows.extend(scenario.folios.iter().map(|&folio| Row { scenario, fs, folio }));
         }
@@ -112,21 +173,34 @@ pub fn select(selection: &Selection) -> Result<Vec<Row>, String> {
         }
         None => Ok(()),
     };
-    let mut ids: Vec<_> = scenarios::ALL.iter().map(|scenario| scenario.id).collect();
-    ids.dedup();
-    known(&selection.scenarios, ids, "scenario")?;
+    known(&selection.scenarios, distinct(|scenario| scenario.id), "scenario")?;
+    known(&selection.modes, distinct(|scenario| scenario.mode), "mode")?;
     known(&selection.filesystems, vec!["ext4", "xfs", "btrfs"], "file system")?;
-    let named = !selection.scenarios.is_empty();
+    let named = !selection.scenarios.is_empty() || !selection.modes.is_empty();
     let wants = |list: &[String], name: &str| list.is_empty() || list.iter().any(|w| w.eq_ignore_ascii_case(name));
     let rows: Vec<_> = all_rows()
         .into_iter()
-        .filter(|row| selection.all || named || row.is_core())
+        .filter(|row| named || row.is_core() || selection.all && !row.scenario.named)
         .filter(|row| wants(&selection.scenarios, row.scenario.id) && wants(&selection.filesystems, row.fs.name()))
+        .filter(|row| wants(&selection.modes, row.scenario.mode))
         .collect();
     if rows.is_empty() {
-        return Err("this selection has no rows; `rnic lab --list` shows which file systems each scenario has".into());
+        return Err(
+            "this selection has no rows; `rnic lab --list` shows which file systems and modes each scenario has".into(),
+        );
     }
     Ok(rows)
+}
+
+/// A name of every scenario, each once, in the order of the tables.
+fn distinct(name: impl Fn(&Scenario) -> &'static str) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for name in scenarios::all().map(name) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn has(names: &[&str], wanted: &str) -> bool {
@@ -153,6 +227,11 @@ mod tests {
         for id in ["H12", "H03", "H04", "H18", "H19", "H10", "C-lie", "C-miss"] {
             assert!(rows.iter().any(|row| row.scenario.id == id), "{id}");
         }
+        let has = |id, mode| rows.iter().any(|row| row.scenario.id == id && row.scenario.mode == mode);
+        for (id, mode) in [("H01", "pinned"), ("H01", "odp"), ("H06", "pinned"), ("H06", "odp"), ("H13", "odp")] {
+            assert!(has(id, mode), "{id} {mode}");
+        }
+        assert!(has("C-late", "odp") && has("C-mttw", "odp"));
     }
 
     #[test]

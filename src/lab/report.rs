@@ -9,6 +9,17 @@ use super::plan::{Row, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
+/// A measurement of a row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+}
+
 /// A row that has run. Field names are stable.
 #[derive(Debug, Clone, Serialize)]
 pub struct RowResult {
@@ -32,6 +43,9 @@ pub struct RowResult {
     pub evidence: Vec<String>,
     /// Duration.
     pub seconds: f64,
+    /// Measurements, in rows that measure.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<Figure>,
     #[serde(skip)]
     pub(super) verdict: Verdict,
     #[serde(skip)]
@@ -63,6 +77,7 @@ impl RowResult {
             observed: observed.to_string(),
             evidence: Vec::new(),
             seconds: 0.0,
+            figures: Vec::new(),
             verdict: observed.verdict,
             complained: observed.complained,
         }
@@ -125,7 +140,7 @@ impl Report {
 pub fn print_head(out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
-        "{:<8} {:<5} {:<8} {:<6} {:<6} {:<14} {:<14} {:>7}",
+        "{:<8} {:<5} {:<11} {:<6} {:<6} {:<16} {:<16} {:>7}",
         "scenario", "fs", "mode", "folio", "kernel", "expected", "observed", "seconds"
     )
 }
@@ -139,7 +154,7 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
     };
     writeln!(
         out,
-        "{:<8} {:<5} {:<8} {:<6} {:<6} {:<14} {:<14} {:>7.1}{mark}",
+        "{:<8} {:<5} {:<11} {:<6} {:<6} {:<16} {:<16} {:>7.1}{mark}",
         row.scenario,
         row.fs,
         row.mode,
@@ -153,6 +168,35 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
     out.flush()
 }
 
+/// Rows that measured, side by side: pinned, on-demand paging, and how many times as much. Nothing where no row measured.
+pub fn print_prices(out: &mut dyn Write, rows: &[RowResult]) -> io::Result<()> {
+    let of =
+        |kernel: &str, mode: &str| rows.iter().find(|r| r.kernel == kernel && r.mode == mode && !r.figures.is_empty());
+    let mut kernels: Vec<&str> = rows.iter().filter(|r| !r.figures.is_empty()).map(|r| r.kernel.as_str()).collect();
+    kernels.dedup();
+    for kernel in kernels {
+        writeln!(
+            out,
+            "\n{:<64} {:>12} {:>12} {:>12}",
+            format!("kernel {}", short(kernel)),
+            "pinned",
+            "odp",
+            "odp/pinned"
+        )?;
+        let (pinned, odp) = (of(kernel, "pinned"), of(kernel, "odp"));
+        for figure in odp.or(pinned).map_or(&[][..], |row| &row.figures) {
+            let value = |row: Option<&RowResult>| Some(row?.figures.iter().find(|f| f.name == figure.name)?.value);
+            let text = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.1}"));
+            let (pinned, odp) = (value(pinned), value(odp));
+            let ratio = pinned.zip(odp).filter(|(pinned, _)| *pinned > 0.0).map(|(pinned, odp)| odp / pinned);
+            let ratio = ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
+            let name = format!("{} ({})", figure.name, figure.unit);
+            writeln!(out, "{name:<64} {:>12} {:>12} {ratio:>12}", text(pinned), text(odp))?;
+        }
+    }
+    Ok(())
+}
+
 /// A kernel given by path shows its file name only.
 fn short(kernel: &str) -> &str {
     kernel.rsplit('/').next().unwrap_or(kernel)
@@ -161,12 +205,12 @@ fn short(kernel: &str) -> &str {
 /// `rnic lab --list`.
 pub fn print_list(out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "Scenarios (* = part of the core set that `rnic lab` runs; --all runs every row):")?;
-    for scenario in scenarios::ALL {
+    for scenario in scenarios::all() {
         let name = |fs: &rnic_agent::proto::FsType| {
             format!("{}{}", fs.name(), if scenario.core.contains(fs) { "*" } else { "" })
         };
         let filesystems: Vec<_> = scenario.filesystems.iter().map(name).collect();
-        writeln!(out, "  {:<7} {:<9} {:<19} {}", scenario.id, scenario.mode, filesystems.join(" "), scenario.title)?;
+        writeln!(out, "  {:<7} {:<11} {:<19} {}", scenario.id, scenario.mode, filesystems.join(" "), scenario.title)?;
     }
     writeln!(out, "{} rows per kernel in all. Verdicts:", all_rows().len())?;
     for verdict in Verdict::all() {
@@ -198,6 +242,23 @@ mod tests {
     fn a_kernel_of_ones_own_fails_only_by_harm() {
         assert_eq!(status(vec![row(None, Verdict::Benign), row(None, Verdict::Exposed)]), 0);
         assert_eq!(status(vec![row(None, Verdict::Torn)]), 1);
+    }
+
+    #[test]
+    fn prices_stand_side_by_side() {
+        let price = |mode, value| RowResult {
+            mode,
+            figures: vec![Figure { name: "latency".into(), value, unit: "us" }],
+            ..row(None, Verdict::Measured)
+        };
+        let mut text = Vec::new();
+        print_prices(&mut text, &[price("pinned", 2.0), price("odp", 3.0)]).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let words: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(words, ["latency", "(us)", "2.0", "3.0", "1.50"]);
+        let mut none = Vec::new();
+        print_prices(&mut none, &[row(None, Verdict::Safe)]).unwrap();
+        assert!(none.is_empty());
     }
 
     #[test]

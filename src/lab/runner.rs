@@ -12,12 +12,13 @@ use super::bench::Bench;
 use super::complaints::Complaints;
 use super::expect::{self, Version};
 use super::guest::{Guest, GuestParts};
-use super::plan::{Plant, Row};
-use super::report::{Report, RowResult};
+use super::plan::{Plant, Row, Writer};
+use super::report::{Figure, Report, RowResult};
 use super::verdict::{Finding, Observed, Stop, Verdict};
 use crate::dma::ledger::BlkOp;
 use crate::fault::{FaultAction, RequestMatch, Rule};
 use crate::image::KernelSource;
+use crate::mlx5::NicConfig;
 
 /// A kernel with what its guests need.
 pub struct KernelPlan {
@@ -110,6 +111,10 @@ struct Guests {
     witness: Guest,
 }
 
+/// Roles of the two.
+const TEST: &str = "test";
+const WITNESS: &str = "witness";
+
 /// Set in a row's index for its second attempt, so that its data differ.
 const RETRY: u64 = 1 << 32;
 
@@ -129,6 +134,7 @@ fn run_kernel(config: &LabConfig, plan: &KernelPlan, news: &Sender<News>) -> Opt
         initramfs: plan.initramfs.clone(),
         work: config.work.clone(),
         verbose: config.verbose,
+        nic: None,
     };
     let named = kernel.package_version.as_deref();
     let run = KernelRun {
@@ -198,8 +204,8 @@ impl KernelRun<'_> {
     fn boot_both(&self) -> Result<Guests, Stop> {
         self.phase("booting two guests");
         std::thread::scope(|scope| {
-            let witness = scope.spawn(|| self.boot("witness"));
-            let test = self.boot("test");
+            let witness = scope.spawn(|| self.boot(WITNESS));
+            let test = self.boot(TEST);
             let witness = witness.join().unwrap_or_else(|_| Err(Stop::Failed("the witness's thread failed".into())));
             Ok(Guests { test: test?, witness: witness? })
         })
@@ -207,9 +213,12 @@ impl KernelRun<'_> {
 
     /// Boots a guest; once more if it does not come up.
     fn boot(&self, role: &str) -> Result<Guest, Stop> {
-        Guest::boot(&self.parts, &self.tag(role)).or_else(|stop| {
+        // The witness only mounts images. Without RDMA rows nobody needs a NIC.
+        let rdma = role == TEST && self.config.rows.iter().any(|row| matches!(row.scenario.writer, Writer::Nic(_)));
+        let parts = GuestParts { nic: rdma.then(NicConfig::default), ..self.parts.clone() };
+        Guest::boot(&parts, &self.tag(role)).or_else(|stop| {
             log::warn!("{stop}; trying once more");
-            Guest::boot(&self.parts, &self.tag(role))
+            Guest::boot(&parts, &self.tag(role))
         })
     }
 
@@ -217,11 +226,11 @@ impl KernelRun<'_> {
     fn renew(&self, guests: &mut Guests, after: &RowResult) -> Result<(), Stop> {
         if after.complained || !guests.test.alive() {
             self.phase("booting a new test guest");
-            self.replace(&mut guests.test, "test")?;
+            self.replace(&mut guests.test, TEST)?;
         }
         if !guests.witness.alive() {
             self.phase("booting a new witness");
-            self.replace(&mut guests.witness, "witness")?;
+            self.replace(&mut guests.witness, WITNESS)?;
         }
         Ok(())
     }
@@ -255,7 +264,7 @@ impl KernelRun<'_> {
             Err(_) => 0,
         });
         let nonce = nonce(self.config.seed, self.name(), index);
-        let (outcome, mut evidence) = play(guest, witness, row, nonce, &self.config.work);
+        let Played { outcome, mut evidence, figures } = play(guest, witness, row, nonce, &self.config.work);
         let mut observed = match outcome {
             Ok(finding) => finding.observed,
             Err(Stop::Panicked(what)) => {
@@ -284,48 +293,52 @@ impl KernelRun<'_> {
         }
         let mut result = self.result(row, &observed);
         result.evidence = evidence;
+        result.figures = figures;
         result.seconds = begun.elapsed().as_secs_f64();
         result
     }
 }
 
+/// What came of a row's story.
+struct Played {
+    outcome: Result<Finding, Stop>,
+    evidence: Vec<String>,
+    figures: Vec<Figure>,
+}
+
 /// Runs one row's story and judges its evidence as a whole.
-fn play(
-    guest: &mut Guest,
-    witness: &mut Guest,
-    row: &Row,
-    nonce: u64,
-    work: &std::path::Path,
-) -> (Result<Finding, Stop>, Vec<String>) {
+fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, nonce: u64, work: &std::path::Path) -> Played {
     guest.fs_disk().faults().clear();
     let mut bench = match Bench::prepare(guest, witness, *row, nonce, work) {
         Ok(bench) => bench,
-        Err(stop) => return (Err(stop), Vec::new()),
+        Err(stop) => return Played { outcome: Err(stop), evidence: Vec::new(), figures: Vec::new() },
     };
-    let rule = row.scenario.plant.map(|plant| {
+    let action = match row.scenario.plant {
+        Some(Plant::LyingLever) => Some(FaultAction::LieAboutHold),
+        Some(Plant::MissedWrite) => Some(FaultAction::HideFromLedger),
+        Some(Plant::Nic) | None => None,
+    };
+    let rule = action.and_then(|action| {
         let request = RequestMatch { op: Some(BlkOp::Write), page: Some(bench.gpa), lba: None };
-        let action = match plant {
-            Plant::LyingLever => FaultAction::LieAboutHold,
-            Plant::MissedWrite => FaultAction::HideFromLedger,
-        };
         bench.guest.fs_disk().faults().add(Rule::new(request, 1, action))
     });
     let told = (row.scenario.run)(&mut bench);
+    let fired = match row.scenario.plant {
+        Some(Plant::Nic) => bench.plants_fired(),
+        _ => rule.and_then(|id| bench.guest.fs_disk().faults().rule(id)).is_some_and(|rule| rule.fired > 0),
+    };
     let closed = bench.close();
     let evidence = bench.take_evidence();
-    let outcome = match rule {
-        None => told.and_then(|finding| closed.map(|()| finding)),
-        Some(rule) => {
-            let faults = bench.guest.fs_disk().faults();
-            let fired = rule.and_then(|id| faults.rule(id)).is_some_and(|rule| rule.fired > 0);
-            faults.clear();
-            return control(&bench, fired, told, evidence);
-        }
+    bench.guest.fs_disk().faults().clear();
+    let (outcome, evidence) = match row.scenario.plant {
+        None => (told.and_then(|finding| closed.map(|()| finding)), evidence),
+        Some(_) => control(&bench, fired, told, evidence),
     };
-    (outcome, evidence)
+    Played { outcome, evidence, figures: bench.take_figures() }
 }
 
-/// Judges a negative control: was the planted fault noticed by the checks that every row passes?
+/// Judges a negative control: was the planted fault noticed? By the checks that every row passes; or, where the device itself misbehaves,
+/// by the scenario, which then has to find harm.
 fn control(
     bench: &Bench<'_>,
     fired: bool,
@@ -335,16 +348,19 @@ fn control(
     if !fired {
         return (Err(Stop::Inconclusive("the planted fault did not act".into())), evidence);
     }
-    let told = match told {
-        Ok(finding) => format!("alone, the scenario would have said {}", finding.observed),
-        Err(Stop::Inconclusive(why)) => format!("alone, the scenario would have stopped: {why}"),
+    let device = bench.plant_kind() == Some(Plant::Nic);
+    let noticed = bench.broken_evidence();
+    let (alone, harmful) = match told {
+        Ok(finding) => (format!("would have said {}", finding.observed), finding.observed.verdict.harmful()),
+        // What the device was to do wrong did not come about.
+        Err(Stop::Inconclusive(why)) if device && noticed.is_none() => return (Err(Stop::Inconclusive(why)), evidence),
+        Err(Stop::Inconclusive(why)) => (format!("would have stopped: {why}"), false),
         Err(stop) => return (Err(stop), evidence),
     };
-    evidence.push(told);
-    let noticed = bench.broken_evidence();
-    let verdict = if noticed.is_some() { Verdict::Caught } else { Verdict::Missed };
+    evidence.push(format!("alone, the scenario {alone}"));
+    let caught = noticed.is_some() || device && harmful;
     evidence.extend(noticed.map(|what| format!("noticed: {what}")));
-    (Ok(Finding::new(verdict)), evidence)
+    (Ok(Finding::new(if caught { Verdict::Caught } else { Verdict::Missed })), evidence)
 }
 
 /// A nonce that no other row of this or another run has, except under the same seed.

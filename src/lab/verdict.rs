@@ -12,6 +12,14 @@ pub enum Verdict {
     Torn,
     /// Data landed in another file.
     LeakTo,
+    /// The device and the mapping no longer share the page: what the device writes is seen by nobody.
+    Split,
+    /// The device reads a page that the file has left behind.
+    Stale,
+    /// The kernel refused the registration.
+    Refused,
+    /// The work request completed with an error, and nothing was harmed.
+    ErrCqe,
     /// Memory and disk differed although fsync had succeeded, while the device's own request was not complete.
     Exposed,
     /// The operation waited for as long as the device was held.
@@ -26,6 +34,8 @@ pub enum Verdict {
     Caught,
     /// A negative control: the planted fault was not noticed. The lab itself is broken.
     Missed,
+    /// Figures, no judgement.
+    Measured,
     /// This kernel and file system cannot be brought into the state that the row asks for.
     NotRun,
     /// The evidence is not enough to say.
@@ -33,10 +43,26 @@ pub enum Verdict {
 }
 
 /// Word and meaning of each verdict, for people.
-const WORDS: [(Verdict, &str, &str); 12] = [
+const WORDS: [(Verdict, &str, &str); 17] = [
     (Verdict::Lost, "LOST", "acknowledged data is not on disk after a power cut"),
     (Verdict::Torn, "TORN", "what is on disk disagrees with its own checksum"),
     (Verdict::LeakTo, "LEAKTO", "data landed in another file"),
+    (
+        Verdict::Split,
+        "SPLIT",
+        "the device's writes succeed and no reader of the file sees them: the page was replaced under the registration",
+    ),
+    (
+        Verdict::Stale,
+        "STALE",
+        "the device reads bytes that the file no longer has: the page was replaced under the registration",
+    ),
+    (Verdict::Refused, "REFUSED", "the kernel refused the registration, with this errno"),
+    (
+        Verdict::ErrCqe,
+        "ERR-CQE",
+        "the device was told that the memory is gone: an error completion, and nothing was harmed",
+    ),
     (
         Verdict::Exposed,
         "EXPOSED",
@@ -48,7 +74,8 @@ const WORDS: [(Verdict, &str, &str); 12] = [
     (Verdict::Panic, "PANIC", "the guest kernel panicked"),
     (Verdict::Caught, "CAUGHT", "negative control: the planted fault was noticed"),
     (Verdict::Missed, "MISSED", "negative control: the planted fault was not noticed, so this lab cannot be trusted"),
-    (Verdict::NotRun, "NOT-RUN", "this kernel does not make folios of this size on this file system"),
+    (Verdict::Measured, "MEASURED", "figures, no judgement"),
+    (Verdict::NotRun, "NOT-RUN", "this kernel or device cannot be brought into the state that the row asks for"),
     (Verdict::Inconclusive, "INCONCLUSIVE", "a lever did not fire or evidence is missing"),
 ];
 
@@ -70,7 +97,10 @@ impl Verdict {
 
     /// Whether a kernel with this verdict harms data: what makes a user's own kernel fail.
     pub fn harmful(self) -> bool {
-        matches!(self, Verdict::Lost | Verdict::Torn | Verdict::LeakTo | Verdict::Panic | Verdict::Missed)
+        matches!(
+            self,
+            Verdict::Lost | Verdict::Torn | Verdict::LeakTo | Verdict::Split | Verdict::Panic | Verdict::Missed
+        )
     }
 }
 

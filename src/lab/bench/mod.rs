@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The bench that every scenario works at: a fresh file system with one file, a mapping of it, one page under test, a source
-//! disk for O_DIRECT reads, levers on both disks, power cuts, and a second guest that mounts what a cut left behind.
+//! disk for O_DIRECT reads, levers on both disks, power cuts, and a second guest that mounts what a cut left behind; for RDMA
+//! rows a device with a pair of queue pairs, and levers on it.
 //!
 //! The page under test lies in the middle of the file; control data live elsewhere, since a store to the same page would
 //! re-dirty it and hide what is looked for.
@@ -10,16 +11,20 @@ use rnic_agent::proto::{Advice, Fadvice, FsType, Op, OpenFlags, Page};
 
 use super::guest::Guest;
 use super::oracle;
-use super::plan::{Folio, Row};
+use super::plan::{Folio, Plant, Row};
+use super::report::Figure;
 use super::verdict::Stop;
 use crate::block::LeverId;
 use crate::dma::ledger::{Note, Seq};
+use crate::fault::RuleId;
 
 mod cuts;
 mod holds;
+mod verbs;
 
 pub use cuts::CutPage;
 pub use holds::{HeldRead, errno_of};
+pub use verbs::{Gate, status, wqe};
 
 /// Bytes of the file.
 pub const FILE_LEN: u64 = 1 << 20;
@@ -28,7 +33,7 @@ pub const PAGE_AT: u64 = 100 * PAGE;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Where the file system under test is mounted.
-const DIR: &str = "/mnt/t";
+pub const DIR: &str = "/mnt/t";
 
 /// A row at work.
 pub struct Bench<'a> {
@@ -49,6 +54,9 @@ pub struct Bench<'a> {
     holds: Vec<(Disk, LeverId)>,
     cuts: u32,
     work: std::path::PathBuf,
+    verbs: Option<verbs::Verbs>,
+    planted: Vec<RuleId>,
+    figures: Vec<Figure>,
 }
 
 /// Which disk a lever sits on.
@@ -97,9 +105,14 @@ impl<'a> Bench<'a> {
             holds: Vec::new(),
             cuts: 0,
             work,
+            verbs: None,
+            planted: Vec::new(),
+            figures: Vec::new(),
         };
         bench.make_file()?;
         bench.map_file()?;
+        bench.quiet_nic();
+        bench.open_verbs()?;
         Ok(bench)
     }
 
@@ -148,7 +161,8 @@ impl<'a> Bench<'a> {
         self.locate()
     }
 
-    fn open(&self, name: &str, create: bool) -> Result<u32, Stop> {
+    /// Opens a file of the file system under test for reading and writing.
+    pub fn open(&self, name: &str, create: bool) -> Result<u32, Stop> {
         let flags = OpenFlags { write: true, create, ..Default::default() };
         self.guest.handle(Op::Open { path: format!("{DIR}/{name}"), flags })
     }
@@ -161,6 +175,11 @@ impl<'a> Bench<'a> {
     /// The file system of this row.
     pub fn fs(&self) -> FsType {
         self.row.fs
+    }
+
+    /// The fault that this row plants.
+    pub fn plant_kind(&self) -> Option<Plant> {
+        self.row.scenario.plant
     }
 
     /// The file's handle.
@@ -181,6 +200,16 @@ impl<'a> Bench<'a> {
     /// The evidence so far.
     pub fn take_evidence(&mut self) -> Vec<String> {
         std::mem::take(&mut self.evidence)
+    }
+
+    /// Adds a measurement to the row.
+    pub fn figure(&mut self, name: &str, value: f64, unit: &'static str) {
+        self.figures.push(Figure { name: name.into(), value, unit });
+    }
+
+    /// The measurements so far.
+    pub fn take_figures(&mut self) -> Vec<Figure> {
+        std::mem::take(&mut self.figures)
     }
 
     /// Marks a step in the ledger's order; returns its number.
@@ -221,6 +250,7 @@ impl<'a> Bench<'a> {
     pub fn close(&mut self) -> Result<(), Stop> {
         self.guest.fs_disk().disarm_all();
         self.guest.source_disk().disarm_all();
+        self.quiet_nic();
         self.guest.must(Op::Reset)?;
         // A file system that refuses to unmount is reported by the next row's swap at the latest.
         let unmounted = self.guest.call(Op::Umount { dir: DIR.into() });
@@ -238,7 +268,10 @@ impl<'a> Bench<'a> {
     pub fn broken_evidence(&self) -> Option<String> {
         let ledger = self.guest.ledger();
         let unsound = ledger.requests(self.begun).iter().find_map(oracle::unsound_hold);
-        unsound.or_else(|| oracle::gap(ledger, self.begun, &self.unrecorded))
+        unsound
+            .or_else(|| oracle::gap(ledger, self.begun, &self.unrecorded))
+            .or_else(|| oracle::nic::gap(ledger, self.begun))
+            .or_else(|| oracle::nic::dead_translation(&ledger.nic(self.begun)))
     }
 }
 

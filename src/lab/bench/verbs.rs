@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The RDMA side of the bench: a device with two queue pairs connected to each other, anonymous buffers to write from and to
+//! read into, and the registration of the file mapping under test.
+
+use std::time::Duration;
+
+use rnic_agent::client::CallError;
+use rnic_agent::pattern::Content;
+use rnic_agent::proto::{MrInfo, NicInfo, Op, PairInfo, Value, VerbsOp, Wc, Wr, WrKind, access};
+
+use super::{Bench, FILE_LEN, PAGE, PAGE_AT};
+use crate::dma::ledger::{NicRecord, Seq};
+use crate::lab::guest::Via;
+use crate::lab::plan::{Registration, Writer};
+use crate::lab::verdict::Stop;
+use crate::mlx5::NicHandle;
+use crate::mlx5::fault_rules::NicRule;
+use crate::mlx5::levers::{NicLever, NicLeverId};
+
+/// Entries of each queue.
+const DEPTH: u32 = 16;
+/// How long a work request may take that waits for nothing held.
+const COMPLETION_LIMIT: Duration = Duration::from_secs(20);
+/// How long a work request is waited for at all: it may be queued before what it waits for.
+const LONG_LIMIT: Duration = Duration::from_secs(60);
+/// Longest gate at the NIC.
+const GATE: Duration = Duration::from_secs(45);
+/// Registering may fault in every page.
+const ACTIVE_TRIES: u32 = 100;
+
+/// Send WQE opcodes (contract 7.3).
+pub mod wqe {
+    /// RDMA WRITE.
+    pub const RDMA_WRITE: u8 = 0x08;
+    /// UMR.
+    pub const UMR: u8 = 0x25;
+}
+
+/// Anonymous memory registered with the device.
+#[derive(Debug, Clone, Copy)]
+struct Region {
+    map: u32,
+    mr: MrInfo,
+}
+
+/// An open device at work.
+#[derive(Debug)]
+pub struct Verbs {
+    nic: u32,
+    info: NicInfo,
+    pair: PairInfo,
+    sources: Vec<(char, Region)>,
+    sink: Option<Region>,
+    /// The registration of the file mapping.
+    mr: Option<MrInfo>,
+}
+
+/// A gate that a WQE waits at.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate(Option<NicLeverId>);
+
+impl Bench<'_> {
+    /// Opens the row's RDMA device, if it has one.
+    pub(super) fn open_verbs(&mut self) -> Result<(), Stop> {
+        let via = match self.row.scenario.writer {
+            Writer::Disk => return Ok(()),
+            Writer::Nic(_) => Via::Nic,
+            Writer::Rxe(_) => Via::Rxe,
+        };
+        let name = self.guest.rdma_device(via)?;
+        let nic = self.guest.handle(Op::Verbs(VerbsOp::Open { name: Some(name.into()) }))?;
+        let info = self.active(nic)?;
+        if self.registration().is_odp() && !info.has_odp() {
+            return Err(Stop::NotRun(format!("{name} offers no on-demand paging")));
+        }
+        let pair = self.guest.must(Op::Verbs(VerbsOp::Pair { nic, depth: DEPTH }))?.pair();
+        let pair = pair.ok_or_else(|| Stop::Failed("the agent gave no pair".into()))?;
+        self.verbs = Some(Verbs { nic, info, pair, sources: Vec::new(), sink: None, mr: None });
+        Ok(())
+    }
+
+    /// The device once its port is active.
+    fn active(&self, nic: u32) -> Result<NicInfo, Stop> {
+        let mut info = NicInfo::default();
+        for _ in 0..ACTIVE_TRIES {
+            let value = self.guest.must(Op::Verbs(VerbsOp::Info { nic }))?;
+            info = value.nic().ok_or_else(|| Stop::Failed("the agent gave no device".into()))?;
+            if info.state == 4 {
+                return Ok(info);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err(Stop::Failed(format!("the port of {} does not become active (state {})", info.name, info.state)))
+    }
+
+    /// How the row registers memory. Rows without RDMA do not ask.
+    pub fn registration(&self) -> Registration {
+        self.row.scenario.writer.registration().unwrap_or(Registration::Pinned)
+    }
+
+    /// Whether the row's device is ours, so that the ledger knows what it does.
+    pub fn nic_is_ours(&self) -> bool {
+        matches!(self.row.scenario.writer, Writer::Nic(_))
+    }
+
+    fn verbs(&self) -> Result<&Verbs, Stop> {
+        self.verbs.as_ref().ok_or_else(|| Stop::Failed("this row has no RDMA device".into()))
+    }
+
+    /// For evidence: "nic", "rxe0".
+    pub fn writer_name(&self) -> &str {
+        match &self.verbs {
+            Some(verbs) if !self.nic_is_ours() => &verbs.info.name,
+            _ => "nic",
+        }
+    }
+
+    /// QPN that work requests are posted on.
+    pub fn qpn(&self) -> u32 {
+        self.verbs.as_ref().map_or(0, |verbs| verbs.pair.qpns[0])
+    }
+
+    // ---- memory ----
+
+    /// Registers the file mapping as the row says; the errno where the kernel refuses.
+    pub fn register(&mut self) -> Result<Result<MrInfo, i32>, Stop> {
+        let (map, access) = (self.map, self.registration().access());
+        let result = self.register_map(map, FILE_LEN, access)?;
+        if let (Ok(mr), Some(verbs)) = (&result, &mut self.verbs) {
+            verbs.mr = Some(*mr);
+        }
+        Ok(result)
+    }
+
+    /// Registers `len` bytes of any mapping.
+    pub fn register_map(&self, map: u32, len: u64, access: u32) -> Result<Result<MrInfo, i32>, Stop> {
+        let nic = self.verbs()?.nic;
+        self.mark("ibv_reg_mr begin");
+        let result = self.guest.call(Op::Verbs(VerbsOp::Reg { nic, m: map, off: 0, len, access }));
+        self.mark("ibv_reg_mr end");
+        match result {
+            Ok(value) => value.mr().map(Ok).ok_or_else(|| Stop::Failed("the agent gave no memory region".into())),
+            Err(CallError::Failed(failure)) => Ok(Err(failure.errno)),
+            Err(error) => Err(self.guest.stop_for("ibv_reg_mr", &error)),
+        }
+    }
+
+    /// Takes `mr` for the registration under test.
+    pub fn use_mr(&mut self, mr: MrInfo) {
+        if let Some(verbs) = &mut self.verbs {
+            verbs.mr = Some(mr);
+        }
+    }
+
+    /// The key of the registration under test.
+    pub fn rkey(&self) -> Result<u32, Stop> {
+        Ok(self.mr()?.rkey)
+    }
+
+    fn mr(&self) -> Result<MrInfo, Stop> {
+        self.verbs()?.mr.ok_or_else(|| Stop::Failed("nothing is registered yet".into()))
+    }
+
+    /// Deregisters the file mapping.
+    pub fn deregister(&mut self) -> Result<(), Stop> {
+        let mr = self.mr()?.handle;
+        self.mark("ibv_dereg_mr begin");
+        self.guest.must(Op::Verbs(VerbsOp::Dereg { mr }))?;
+        self.mark("ibv_dereg_mr end");
+        Ok(())
+    }
+
+    /// Anonymous pinned memory.
+    fn region(&self) -> Result<Region, Stop> {
+        self.region_of(FILE_LEN)
+    }
+
+    fn region_of(&self, len: u64) -> Result<Region, Stop> {
+        let map = self.guest.handle(Op::AnonBuffer { len, huge: false })?;
+        let access = access::LOCAL_WRITE | access::REMOTE_WRITE | access::REMOTE_READ;
+        let mr = self.register_map(map, len, access)?;
+        let mr = mr.map_err(|errno| Stop::Failed(format!("anonymous memory cannot be registered: errno {errno}")))?;
+        Ok(Region { map, mr })
+    }
+
+    /// The buffer whose page under test holds `tag`.
+    fn source(&mut self, tag: char) -> Result<Region, Stop> {
+        if let Some((_, region)) = self.verbs()?.sources.iter().find(|(known, _)| *known == tag) {
+            return Ok(*region);
+        }
+        let region = self.region()?;
+        let pattern = self.pattern(tag);
+        self.guest.must(Op::Store { m: region.map, off: PAGE_AT, len: PAGE, pattern })?;
+        if let Some(verbs) = &mut self.verbs {
+            verbs.sources.push((tag, region));
+        }
+        Ok(region)
+    }
+
+    fn sink(&mut self) -> Result<Region, Stop> {
+        if let Some(region) = self.verbs()?.sink {
+            return Ok(region);
+        }
+        let region = self.region()?;
+        if let Some(verbs) = &mut self.verbs {
+            verbs.sink = Some(region);
+        }
+        Ok(region)
+    }
+
+    /// The device's name.
+    pub fn device_name(&self) -> Result<String, Stop> {
+        Ok(self.verbs()?.info.name.clone())
+    }
+
+    /// The agent's handle of the device, for steps that measure.
+    pub fn nic_handle(&self) -> Result<u32, Stop> {
+        Ok(self.verbs()?.nic)
+    }
+
+    /// The agent's handle of the pair of queue pairs, for steps that measure.
+    pub fn pair_handle(&self) -> Result<u32, Stop> {
+        Ok(self.verbs()?.pair.handle)
+    }
+
+    /// `len` bytes of registered anonymous memory, pinned.
+    pub fn anonymous(&self, len: u64) -> Result<MrInfo, Stop> {
+        self.region_of(len).map(|region| region.mr)
+    }
+
+    // ---- work requests on the page under test ----
+
+    fn wr(&self, kind: WrKind, local: Region) -> Result<Wr, Stop> {
+        Ok(Wr {
+            kind,
+            end: 0,
+            local: local.mr.handle,
+            local_off: PAGE_AT,
+            len: PAGE as u32,
+            remote: self.mr()?.handle,
+            remote_off: PAGE_AT,
+            value: 0,
+            swap: 0,
+        })
+    }
+
+    /// Makes ready what a WRITE of `tag` needs, so that later steps map nothing.
+    pub fn prepare_write(&mut self, tag: char) -> Result<(), Stop> {
+        self.source(tag).map(drop)
+    }
+
+    /// RDMA WRITE of `tag` to the page under test, and its completion.
+    pub fn rdma_write(&mut self, tag: char) -> Result<Wc, Stop> {
+        let source = self.source(tag)?;
+        let wr = self.wr(WrKind::Write, source)?;
+        self.finish_wr(wr, &format!("RDMA WRITE {tag}"))
+    }
+
+    /// RDMA READ of the page under test: its completion, and what was read.
+    pub fn rdma_read(&mut self) -> Result<(Wc, Content), Stop> {
+        let sink = self.sink()?;
+        let wr = self.wr(WrKind::Read, sink)?;
+        let wc = self.finish_wr(wr, "RDMA READ")?;
+        let value = self.guest.must(Op::Load { m: sink.map, off: PAGE_AT, len: PAGE })?;
+        let content = value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))?;
+        Ok((wc, content))
+    }
+
+    fn finish_wr(&self, wr: Wr, what: &str) -> Result<Wc, Stop> {
+        let (p, limit_ms) = (self.verbs()?.pair.handle, COMPLETION_LIMIT.as_millis() as u32);
+        self.mark(&format!("{what} begin"));
+        let result = self.guest.call(Op::Verbs(VerbsOp::Do { p, wr, limit_ms }));
+        let wc = self.completion(what, result)?;
+        self.mark(&format!("{what} end: {}", status(&wc)));
+        Ok(wc)
+    }
+
+    /// Posts an RDMA WRITE of `tag` and does not wait; the job that waits for its completion.
+    pub fn start_write(&mut self, tag: char) -> Result<u32, Stop> {
+        let source = self.source(tag)?;
+        let wr = self.wr(WrKind::Write, source)?;
+        let p = self.verbs()?.pair.handle;
+        self.mark(&format!("RDMA WRITE {tag} posted"));
+        self.guest.must(Op::Verbs(VerbsOp::Post { p, wr }))?;
+        self.spawn(Op::Verbs(VerbsOp::Poll { p, end: 0, limit_ms: LONG_LIMIT.as_millis() as u32 }))
+    }
+
+    /// The completion that `job` waits for, if it comes within `limit`.
+    pub fn wait_write(&self, job: u32, limit: Duration) -> Result<Option<Wc>, Stop> {
+        let state = self.wait_job(job, limit)?;
+        match state.result {
+            None => Ok(None),
+            Some(result) => self.completion("RDMA WRITE", result.map_err(CallError::Failed)).map(Some),
+        }
+    }
+
+    fn completion(&self, what: &str, result: Result<Value, CallError>) -> Result<Wc, Stop> {
+        match result {
+            Ok(value) => value.wc().ok_or_else(|| Stop::Failed("the agent gave no completion".into())),
+            Err(CallError::Failed(failure)) if failure.errno == libc::ETIMEDOUT => {
+                Err(Stop::Inconclusive(format!("{what}: {}", failure.what)))
+            }
+            Err(error) => Err(self.guest.stop_for(what, &error)),
+        }
+    }
+
+    // ---- levers and evidence of the NIC ----
+
+    fn handle(&self) -> Option<&NicHandle> {
+        if self.nic_is_ours() { self.guest.nic() } else { None }
+    }
+
+    /// Holds the next RDMA WRITE before anything of it is translated. A device that is not ours has no gate: then the WRITE
+    /// is to be posted when the gate would open.
+    pub fn arm_gate(&mut self) -> Gate {
+        let lever = NicLever::new(wqe::RDMA_WRITE, GATE);
+        Gate(self.handle().map(|nic| nic.arm(lever)))
+    }
+
+    /// Posts an RDMA WRITE of `tag` that waits at the gate. `None` where there is no gate.
+    pub fn post_gated(&mut self, gate: Gate, tag: char) -> Result<Option<u32>, Stop> {
+        self.prepare_write(tag)?;
+        let Some(lever) = gate.0 else { return Ok(None) };
+        let job = self.start_write(tag)?;
+        let held = self.handle().map(|nic| nic.wait_held(lever, COMPLETION_LIMIT));
+        match held {
+            Some(Ok(_)) => Ok(Some(job)),
+            _ => Err(Stop::Inconclusive("the gate at the NIC did not hold the RDMA WRITE".into())),
+        }
+    }
+
+    /// Opens the gate (or posts the WRITE now); the job that waits for its completion.
+    pub fn open_gate(&mut self, gate: Gate, job: Option<u32>, tag: char) -> Result<u32, Stop> {
+        self.mark("gate opened");
+        match (gate.0, job) {
+            (Some(lever), Some(job)) => {
+                let released = self.handle().map(|nic| nic.release(lever));
+                match released {
+                    Some(Ok(_)) => Ok(job),
+                    _ => Err(Stop::Inconclusive("the gate at the NIC let go before it was told to".into())),
+                }
+            }
+            _ => self.start_write(tag),
+        }
+    }
+
+    /// Plants a fault in the NIC for the rest of the row.
+    pub fn plant(&mut self, rule: NicRule) -> Result<(), Stop> {
+        let planted = self.handle().and_then(|nic| nic.faults().add(rule));
+        let id = planted
+            .ok_or_else(|| Stop::Failed("no fault can be planted: there is no NIC of ours, or no room".into()))?;
+        self.planted.push(id);
+        Ok(())
+    }
+
+    /// Whether every planted fault has acted.
+    pub fn plants_fired(&self) -> bool {
+        let Some(nic) = self.handle() else { return false };
+        let fired = |id: &_| nic.faults().rule(*id).is_some_and(|rule| rule.fired > 0);
+        !self.planted.is_empty() && self.planted.iter().all(fired)
+    }
+
+    /// How many objects of each kind the NIC has that belong to processes: queue pairs, CQs, SRQs, PDs, transport domains. Keys are not
+    /// among them, since the driver keeps freed ones for later. Empty where the NIC is not ours.
+    pub fn nic_objects(&self) -> Vec<(&'static str, u64)> {
+        let Some(nic) = self.handle() else { return Vec::new() };
+        let all = nic.inspect();
+        let count = |kind: &'static str| (kind, all[kind]["count"].as_u64().unwrap_or(u64::MAX));
+        ["qps", "cqs", "srqs", "pds", "transport_domains"].map(count).into()
+    }
+
+    /// Forgets planted faults and lets go what the NIC holds.
+    pub(super) fn quiet_nic(&self) {
+        if let Some(nic) = self.guest.nic() {
+            nic.disarm_all();
+            nic.faults().clear();
+        }
+    }
+
+    /// What the NIC did since `since`, oldest first.
+    pub fn nic_records(&self, since: Seq) -> Vec<NicRecord> {
+        self.guest.ledger().nic(since)
+    }
+
+    /// What the mapping shows.
+    pub fn load(&self) -> Result<Content, Stop> {
+        let value = self.guest.must(Op::Load { m: self.map, off: PAGE_AT, len: PAGE })?;
+        value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))
+    }
+}
+
+/// "success", or the error in words with the device's own code.
+pub fn status(wc: &Wc) -> String {
+    if wc.ok() { "success".into() } else { format!("{} (vendor error {:#x})", wc.status, wc.vendor_err) }
+}

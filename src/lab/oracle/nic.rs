@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Judgements on what the NIC did, from its records in the same order as those of the disks.
+
+use crate::dma::ledger::{Ledger, NicKind, NicRecord, PAGE_SIZE, RequestRecord, Seq};
+
+fn same_page(a: u64, b: u64) -> bool {
+    a / PAGE_SIZE == b / PAGE_SIZE
+}
+
+/// The NIC's last write into page `gpa`.
+pub fn last_write(records: &[NicRecord], page: u64) -> Option<&NicRecord> {
+    records.iter().rev().find(|r| matches!(r.kind, NicKind::Wrote { gpa, .. } if same_page(gpa, page)))
+}
+
+/// The NIC's last read of page `gpa`.
+pub fn last_read(records: &[NicRecord], page: u64) -> Option<&NicRecord> {
+    records.iter().rev().find(|r| matches!(r.kind, NicKind::Read { gpa, .. } if same_page(gpa, page)))
+}
+
+/// E1: the NIC wrote the page of `write` after `write` had arrived and before its data was taken.
+pub fn landed_before_data(nic: &NicRecord, write: &RequestRecord) -> bool {
+    write.data_begin.is_some_and(|taken| write.arrived < begun(nic) && nic.seq < taken)
+}
+
+/// The NIC wrote the page of `write` after its data was taken and before it completed.
+pub fn landed_before_completion(nic: &NicRecord, write: &RequestRecord) -> bool {
+    let (Some(taken), Some(completed)) = (write.data, write.completed) else { return false };
+    taken < begun(nic) && nic.seq < completed
+}
+
+/// When the copy of a write or read began; otherwise when the event was.
+fn begun(nic: &NicRecord) -> Seq {
+    match nic.kind {
+        NicKind::Wrote { begun, .. } | NicKind::Read { begun, .. } => begun,
+        _ => nic.seq,
+    }
+}
+
+/// Why the NIC's records are not fit to judge by: events were dropped, or the device wrote watched pages without telling.
+pub fn gap(ledger: &Ledger, since: Seq) -> Option<String> {
+    if !ledger.nic_complete_since(since) {
+        return Some("the ledger has dropped events of the NIC".into());
+    }
+    let totals = ledger.nic_totals().into_iter().find(|totals| !totals.agree())?;
+    Some(format!("the NIC wrote watched pages {} times and {} are on record", totals.device, totals.recorded))
+}
+
+/// Design rule 3: a copy through a translation that was in flight before an update or revocation of its key began, and ended only
+/// after that was complete. A device that keeps its promises never shows one.
+pub fn dead_translation(records: &[NicRecord]) -> Option<String> {
+    let deaths = records.iter().filter_map(|r| match r.kind {
+        NicKind::Updated { index, begun, .. } | NicKind::Revoked { index, begun } => Some((index, begun, r)),
+        _ => None,
+    });
+    deaths.into_iter().find_map(|(index, from, death)| {
+        let copy = records.iter().find(|r| match r.kind {
+            NicKind::Wrote { key, begun, .. } | NicKind::Read { key, begun, .. } => {
+                key >> 8 == index && begun < from && r.seq > death.seq
+            }
+            _ => false,
+        })?;
+        let (copied, dead) = (describe(copy), death.seq);
+        Some(format!(
+            "{copied}, through a translation that it had looked up before #{from} and that was dead since #{dead}"
+        ))
+    })
+}
+
+/// Whether an update or revocation of the key of `copy` began while `copy` was in flight.
+pub fn met_in_flight(records: &[NicRecord], copy: &NicRecord) -> bool {
+    let NicKind::Wrote { key, begun: from, .. } = copy.kind else { return false };
+    records.iter().any(|r| match r.kind {
+        NicKind::Updated { index, begun, .. } | NicKind::Revoked { index, begun } => {
+            index == key >> 8 && from < begun && begun < copy.seq
+        }
+        _ => false,
+    })
+}
+
+/// The page fault on `key` that was open at `at`: raised before, not answered until then.
+pub fn fault_open_at(records: &[NicRecord], key: u32, at: Seq) -> Option<&NicRecord> {
+    records.iter().filter(|r| r.seq < at).find(|r| match r.kind {
+        NicKind::Fault { key: of, token, .. } => {
+            of >> 8 == key >> 8 && answered(records, r.seq, token).is_none_or(|s| s > at)
+        }
+        _ => false,
+    })
+}
+
+/// When the fault with this token, raised at `raised`, was answered.
+fn answered(records: &[NicRecord], raised: Seq, of: u32) -> Option<Seq> {
+    let answer = |r: &&NicRecord| r.seq > raised && matches!(r.kind, NicKind::Resumed { token, .. } if token == of);
+    records.iter().find(answer).map(|r| r.seq)
+}
+
+/// How many faults were raised and answered, how often translations were written or taken away: the cycle of on-demand paging, for evidence.
+pub fn paging(records: &[NicRecord], key: u32) -> String {
+    let index = key >> 8;
+    let count = |wanted: &dyn Fn(&NicKind) -> bool| records.iter().filter(|r| wanted(&r.kind)).count();
+    let faults = count(&|kind| matches!(kind, NicKind::Fault { key, .. } if key >> 8 == index));
+    let updates = count(&|kind| matches!(kind, NicKind::Updated { index: of, .. } if *of == index));
+    let answered = count(&|kind| matches!(kind, NicKind::Resumed { error: false, .. }));
+    format!("{faults} page faults raised, {answered} answered, {updates} updates of translations")
+}
+
+/// "nic write qp 0x41 wrote GPA 0x5000 at #12".
+pub fn describe(record: &NicRecord) -> String {
+    let qpn = record.qpn;
+    match record.kind {
+        NicKind::Wrote { gpa, key, .. } => {
+            format!("nic write qp {qpn:#x} mkey {key:#x} wrote GPA {gpa:#x} at #{}", record.seq)
+        }
+        NicKind::Read { gpa, key, .. } => {
+            format!("nic read qp {qpn:#x} mkey {key:#x} read GPA {gpa:#x} at #{}", record.seq)
+        }
+        NicKind::Fault { key, va, write, token } => {
+            let kind = if write { "write" } else { "read" };
+            format!("{kind} fault {token:#x} on mkey {key:#x} address {va:#x} raised at #{}", record.seq)
+        }
+        _ => format!("{:?} at #{}", record.kind, record.seq),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(seq: Seq, kind: NicKind) -> NicRecord {
+        NicRecord { seq, nic: 0, qpn: 0x41, kind }
+    }
+
+    #[test]
+    fn a_fault_is_open_until_it_is_answered() {
+        let fault = NicKind::Fault { key: 0x1200, va: 0, write: true, token: 7 };
+        let records = [
+            record(5, fault),
+            record(8, NicKind::Resumed { token: 6, error: false }),
+            record(9, NicKind::Resumed { token: 7, error: false }),
+        ];
+        assert!(fault_open_at(&records, 0x1234, 5).is_none(), "not raised yet");
+        assert_eq!(fault_open_at(&records, 0x1234, 8).map(|r| r.seq), Some(5), "another fault's answer");
+        assert!(fault_open_at(&records, 0x1234, 10).is_none(), "answered");
+        assert!(fault_open_at(&records, 0x1300, 8).is_none(), "another key");
+    }
+
+    #[test]
+    fn a_copy_across_the_death_of_its_translation_is_seen() {
+        let wrote = |begun, seq, key| record(seq, NicKind::Wrote { gpa: 0x5000, len: 8, key, begun });
+        let update = record(20, NicKind::Updated { index: 0x12, first_entry: 0, entries: 1, begun: 10 });
+        for (copy, dead) in [
+            (wrote(5, 15, 0x1234), false),
+            (wrote(5, 25, 0x1234), true),
+            (wrote(12, 25, 0x1234), false),
+            (wrote(5, 25, 0x1334), false),
+        ] {
+            let mut records = [update, copy];
+            records.sort_by_key(|r| r.seq);
+            assert_eq!(dead_translation(&records).is_some(), dead, "{copy:?}");
+        }
+        assert!(met_in_flight(&[update], &wrote(5, 15, 0x1234)) && met_in_flight(&[update], &wrote(5, 25, 0x1234)));
+        assert!(!met_in_flight(&[update], &wrote(12, 25, 0x1234)) && !met_in_flight(&[update], &wrote(5, 9, 0x1234)));
+    }
+
+    #[test]
+    fn the_last_write_of_a_page_is_found() {
+        let wrote = |seq, gpa| record(seq, NicKind::Wrote { gpa, len: 64, key: 1, begun: seq });
+        let records = [wrote(3, 0x5000), wrote(4, 0x5fc0), wrote(6, 0x6000)];
+        assert_eq!(last_write(&records, 0x5000).map(|r| r.seq), Some(4));
+        assert!(last_write(&records, 0x7000).is_none());
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The scenarios in which an RDMA device reaches the page, and what they have in common.
+
+use rnic_agent::proto::FsType::{self, Btrfs, Ext4, Xfs};
+use rnic_agent::proto::{Op, Wc};
+
+use super::{price, rdma_cache, rdma_clean, rdma_exit, rdma_held};
+use crate::lab::bench::{Bench, Fsync, status};
+use crate::lab::oracle;
+use crate::lab::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
+use crate::lab::plan::{Folio, Plant, Scenario, Writer};
+use crate::lab::verdict::{Finding, Stop, Verdict, errno_name};
+
+type Run = fn(&mut Bench<'_>) -> Result<Finding, Stop>;
+
+const ALL_FS: &[FsType] = &[Ext4, Xfs, Btrfs];
+const EXT4: &[FsType] = &[Ext4];
+const PLAIN: &[FsType] = &[Ext4, Xfs];
+const BTRFS: &[FsType] = &[Btrfs];
+const SINGLE: &[Folio] = &[Folio::Single];
+const BOTH: &[Folio] = &[Folio::Single, Folio::Large];
+
+const fn row(
+    id: &'static str,
+    mode: &'static str,
+    writer: Writer,
+    filesystems: &'static [FsType],
+    title: &'static str,
+    run: Run,
+) -> Scenario {
+    let (core, plant) = (&[], None);
+    let (folios, core_folios) = (SINGLE, SINGLE);
+    Scenario { id, mode, writer, title, filesystems, core, plant, folios, core_folios, named: false, run }
+}
+
+const fn core(on: &'static [FsType], scenario: Scenario) -> Scenario {
+    Scenario { core: on, ..scenario }
+}
+
+const fn both(scenario: Scenario) -> Scenario {
+    Scenario { folios: BOTH, ..scenario }
+}
+
+/// Neither in the core set nor in `--all`: only when it is named.
+const fn named(scenario: Scenario) -> Scenario {
+    Scenario { named: true, ..scenario }
+}
+
+const fn control(scenario: Scenario) -> Scenario {
+    Scenario { plant: Some(Plant::Nic), ..scenario }
+}
+
+const H01: &str = "RDMA WRITE after fsync has cleaned the page; fsync returns 0; then a power cut";
+const H01_RO: &str = "RDMA READ beside stores and fsync, and an RDMA WRITE that the key must refuse; then a power cut";
+const H02: &str = "RDMA WRITE after munmap, close and umount; then dereg and mount";
+const H06: &str = "RDMA WRITE while the write of the same page is held, after its checksum was made; then a power cut";
+const H10: &str =
+    "RDMA WRITE while the write of the same page is held before its data is read; fsync; then a power cut";
+const H10_LATE: &str = "RDMA WRITE after the write's data was read and before it completes; fsync; then a power cut";
+const H13: &str = "an O_DIRECT write replaces the page: what do RDMA READ and WRITE see?";
+const H36: &str = "RDMA READ of a hole, then fsync: was a block allocated?";
+const H37: &str = "fsync while the payload of an RDMA WRITE is in flight; then a power cut";
+const H38: &str = "two processes, 64 busy queue pairs; kill -9 of one, then of the other";
+const PRICE: &str =
+    "what on-demand paging costs: registration, first touch, bandwidth and latency, invalidation storms";
+const C_LATE: &str = "negative control: H37 with a NIC that writes through a translation after its zap has completed";
+const C_MTTW: &str = "negative control: H37 odp-clean with a NIC that ignores the write bit of a translation";
+const C_GUARD: &str = "negative control: H37 with a NIC whose zaps do not wait for payload in flight";
+const C_HIDE: &str = "negative control: H01 with a NIC that writes without telling the ledger";
+const RO_PAGE: &str = "RDMA WRITE through a translation that was made read-only from a clean page; then a power cut";
+
+/// Every scenario with an RDMA device.
+pub const TABLE: &[Scenario] = &[
+    core(EXT4, both(row("H01", "pinned", Writer::Nic(Pinned), ALL_FS, H01, rdma_clean::after_clean))),
+    row("H01", "pinned-ro", Writer::Nic(PinnedRo), ALL_FS, H01_RO, rdma_clean::read_only),
+    core(EXT4, both(row("H01", "odp", Writer::Nic(Odp), ALL_FS, H01, rdma_clean::after_clean))),
+    row("H01", "odp-ro", Writer::Nic(OdpRo), ALL_FS, H01_RO, rdma_clean::read_only),
+    row("H02", "pinned", Writer::Nic(Pinned), ALL_FS, H02, rdma_clean::after_umount),
+    row("H02", "odp", Writer::Nic(Odp), ALL_FS, H02, rdma_clean::after_umount),
+    core(BTRFS, row("H06", "pinned", Writer::Nic(Pinned), BTRFS, H06, rdma_held::checksummed)),
+    core(BTRFS, row("H06", "odp", Writer::Nic(Odp), BTRFS, H06, rdma_held::checksummed)),
+    row("H10", "pinned", Writer::Nic(Pinned), PLAIN, H10, rdma_held::before_data),
+    row("H10", "odp", Writer::Nic(Odp), PLAIN, H10, rdma_held::before_data),
+    row("H10", "pinned-late", Writer::Nic(Pinned), PLAIN, H10_LATE, rdma_held::before_completion),
+    row("H10", "odp-late", Writer::Nic(Odp), PLAIN, H10_LATE, rdma_held::before_completion),
+    row("H13", "pinned", Writer::Nic(Pinned), PLAIN, H13, rdma_cache::replaced),
+    core(EXT4, both(row("H13", "pinned-ro", Writer::Nic(PinnedRo), PLAIN, H13, rdma_cache::replaced))),
+    core(EXT4, both(row("H13", "odp", Writer::Nic(Odp), PLAIN, H13, rdma_cache::replaced))),
+    row("H13", "odp-ro", Writer::Nic(OdpRo), PLAIN, H13, rdma_cache::replaced),
+    row("H36", "odp", Writer::Nic(Odp), ALL_FS, H36, rdma_cache::hole),
+    row("H36", "odp-ro", Writer::Nic(OdpRo), ALL_FS, H36, rdma_cache::hole),
+    row("H37", "odp", Writer::Nic(Odp), EXT4, H37, rdma_clean::in_flight),
+    row("H37", "odp-clean", Writer::Nic(Odp), EXT4, RO_PAGE, rdma_clean::read_only_page),
+    row("H38", "pinned", Writer::Nic(Pinned), EXT4, H38, rdma_exit::killed),
+    row("H38", "odp", Writer::Nic(Odp), EXT4, H38, rdma_exit::killed),
+    // A second opinion: the same with soft-RoCE, whose writes no code of ours makes.
+    row("H01", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H01, rdma_clean::after_clean),
+    row("H01", "rxe-odp", Writer::Rxe(Odp), EXT4, H01, rdma_clean::after_clean),
+    row("H02", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H02, rdma_clean::after_umount),
+    row("H06", "rxe-pinned", Writer::Rxe(Pinned), BTRFS, H06, rdma_held::checksummed),
+    row("H06", "rxe-odp", Writer::Rxe(Odp), BTRFS, H06, rdma_held::checksummed),
+    row("H10", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H10, rdma_held::before_data),
+    row("H10", "rxe-late", Writer::Rxe(Pinned), EXT4, H10_LATE, rdma_held::before_completion),
+    row("H38", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H38, rdma_exit::killed),
+    row("H13", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H13, rdma_cache::replaced),
+    row("H13", "rxe-ro", Writer::Rxe(PinnedRo), EXT4, H13, rdma_cache::replaced),
+    row("H13", "rxe-odp", Writer::Rxe(Odp), EXT4, H13, rdma_cache::replaced),
+    control(core(EXT4, row("C-late", "odp", Writer::Nic(Odp), EXT4, C_LATE, rdma_clean::late_dma))),
+    control(core(EXT4, row("C-mttw", "odp", Writer::Nic(Odp), EXT4, C_MTTW, rdma_clean::ignored_write_bit))),
+    control(row("C-hide", "odp", Writer::Nic(Odp), EXT4, C_HIDE, rdma_clean::hidden_write)),
+    named(row("price", "pinned", Writer::Nic(Pinned), EXT4, PRICE, price::measure)),
+    named(row("price", "odp", Writer::Nic(Odp), EXT4, PRICE, price::measure)),
+    control(row("C-guard", "odp", Writer::Nic(Odp), EXT4, C_GUARD, rdma_clean::no_guard)),
+];
+
+/// The row's end where the kernel refuses the registration.
+pub(super) fn refused(bench: &mut Bench<'_>, errno: i32) -> Finding {
+    let access = bench.registration().access();
+    bench.say(format!(
+        "ibv_reg_mr of the shared mapping with access flags {access:#x} failed with {}; nothing of it reached the NIC",
+        errno_name(errno)
+    ));
+    Finding::with_errno(Verdict::Refused, Some(errno))
+}
+
+/// fsync that has to succeed for the row to go on; the page is then looked up again.
+pub(super) fn clean(bench: &mut Bench<'_>) -> Result<Fsync, Stop> {
+    let fsync = bench.fsync()?;
+    bench.locate()?;
+    Ok(fsync)
+}
+
+/// The end of a row whose work request failed: was the file harmed?
+pub(super) fn error_completion(
+    bench: &mut Bench<'_>,
+    wc: &Wc,
+    page: &rnic_agent::pattern::Content,
+    tag: char,
+) -> Finding {
+    bench.say(format!("the RDMA WRITE ended with \"{}\"; the file has {page}", status(wc)));
+    let intact = page.is(&bench.pattern(tag), crate::lab::bench::PAGE_AT);
+    Finding::new(if intact { Verdict::ErrCqe } else { Verdict::Lost })
+}
+
+/// For evidence: the NIC's write of the page since `since`, or that it is not in our ledger. The write's number, if there is one.
+pub(super) fn landed(bench: &Bench<'_>, since: u64) -> Result<(String, Option<u64>), Stop> {
+    if !bench.nic_is_ours() {
+        return Ok((
+            format!("{} wrote GPA {:#x} (by the CPU: not in the ledger)", bench.writer_name(), bench.gpa),
+            None,
+        ));
+    }
+    let records = bench.nic_records(since);
+    let write = oracle::nic::last_write(&records, bench.gpa);
+    let write = write.ok_or_else(|| {
+        Stop::Inconclusive(format!(
+            "the completion says success and the ledger has no NIC write of GPA {:#x}",
+            bench.gpa
+        ))
+    })?;
+    Ok((oracle::nic::describe(write), Some(write.seq)))
+}
+
+/// sync_file_range(2) of the page under test: starts its write and does not wait for it.
+pub(super) fn start_writeback(bench: &Bench<'_>) -> Op {
+    use crate::lab::bench::{PAGE, PAGE_AT};
+    Op::SyncFileRange { h: bench.file(), off: PAGE_AT, len: PAGE, wait_before: false, write: true, wait_after: false }
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How fast one engine thread is: WRITE bandwidth against memcpy of the same sizes in the same run, and small work requests a second.
+//! Everything that a guest gets is on: doorbells, mkey checks, sections, completions, ledger.
+//!
+//! `cargo bench --bench engine` prints the figures; `-- --check` also fails when one is below its floor (docs/performance.md).
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rnic::mlx5::NicConfig;
+use rnic_testdrive::{Access, Buffer, Cq, Driver, Machine, MachineConfig, Mr, Qp, QpSpec, Wqe};
+
+/// Bytes of source and of target: more than the second cache level, so that both sides see memory alike.
+const REGION: u64 = 8 << 20;
+/// Floors of the project's second step.
+const BANDWIDTH_FLOOR: (u64, f64) = (64 << 10, 0.8);
+const RATE_FLOOR: f64 = 2e6;
+/// log2 of the send queue. Much is posted ahead, so that the engine has work while the other thread waits for a core.
+const LOG_SQ: u32 = 12;
+const AHEAD: u64 = 3 << (LOG_SQ - 2);
+const AHEAD_BYTES: u64 = 64 << 20;
+/// Each figure is the best of so many measurements, a ratio their median; they are taken in turns with their baseline.
+const ROUNDS: u32 = 15;
+const MEASUREMENT: Duration = Duration::from_millis(80);
+
+/// Something a second: of the thread's own time on a core, and by the clock on the wall.
+#[derive(Clone, Copy)]
+struct Rate {
+    cpu: f64,
+    wall: f64,
+}
+
+/// Time on a core of the thread with this entry in /proc.
+fn cpu_time(task: &str) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{task}/schedstat")).ok()?;
+    Some(Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?))
+}
+
+/// Time on a core of the engine. There is one; those of earlier lanes are gone.
+fn engine_time() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let engine = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.contains("engine"))
+    };
+    let times = tasks.filter(engine).filter_map(|task| cpu_time(&format!("self/task/{}", task.file_name().to_str()?)));
+    times.sum()
+}
+
+/// One queue pair on a machine with one engine.
+struct Lane {
+    _driver: Arc<Driver>,
+    qp: Qp,
+    _peer: Qp,
+    cq: Arc<Cq>,
+    source: (Buffer, Mr),
+    target: (Buffer, Mr),
+    /// Completions that are to come.
+    owed: Cell<u32>,
+}
+
+impl Lane {
+    fn new(log_sq: u32) -> Self {
+        let nic = NicConfig { engines: 1, ..NicConfig::default() };
+        let machine = Arc::new(Machine::new(MachineConfig { ram_mib: 128, nic, ..MachineConfig::default() }));
+        let driver = Driver::probe(&machine).expect("the NIC binds");
+        let pd = driver.alloc_pd().expect("a domain");
+        let cq = driver.create_cq(log_sq + 1).expect("a completion queue");
+        let spec = QpSpec { log_sq, ..QpSpec::rc(&driver, pd, &cq) };
+        let (qp, peer) = Qp::pair(&driver, spec.clone(), spec).expect("queue pairs");
+        let region = |va| {
+            let buffer = machine.guest.contiguous(REGION);
+            buffer.fill_pattern(va);
+            let mr = driver.register(pd, &buffer, va, Access::ALL).expect("a key");
+            (buffer, mr)
+        };
+        let (source, target) = (region(1 << 40), region(1 << 41));
+        Self { _driver: driver, qp, _peer: peer, cq, source, target, owed: Cell::new(0) }
+    }
+
+    /// Fills the send queue once with writes of `size` bytes that go through the regions; the last of each `batch` is signaled.
+    fn fill(&self, size: u64, batch: u64) {
+        let blocks = 1u64 << self.qp.spec.log_sq;
+        for block in 0..blocks {
+            let at = block * size % REGION;
+            let write = Wqe::write(self.target.1.va + at, self.target.1.key).sge(self.source.1.sge(at, size as u32));
+            self.qp.write(&if block % batch == batch - 1 { write.signaled() } else { write });
+        }
+        self.qp.ring();
+        self.owed.set((blocks / batch) as u32);
+        self.collect(0);
+    }
+
+    /// Posts `ring` work requests again, which bring `completions`.
+    fn post(&self, ring: u16, completions: u32) {
+        self.qp.repeat(ring);
+        self.owed.set(self.owed.get() + completions);
+    }
+
+    /// Waits until only `left` completions are to come.
+    fn collect(&self, left: u32) {
+        let begun = Instant::now();
+        while self.owed.get() > left {
+            let (now, good) = self.cq.drain();
+            assert!(good, "a work request failed");
+            assert!(begun.elapsed() < Duration::from_secs(20), "completions do not come");
+            self.owed.set(self.owed.get() - now);
+            if now == 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Work requests a second with `ring` of them a doorbell and `ahead` doorbells ahead.
+    fn rate(&self, ring: u16, signaled_each: u32, ahead: u64) -> Rate {
+        let completions = u32::from(ring) / signaled_each;
+        let (begun, cpu) = (Instant::now(), engine_time());
+        let mut posted = 0u64;
+        while begun.elapsed() < MEASUREMENT {
+            self.post(ring, completions);
+            posted += u64::from(ring);
+            self.collect(completions * ahead as u32);
+        }
+        self.collect(0);
+        let cpu = (engine_time() - cpu).as_secs_f64();
+        Rate { cpu: posted as f64 / cpu, wall: posted as f64 / begun.elapsed().as_secs_f64() }
+    }
+}
+
+/// Bytes a second that plain copies of `size` bytes move through regions as large as the NIC's.
+fn memcpy_bandwidth(size: usize, source: &[u8], target: &mut [u8]) -> Rate {
+    let (begun, cpu) = (Instant::now(), cpu_time("thread-self").unwrap_or_default());
+    let (mut at, mut bytes) = (0, 0u64);
+    while begun.elapsed() < MEASUREMENT {
+        for _ in 0..(REGION as usize / size).min(64) {
+            target[at..at + size].copy_from_slice(black_box(&source[at..at + size]));
+            black_box(&mut *target);
+            at = (at + size) % REGION as usize;
+            bytes += size as u64;
+        }
+    }
+    let cpu = (cpu_time("thread-self").unwrap_or_default() - cpu).as_secs_f64();
+    Rate { cpu: bytes as f64 / cpu, wall: bytes as f64 / begun.elapsed().as_secs_f64() }
+}
+
+/// The best of each kind.
+fn best(figures: &[Rate]) -> Rate {
+    let most = |of: fn(&Rate) -> f64| figures.iter().map(of).fold(0.0, f64::max);
+    Rate { cpu: most(|rate| rate.cpu), wall: most(|rate| rate.wall) }
+}
+
+fn bandwidth(failures: &mut Vec<String>) {
+    println!("WRITE, one engine       GiB/s of its core   memcpy   ratio    GiB/s on the wall   memcpy");
+    let source = vec![1u8; REGION as usize];
+    let mut target = vec![2u8; REGION as usize];
+    for size in [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20] {
+        let lane = Lane::new(LOG_SQ);
+        let ring = (REGION / size / 4).clamp(2, 64);
+        lane.fill(size, ring);
+        let (mut nic, mut memcpy) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            memcpy.push(memcpy_bandwidth(size as usize, &source, &mut target));
+            let rate = lane.rate(ring as u16, ring as u32, (AHEAD_BYTES / size).clamp(8, AHEAD) / ring);
+            nic.push(Rate { cpu: rate.cpu * size as f64, wall: rate.wall * size as f64 });
+        }
+        // Of neighbours in time: on a busy machine they share their luck.
+        let mut ratios: Vec<_> = nic.iter().zip(&memcpy).map(|(nic, memcpy)| nic.cpu / memcpy.cpu).collect();
+        ratios.sort_by(f64::total_cmp);
+        let ratio = ratios[ratios.len() / 2];
+        let (nic, memcpy) = (best(&nic), best(&memcpy));
+        let gib = |bytes: f64| bytes / f64::from(1 << 30);
+        let figures = (gib(nic.cpu), gib(memcpy.cpu), gib(nic.wall), gib(memcpy.wall));
+        println!(
+            "  {:>8} KiB {:>27.2} {:>8.2} {ratio:>7.2} {:>20.2} {:>8.2}",
+            size >> 10,
+            figures.0,
+            figures.1,
+            figures.2,
+            figures.3
+        );
+        if size == BANDWIDTH_FLOOR.0 && ratio < BANDWIDTH_FLOOR.1 {
+            failures.push(format!("{size}-byte writes reach {ratio:.2} of memcpy, the floor is {}", BANDWIDTH_FLOOR.1));
+        }
+    }
+}
+
+fn rates(failures: &mut Vec<String>) {
+    println!("8-byte WRITEs, one engine      million/s of its core   on the wall");
+    for (name, ring, signaled_each, ahead, floor) in [
+        ("64 a doorbell, each with a CQE", 64, 1, AHEAD / 64, Some(RATE_FLOOR)),
+        ("64 a doorbell, one CQE", 64, 64, AHEAD / 64, None),
+        ("1 a doorbell, each with a CQE", 1, 1, AHEAD, None),
+    ] {
+        let lane = Lane::new(LOG_SQ);
+        lane.fill(8, signaled_each);
+        let rates: Vec<_> = (0..ROUNDS).map(|_| lane.rate(ring, signaled_each as u32, ahead)).collect();
+        let rate = best(&rates);
+        println!("  {name:<34} {:>16.2} {:>13.2}", rate.cpu / 1e6, rate.wall / 1e6);
+        if floor.is_some_and(|floor| rate.cpu < floor) {
+            failures.push(format!("{name}: {:.2} million/s, the floor is {:.0}", rate.cpu / 1e6, RATE_FLOOR / 1e6));
+        }
+    }
+    let lane = Lane::new(LOG_SQ);
+    lane.fill(8, 1);
+    let begun = Instant::now();
+    const PINGS: u32 = 2000;
+    for _ in 0..PINGS {
+        lane.post(1, 1);
+        lane.collect(0);
+    }
+    println!("  from doorbell to polled CQE: {:.1} us", begun.elapsed().as_secs_f64() * 1e6 / f64::from(PINGS));
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let mut failures = Vec::new();
+    rates(&mut failures);
+    bandwidth(&mut failures);
+    for failure in &failures {
+        eprintln!("below its floor: {failure}");
+    }
+    let check = arguments.iter().any(|argument| argument == "--check");
+    if check && !failures.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Completion queues as their consumer sees them (contract 6.2, 7.5, 7.6).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rnic::mlx5::spec::cmd::Opcode;
+use rnic::mlx5::spec::cq::{CQE_SIZE, cqc, cqe, create_in, create_out, dbr, destroy_in, opcode, syndrome};
+use rnic::mlx5::spec::uar;
+
+use crate::command::Input;
+use crate::driver::Context;
+use crate::memory::Buffer;
+use crate::{Error, PATIENCE, Result};
+
+/// One completion.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Cqe {
+    /// As it lay in the queue.
+    pub bytes: [u8; CQE_SIZE],
+}
+
+impl Cqe {
+    /// `spec::cq::opcode`.
+    pub fn opcode(&self) -> u32 {
+        cqe::OPCODE.get(&self.bytes)
+    }
+
+    /// Whether it tells of an error.
+    pub fn is_error(&self) -> bool {
+        matches!(self.opcode(), opcode::REQ_ERR | opcode::RESP_ERR)
+    }
+
+    /// `spec::cq::syndrome`; only in errors.
+    pub fn syndrome(&self) -> u32 {
+        cqe::SYNDROME.get(&self.bytes)
+    }
+
+    /// Queue pair.
+    pub fn qpn(&self) -> u32 {
+        cqe::QPN.get(&self.bytes)
+    }
+
+    /// Block index, RQ counter or SRQ WQE index.
+    pub fn wqe_counter(&self) -> u16 {
+        cqe::WQE_COUNTER.get(&self.bytes) as u16
+    }
+
+    /// Bytes received or read.
+    pub fn byte_count(&self) -> u32 {
+        cqe::BYTE_CNT.get(&self.bytes)
+    }
+
+    /// Immediate, invalidated key or P_Key.
+    pub fn immediate(&self) -> u32 {
+        cqe::IMM_INVAL_PKEY.get(&self.bytes)
+    }
+
+    /// Opcode and, in errors, syndrome: what most tests compare.
+    pub fn outcome(&self) -> (u32, u32) {
+        (self.opcode(), if self.is_error() { self.syndrome() } else { 0 })
+    }
+}
+
+impl std::fmt::Debug for Cqe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (qpn, counter, bytes) = (self.qpn(), self.wqe_counter(), self.byte_count());
+        match self.is_error() {
+            true => {
+                let name = syndrome::name(self.syndrome()).unwrap_or("unknown syndrome");
+                let side = opcode::name(self.opcode()).unwrap_or("?");
+                write!(f, "CQE {side} {name} ({:#x}) QPN {qpn:#x} WQE {counter}", self.syndrome())
+            }
+            false => {
+                let name = opcode::name(self.opcode()).unwrap_or("?");
+                write!(f, "CQE {name} QPN {qpn:#x} WQE {counter} {bytes} bytes")
+            }
+        }
+    }
+}
+
+/// How a completion queue is made.
+#[derive(Debug, Clone, Copy)]
+pub struct CqSpec {
+    /// log2 of its entries.
+    pub log_size: u32,
+    /// UAR page.
+    pub uar: u32,
+    /// Event queue of its completion events.
+    pub eqn: u32,
+    /// CQC.oi.
+    pub ignore_overrun: bool,
+}
+
+/// A completion queue.
+pub struct Cq {
+    /// Its number.
+    pub cqn: u32,
+    /// UAR page for arming.
+    pub uar: u32,
+    context: Arc<Context>,
+    log_size: u32,
+    buffer: Buffer,
+    /// Doorbell record.
+    record: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    consumer: u32,
+    arm_sn: u32,
+}
+
+impl Cq {
+    /// CREATE_CQ.
+    pub fn create(context: &Arc<Context>, spec: CqSpec) -> Result<Arc<Self>> {
+        let guest = &context.machine.guest;
+        let buffer = guest.scattered((CQE_SIZE as u64) << spec.log_size);
+        for entry in 0..1u64 << spec.log_size {
+            buffer.write(entry * CQE_SIZE as u64 + cqe::OP_OWN as u64, &[(opcode::INVALID << 4 | 1) as u8]);
+        }
+        let record = guest.page();
+        guest.write(record, &[0; dbr::SIZE]);
+        let at = create_in::CQC;
+        let input = Input::new(Opcode::CREATE_CQ, create_in::SIZE)
+            .with(cqc::LOG_CQ_SIZE.plus(at), spec.log_size)
+            .with(cqc::UAR_PAGE.plus(at), spec.uar)
+            .with(cqc::C_EQN.plus(at), spec.eqn)
+            .with(cqc::OI.plus(at), u32::from(spec.ignore_overrun))
+            .bytes(at + cqc::DBR_ADDR.0, &record.to_be_bytes())
+            .list(&buffer.pages);
+        let cqn = create_out::CQN.get(&context.command(input)?);
+        let CqSpec { log_size, uar, .. } = spec;
+        let context = context.clone();
+        Ok(Arc::new(Self { cqn, uar, context, log_size, buffer, record, state: Mutex::default() }))
+    }
+
+    /// DESTROY_CQ.
+    pub fn destroy(&self) -> Result<()> {
+        let input = Input::new(Opcode::DESTROY_CQ, destroy_in::SIZE).with(destroy_in::CQN, self.cqn);
+        self.context.command(input).map(|_| ())
+    }
+
+    /// The next completion, if there is one; the device learns that its entry is free.
+    pub fn poll(&self) -> Option<Cqe> {
+        let mut state = self.lock();
+        let cqe = self.peek(&state)?;
+        state.consumer = state.consumer.wrapping_add(1);
+        self.context.machine.guest.publish_u32(self.record, state.consumer & 0xff_ffff);
+        Some(cqe)
+    }
+
+    /// Takes whatever has come without looking at it; how many, and whether all were good.
+    pub fn drain(&self) -> (u32, bool) {
+        let mut state = self.lock();
+        let (mut count, mut good) = (0, true);
+        while let Some(op_own) = self.op_own(&state) {
+            good &= !matches!(u32::from(op_own >> 4), opcode::REQ_ERR | opcode::RESP_ERR);
+            state.consumer = state.consumer.wrapping_add(1);
+            count += 1;
+        }
+        if count > 0 {
+            self.context.machine.guest.publish_u32(self.record, state.consumer & 0xff_ffff);
+        }
+        (count, good)
+    }
+
+    /// Whether there is a completion; it stays.
+    pub fn has_entry(&self) -> bool {
+        self.peek(&self.lock()).is_some()
+    }
+
+    /// The next completion, of whatever kind.
+    pub fn wait(&self) -> Result<Cqe> {
+        self.wait_for(PATIENCE)
+    }
+
+    /// The same, with a time.
+    pub fn wait_for(&self, timeout: Duration) -> Result<Cqe> {
+        let begun = Instant::now();
+        loop {
+            if let Some(cqe) = self.poll() {
+                return Ok(cqe);
+            }
+            match begun.elapsed() {
+                elapsed if elapsed > timeout => return Err(Error::Timeout("completion")),
+                elapsed if elapsed < Duration::from_micros(100) => std::thread::yield_now(),
+                _ => std::thread::sleep(Duration::from_micros(20)),
+            }
+        }
+    }
+
+    /// The next completion, which must be a good one.
+    pub fn wait_ok(&self) -> Result<Cqe> {
+        let cqe = self.wait()?;
+        if cqe.is_error() { Err(Error::Completion(Box::new(cqe))) } else { Ok(cqe) }
+    }
+
+    /// Asks for an event for what comes next, or has come since the last poll.
+    pub fn arm(&self, solicited_only: bool) {
+        let mut state = self.lock();
+        let mut bytes = [0; 8];
+        uar::cq_arm::CMD_SN.set(&mut bytes, state.arm_sn);
+        uar::cq_arm::CMD.set(&mut bytes, u32::from(solicited_only));
+        uar::cq_arm::CI.set(&mut bytes, state.consumer);
+        uar::cq_arm::CQN.set(&mut bytes, self.cqn);
+        state.arm_sn += 1;
+        let record = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        self.context.machine.guest.publish_u32(self.record + 4, record);
+        self.context.doorbell(self.uar, uar::CQ_ARM, bytes);
+    }
+
+    fn peek(&self, state: &State) -> Option<Cqe> {
+        self.op_own(state)?;
+        let mut bytes = [0; CQE_SIZE];
+        self.buffer.read(self.at(state), &mut bytes);
+        Some(Cqe { bytes })
+    }
+
+    /// The last byte of the next entry, if the entry is the driver's.
+    fn op_own(&self, state: &State) -> Option<u8> {
+        let at = self.buffer.gpa(self.at(state) + cqe::OP_OWN as u64);
+        let op_own = self.context.machine.guest.observe_u8(at);
+        let valid =
+            op_own >> 4 != opcode::INVALID as u8 && u32::from(op_own & 1) == state.consumer >> self.log_size & 1;
+        valid.then_some(op_own)
+    }
+
+    fn at(&self, state: &State) -> u64 {
+        u64::from(state.consumer & ((1 << self.log_size) - 1)) * CQE_SIZE as u64
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

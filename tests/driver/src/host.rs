@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What KVM would do for the device: deliver its interrupts, and turn doorbell writes into eventfd signals.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use rnic::pci::{Doorbell, DoorbellHost, MsiRouter};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts messages by the data value that the vector's table entry held when it was sent.
+#[derive(Default)]
+pub struct Interrupts {
+    state: Mutex<InterruptState>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct InterruptState {
+    /// What each vector sends, as the device routed it.
+    routes: HashMap<u16, (u64, u32)>,
+    counts: HashMap<u32, u64>,
+}
+
+impl Interrupts {
+    /// Messages with this data so far.
+    pub fn count(&self, data: u32) -> u64 {
+        lock(&self.state).counts.get(&data).copied().unwrap_or(0)
+    }
+
+    /// Waits until more than `seen` messages with this data have come; `false` when the time is over.
+    pub fn wait_beyond(&self, data: u32, seen: u64, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = lock(&self.state);
+        while state.counts.get(&data).copied().unwrap_or(0) <= seen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+impl MsiRouter for Interrupts {
+    fn route(&self, vector: u16, address: u64, data: u32) -> io::Result<()> {
+        lock(&self.state).routes.insert(vector, (address, data));
+        Ok(())
+    }
+
+    fn trigger(&self, vector: u16) {
+        let mut state = lock(&self.state);
+        // A message of a vector that was never routed would be the device's mistake: it shows as data that nobody waits for.
+        let data = state.routes.get(&vector).map_or(u32::MAX, |(_, data)| *data);
+        *state.counts.entry(data).or_default() += 1;
+        self.arrived.notify_all();
+    }
+}
+
+/// Guest physical addresses whose writes are eventfd signals.
+#[derive(Default)]
+pub struct Doorbells {
+    attached: RwLock<HashMap<u64, Doorbell>>,
+    /// Attaching fails, as when the host has no ioeventfds left: every doorbell is an exit then.
+    pub refuse: AtomicBool,
+}
+
+impl Doorbells {
+    /// Signals the doorbell at `address`, if a write of `data` there is one.
+    pub fn ring(&self, address: u64, data: &[u8]) -> bool {
+        let attached = self.attached.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(doorbell) = attached.get(&address) else { return false };
+        let mut value = [0; 8];
+        value[..data.len().min(8)].copy_from_slice(&data[..data.len().min(8)]);
+        let fits = (doorbell.len == 0 || doorbell.len as usize == data.len())
+            && doorbell.value.is_none_or(|wanted| wanted == u64::from_le_bytes(value));
+        fits && doorbell.event.write(1).is_ok()
+    }
+
+    /// How many are attached.
+    pub fn len(&self) -> usize {
+        self.attached.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl DoorbellHost for Doorbells {
+    fn attach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()> {
+        if self.refuse.load(Ordering::Relaxed) {
+            return Err(io::Error::other("this host has no ioeventfds"));
+        }
+        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
+        match attached.insert(address, doorbell.clone()) {
+            None => Ok(()),
+            // As KVM: EEXIST.
+            Some(old) => {
+                attached.insert(address, old);
+                Err(io::Error::from(io::ErrorKind::AlreadyExists))
+            }
+        }
+    }
+
+    fn detach(&self, address: u64, _: &Doorbell) -> io::Result<()> {
+        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
+        attached.remove(&address).map(|_| ()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Shared receive queues: RMPs, linked lists of WQEs (contract 6.5, 7.4).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rnic::mlx5::spec::cmd::Opcode;
+use rnic::mlx5::spec::srq::{create_rmp_in, create_rmp_out, destroy_rmp_in, modify_rmp_in, rmp_state, rmpc, wq};
+use rnic::mlx5::spec::wqe::srq_next;
+
+use crate::Result;
+use crate::command::Input;
+use crate::driver::Context;
+use crate::memory::Buffer;
+use crate::qp::scatter_list;
+use crate::wqe::Sge;
+
+/// log2 of a WQE's bytes: the next segment and three data segments.
+const LOG_STRIDE: u32 = 6;
+
+/// A shared receive queue.
+pub struct Srq {
+    /// Its number.
+    pub srqn: u32,
+    context: Arc<Context>,
+    log_size: u32,
+    buffer: Buffer,
+    record: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    posted: u16,
+    /// Next free WQE, and the one behind which freed ones are linked.
+    head: u16,
+    tail: u16,
+}
+
+impl Srq {
+    /// CREATE_RMP with 2^`log_size` WQEs of three segments; all linked, none posted. One stays behind as the list's tail.
+    pub fn create(context: &Arc<Context>, pd: u32, log_size: u32) -> Result<Self> {
+        let guest = &context.machine.guest;
+        let buffer = guest.scattered(1 << (log_size + LOG_STRIDE));
+        let record = guest.page();
+        guest.write(record, &[0; 8]);
+        let last = (1u16 << log_size) - 1;
+        let at = create_rmp_in::RMPC;
+        let wq_at = at + rmpc::WQ;
+        let input = Input::new(Opcode::CREATE_RMP, create_rmp_in::SIZE)
+            .with(rmpc::STATE.plus(at), rmp_state::RDY)
+            .with(wq::PD.plus(wq_at), pd)
+            .with(wq::LOG_WQ_STRIDE.plus(wq_at), LOG_STRIDE)
+            .with(wq::LOG_WQ_SZ.plus(wq_at), log_size)
+            .bytes(wq_at + wq::DBR_ADDR.0, &record.to_be_bytes())
+            .list(&buffer.pages);
+        let srqn = create_rmp_out::RMPN.get(&context.command(input)?);
+        let state = Mutex::new(State { posted: 0, head: 0, tail: last });
+        let srq = Self { srqn, context: context.clone(), log_size, buffer, record, state };
+        for index in 0..=last {
+            srq.link(index, (index + 1) & last);
+        }
+        Ok(srq)
+    }
+
+    /// DESTROY_RMP.
+    pub fn destroy(&self) -> Result<()> {
+        let input = Input::new(Opcode::DESTROY_RMP, destroy_rmp_in::SIZE).with(destroy_rmp_in::RMPN, self.srqn);
+        self.context.command(input).map(|_| ())
+    }
+
+    /// MODIFY_RMP: an event when fewer than `limit` WQEs are left.
+    pub fn set_limit(&self, limit: u32) -> Result<()> {
+        let wq_at = modify_rmp_in::RMPC + rmpc::WQ;
+        let input = Input::new(Opcode::MODIFY_RMP, modify_rmp_in::SIZE)
+            .with(modify_rmp_in::RMP_STATE, rmp_state::RDY)
+            .with(modify_rmp_in::RMPN, self.srqn)
+            .with(modify_rmp_in::BITMASK_LWM, 1)
+            .with(wq::LWM.plus(wq_at), limit);
+        self.context.command(input).map(|_| ())
+    }
+
+    /// Posts a WQE of up to three pieces; its index comes back in the CQE. `None`: the list has only its tail left.
+    pub fn post(&self, list: &[Sge]) -> Option<u16> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = state.head;
+        if index == state.tail {
+            return None;
+        }
+        let at = self.at(index);
+        self.buffer.write(at + srq_next::SIZE as u64, &scatter_list(list, (1 << LOG_STRIDE) - srq_next::SIZE));
+        let mut next = [0; srq_next::SIZE];
+        self.buffer.read(at, &mut next);
+        state.head = srq_next::NEXT_WQE_INDEX.get(&next) as u16;
+        state.posted = state.posted.wrapping_add(1);
+        self.context.machine.guest.publish_u32(self.record, u32::from(state.posted));
+        Some(index)
+    }
+
+    /// The WQE of a completion is free: it goes behind the tail.
+    pub fn release(&self, index: u16) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.link(state.tail, index);
+        state.tail = index;
+    }
+
+    /// Writes a WQE's link as it pleases.
+    pub fn link(&self, index: u16, next: u16) {
+        let mut segment = [0; 4];
+        srq_next::NEXT_WQE_INDEX.set(&mut segment, u32::from(next));
+        self.buffer.write(self.at(index), &segment);
+    }
+
+    fn at(&self, index: u16) -> u64 {
+        u64::from(index & ((1 << self.log_size) - 1)) << LOG_STRIDE
+    }
+}

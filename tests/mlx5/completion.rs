@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Completion and event queues: arming and its races, overruns.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rnic::mlx5::spec::eq::{eqe_comp, eqe_cq_err, event};
+use rnic::mlx5::spec::qp::{qpc, state};
+use rnic_testdrive::cq::CqSpec;
+use rnic_testdrive::{Cq, Driver, PATIENCE, ProbeOptions, Qp, QpSpec, Wqe};
+
+use crate::scene::{Pair, machine};
+
+const QUIET: Duration = Duration::from_millis(15);
+
+fn write(pair: &Pair) -> Wqe {
+    Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8))
+}
+
+/// CQN of the next completion event.
+fn event_cqn(pair: &Pair) -> u32 {
+    let event = pair.driver.comp_eq.wait(PATIENCE, "completion event").unwrap();
+    assert_eq!(event.event_type(), event::COMP);
+    eqe_comp::CQN.get(&event.bytes)
+}
+
+fn no_event(pair: &Pair) {
+    std::thread::sleep(QUIET);
+    assert_eq!(pair.driver.comp_eq.poll(), None);
+}
+
+#[test]
+fn an_armed_queue_tells_once() {
+    let pair = Pair::new();
+    pair.one.run(write(&pair)).unwrap();
+    no_event(&pair);
+    pair.one_cq.arm(false);
+    no_event(&pair);
+    pair.one.run(write(&pair)).unwrap();
+    assert_eq!(event_cqn(&pair), pair.one_cq.cqn);
+    pair.one.run(write(&pair)).unwrap();
+    no_event(&pair);
+    pair.tear_down();
+}
+
+#[test]
+fn a_late_arm_tells_at_once() {
+    let pair = Pair::new();
+    pair.one.post_one(write(&pair).signaled());
+    pair.driver.until("completion", || pair.one_cq.has_entry()).unwrap();
+    no_event(&pair);
+    pair.one_cq.arm(false);
+    assert_eq!(event_cqn(&pair), pair.one_cq.cqn);
+    no_event(&pair);
+    pair.one_cq.wait_ok().unwrap();
+    pair.tear_down();
+}
+
+#[test]
+fn a_solicited_arm_waits_for_solicited_or_failed_work() {
+    let pair = Pair::new();
+    for _ in 0..3 {
+        pair.other.receive(&[pair.remote_mr.all()]);
+    }
+    pair.other_cq.arm(true);
+    pair.one.run(Wqe::send().sge(pair.local_mr.sge(0, 8))).unwrap();
+    no_event(&pair);
+    pair.one.run(Wqe::send().sge(pair.local_mr.sge(0, 8)).solicited()).unwrap();
+    assert_eq!(event_cqn(&pair), pair.other_cq.cqn);
+    pair.other_cq.wait_ok().unwrap();
+    pair.other_cq.wait_ok().unwrap();
+    pair.other_cq.arm(true);
+    pair.other.to_error().unwrap();
+    assert_eq!(event_cqn(&pair), pair.other_cq.cqn);
+    assert!(pair.other_cq.wait().unwrap().is_error());
+}
+
+#[test]
+fn no_wake_up_is_lost_in_a_race_with_arming() {
+    let pair = Pair::new();
+    let rounds = 3000;
+    let seen = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..rounds {
+                while round - seen.load(Ordering::Relaxed) >= 32 {
+                    std::thread::yield_now();
+                }
+                pair.one.post_one(write(&pair).signaled());
+                // Sometimes faster than the consumer, sometimes slower.
+                std::thread::sleep(Duration::from_micros(round % 7 * 5));
+            }
+        });
+        while seen.load(Ordering::Relaxed) < rounds {
+            pair.one_cq.arm(false);
+            assert_eq!(event_cqn(&pair), pair.one_cq.cqn);
+            while let Some(cqe) = pair.one_cq.poll() {
+                assert!(!cqe.is_error(), "{cqe:?}");
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    pair.tear_down();
+}
+
+#[test]
+fn a_full_event_queue_holds_events_back() {
+    let options = ProbeOptions { log_comp_eq: 2, ..ProbeOptions::default() };
+    let pair = Pair::on(Driver::probe_with(&machine(), options).unwrap(), |_| ());
+    let lanes: Vec<_> = (0..20)
+        .map(|_| {
+            let cq = pair.driver.create_cq(2).unwrap();
+            let spec = QpSpec::rc(&pair.driver, pair.pd, &cq);
+            let (one, other) = Qp::pair(&pair.driver, spec.clone(), spec).unwrap();
+            cq.arm(false);
+            (cq, one, other)
+        })
+        .collect();
+    for (cq, one, _) in &lanes {
+        one.post_one(write(&pair).signaled());
+        pair.driver.until("completion", || cq.has_entry()).unwrap();
+    }
+    std::thread::sleep(QUIET);
+    let mut told: Vec<_> = lanes.iter().map(|_| event_cqn(&pair)).collect();
+    told.sort_unstable();
+    let mut cqns: Vec<_> = lanes.iter().map(|(cq, ..)| cq.cqn).collect();
+    cqns.sort_unstable();
+    assert_eq!(told, cqns);
+}
+
+#[test]
+fn an_overrun_completion_queue_fails_its_queue_pairs() {
+    let pair = Pair::new();
+    let cq = pair.driver.create_cq(2).unwrap();
+    let spec = QpSpec::rc(&pair.driver, pair.pd, &cq);
+    let (one, _other) = Qp::pair(&pair.driver, spec.clone(), QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq)).unwrap();
+    one.post(&vec![write(&pair).signaled(); 5]);
+    let event = pair.driver.async_event(PATIENCE).unwrap();
+    assert_eq!((event.event_type(), eqe_cq_err::CQN.get(&event.bytes)), (event::CQ_ERROR, cq.cqn));
+    pair.driver.until("state ERR", || one.queried(qpc::STATE) == Ok(state::ERR)).unwrap();
+    // Nothing was overwritten.
+    for _ in 0..4 {
+        assert!(!cq.wait().unwrap().is_error());
+    }
+    assert!(cq.poll().is_none());
+}
+
+#[test]
+fn a_queue_that_ignores_overruns_goes_on() {
+    let pair = Pair::new();
+    let spec = CqSpec { log_size: 2, uar: pair.driver.uar, eqn: pair.driver.comp_eq.eqn, ignore_overrun: true };
+    let cq = Cq::create(&pair.driver.context, spec).unwrap();
+    let spec = QpSpec::rc(&pair.driver, pair.pd, &cq);
+    let (one, _other) = Qp::pair(&pair.driver, spec.clone(), spec).unwrap();
+    one.post(&vec![write(&pair).signaled(); 11]);
+    std::thread::sleep(QUIET);
+    assert_eq!(one.queried(qpc::STATE), Ok(state::RTS));
+    assert!(pair.driver.async_eq.poll().is_none());
+}
+
+#[test]
+fn a_queue_obeys_only_its_own_uar_page() {
+    let pair = Pair::new();
+    let foreign = pair.driver.alloc_uar().unwrap();
+    let mut arm = [0; 8];
+    rnic::mlx5::spec::uar::cq_arm::CQN.set(&mut arm, pair.one_cq.cqn);
+    pair.driver.doorbell(foreign, rnic::mlx5::spec::uar::CQ_ARM, arm);
+    pair.one.run(write(&pair)).unwrap();
+    no_event(&pair);
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Services other than reliable connections: datagrams, special queue pairs, unreliable connections.
+
+use std::time::Duration;
+
+use rnic::mlx5::spec::cq::{cqe, opcode as cqe_opcode, syndrome};
+use rnic::mlx5::spec::qp::{qpc, service_type, state};
+use rnic::mlx5::spec::wqe::GRH_SIZE;
+use rnic_testdrive::{Qp, QpSpec, Wqe};
+
+use crate::scene::Pair;
+
+const QKEY: u32 = 0x1111_1111;
+const HEAD: u64 = GRH_SIZE as u64;
+
+fn service(service: u32) -> Pair {
+    Pair::with(|spec| (spec.service, spec.qkey) = (service, QKEY))
+}
+
+fn quiet(pair: &Pair) {
+    std::thread::sleep(Duration::from_millis(10));
+    assert!(pair.other_cq.poll().is_none());
+}
+
+#[test]
+fn a_datagram_arrives_behind_the_room_for_a_grh() {
+    let pair = service(service_type::UD);
+    pair.local.fill_pattern(1);
+    pair.remote.fill(0, 4096, 0xee);
+    pair.other.receive(&[pair.remote_mr.sge(0, 2048)]);
+    pair.one.run(Wqe::send().datagram(pair.other.qpn, 1, QKEY).sge(pair.local_mr.sge(0, 1000))).unwrap();
+    let got = pair.other_cq.wait_ok().unwrap();
+    assert_eq!((got.opcode(), got.byte_count()), (cqe_opcode::RESP_SEND, 1040));
+    assert_eq!((cqe::RQPN.get(&got.bytes), cqe::SLID.get(&got.bytes)), (pair.one.qpn, 1));
+    pair.assert_copied((&pair.local, 0), (&pair.remote, HEAD), 1000);
+    assert!(pair.remote.bytes(HEAD + 1000, 100).iter().all(|byte| *byte == 0xee));
+    pair.tear_down();
+}
+
+#[test]
+fn datagrams_that_nobody_takes_are_dropped_and_the_sender_goes_on() {
+    let pair = service(service_type::UD);
+    let send = |qpn, lid, qkey| Wqe::send().datagram(qpn, lid, qkey).sge(pair.local_mr.sge(0, 100));
+    // No receive WQE; wrong Q_Key, queue pair, LID.
+    pair.one.run(send(pair.other.qpn, 1, QKEY)).unwrap();
+    pair.other.receive(&[pair.remote_mr.all()]);
+    pair.one.run(send(pair.other.qpn, 1, QKEY ^ 1)).unwrap();
+    pair.one.run(send(0x00ab_cdef, 1, QKEY)).unwrap();
+    pair.one.run(send(pair.other.qpn, 9, QKEY)).unwrap();
+    quiet(&pair);
+    pair.one.run(send(pair.other.qpn, 1, QKEY)).unwrap();
+    pair.other_cq.wait_ok().unwrap();
+    pair.tear_down();
+}
+
+#[test]
+fn a_datagram_has_an_mtu() {
+    let pair = service(service_type::UD);
+    pair.other.receive(&[pair.remote_mr.all()]);
+    let send = |len| Wqe::send().datagram(pair.other.qpn, 1, QKEY).sge(pair.local_mr.sge(0, len));
+    pair.one.run(send(4096)).unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().byte_count(), 4096 + HEAD as u32);
+    pair.one.post_one(send(4097).signaled());
+    assert_eq!(pair.one_cq.wait().unwrap().outcome(), (cqe_opcode::REQ_ERR, syndrome::LOCAL_LENGTH_ERR));
+}
+
+#[test]
+fn general_management_datagrams_reach_the_special_queue_pair() {
+    let pair = Pair::new();
+    let spec =
+        QpSpec { service: service_type::QP1, qkey: 0x8001_0000, ..QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq) };
+    let gsi = Qp::create(&pair.driver.context, spec).unwrap();
+    gsi.connect(gsi.peer()).unwrap();
+    pair.local.fill_pattern(2);
+    gsi.receive(&[pair.remote_mr.sge(0, 1000)]);
+    // To itself, under the number that the wire knows.
+    gsi.post_one(Wqe::send().datagram(1, 1, 0x8001_0000).sge(pair.local_mr.sge(0, 256)).signaled());
+    let (first, second) = (pair.other_cq.wait_ok().unwrap(), pair.other_cq.wait_ok().unwrap());
+    let got = if first.opcode() == cqe_opcode::RESP_SEND { first } else { second };
+    assert_eq!(got.opcode(), cqe_opcode::RESP_SEND);
+    assert_eq!((cqe::RQPN.get(&got.bytes), got.immediate() & 0xffff), (1, 0xffff), "source QPN 1, P_Key's value");
+    assert_eq!(got.qpn(), gsi.qpn);
+    pair.assert_copied((&pair.local, 0), (&pair.remote, HEAD), 256);
+}
+
+#[test]
+fn an_unreliable_connection_writes_and_sends() {
+    let pair = service(service_type::UC);
+    pair.local.fill_pattern(3);
+    pair.one.run(Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 5000))).unwrap();
+    pair.assert_copied((&pair.local, 0), (&pair.remote, 0), 5000);
+    // Without a receive WQE the message is lost, and nobody minds.
+    pair.one.run(Wqe::send().sge(pair.local_mr.sge(0, 8))).unwrap();
+    pair.other.receive(&[pair.remote_mr.sge(8192, 100)]);
+    pair.one.run(Wqe::send().sge(pair.local_mr.sge(0, 100))).unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().byte_count(), 100);
+    assert_eq!(pair.other.queried(qpc::STATE), Ok(state::RTS));
+    // READs are not for it.
+    pair.one.post_one(Wqe::read(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    assert!(pair.one_cq.wait().unwrap().is_error());
+}

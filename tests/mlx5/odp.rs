@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! On-demand paging: fault, resume, translation, zap, fault again (contract 9).
+
+use std::time::Duration;
+
+use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
+use rnic::mlx5::spec::eq::event;
+use rnic::mlx5::spec::odp::wqe_fault_type;
+use rnic::mlx5::spec::qp::{qpc, state};
+use rnic_testdrive::odp::FaultService;
+use rnic_testdrive::{Access, OdpMr, PATIENCE, PageFault, Qp, QpSpec, Sge, Srq, Wqe};
+
+use crate::scene::{LEN, Pair};
+
+const VA: u64 = 0x5555_0000_0000;
+const PAGES: u64 = 16;
+
+struct Paged {
+    pair: Pair,
+    /// The memory behind `odp`, page for page.
+    memory: rnic_testdrive::Buffer,
+    odp: OdpMr,
+}
+
+impl Paged {
+    fn new() -> Self {
+        Self::on(Pair::new())
+    }
+
+    fn on(pair: Pair) -> Self {
+        let memory = pair.driver.machine.guest.scattered(PAGES * 4096);
+        let odp = OdpMr::register(&pair.driver, pair.pd, VA, PAGES * 4096, Access::ALL).unwrap();
+        Self { pair, memory, odp }
+    }
+
+    fn map(&self, first: u64, count: u64) {
+        let pages = &self.memory.pages[first as usize..(first + count) as usize];
+        self.odp.map(&self.pair.driver, first, pages, true).unwrap();
+    }
+
+    fn fault(&self) -> PageFault {
+        self.pair.driver.next_fault(PATIENCE).unwrap()
+    }
+
+    fn no_fault(&self) {
+        assert!(self.pair.driver.next_fault(Duration::from_millis(10)).is_err());
+    }
+
+    fn resume(&self, fault: &PageFault) {
+        self.pair.driver.resume(fault, false).unwrap();
+    }
+
+    fn sge(&self, at: u64, len: u32) -> Sge {
+        self.odp.mr.sge(at, len)
+    }
+}
+
+#[test]
+fn the_cycle_of_an_incoming_write() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.local.fill_pattern(1);
+    let key = paged.odp.mr.key;
+    pair.one.post_one(Wqe::write(VA + 100, key).sge(pair.local_mr.sge(0, 10_000)).signaled());
+    let fault = paged.fault();
+    let PageFault::Rdma { rkey, va, len, committed, write, .. } = fault else { panic!("{fault:?}") };
+    assert_eq!((rkey, va + u64::from(committed), len - committed, write), (key, VA + 100, 10_000, true));
+    assert!(pair.one_cq.poll().is_none(), "waits for the driver");
+    paged.map(0, 3);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    pair.assert_copied((&pair.local, 0), (&paged.memory, 100), 10_000);
+    // Mapped: no further fault.
+    pair.one.run(Wqe::write(VA, key).sge(pair.local_mr.sge(0, 4096))).unwrap();
+    paged.no_fault();
+    // Gone: the page keeps what it has, and the next access faults again.
+    paged.odp.zap(&pair.driver, 0, 1).unwrap();
+    paged.memory.fill(0, 4096, 0xaa);
+    pair.one.post_one(Wqe::write(VA, key).sge(pair.local_mr.sge(0, 4096)).signaled());
+    let fault = paged.fault();
+    assert!(paged.memory.bytes(0, 4096).iter().all(|byte| *byte == 0xaa));
+    paged.map(0, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    pair.assert_copied((&pair.local, 0), (&paged.memory, 0), 4096);
+}
+
+#[test]
+fn an_incoming_write_goes_on_where_it_stopped() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.local.fill_pattern(2);
+    paged.map(0, 2);
+    pair.one.post_one(Wqe::write(VA + 96, paged.odp.mr.key).sge(pair.local_mr.sge(0, 12_000)).signaled());
+    let fault = paged.fault();
+    let PageFault::Rdma { va, committed, len, .. } = fault else { panic!("{fault:?}") };
+    assert_eq!((va, committed, len), (VA + 96, 8192 - 96, 12_000));
+    paged.map(2, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    pair.assert_copied((&pair.local, 0), (&paged.memory, 96), 12_000);
+}
+
+#[test]
+fn the_cycle_of_an_incoming_read() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    paged.memory.fill_pattern(3);
+    pair.one.post_one(Wqe::read(VA + 5, paged.odp.mr.key).sge(pair.local_mr.sge(0, 9000)).signaled());
+    let fault = paged.fault();
+    assert!(matches!(fault, PageFault::Rdma { write: false, va, .. } if va == VA + 5), "{fault:?}");
+    paged.map(0, 3);
+    paged.resume(&fault);
+    assert_eq!(pair.one_cq.wait_ok().unwrap().byte_count(), 9000);
+    pair.assert_copied((&paged.memory, 5), (&pair.local, 0), 9000);
+}
+
+#[test]
+fn the_cycle_of_a_gather_list() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    paged.memory.fill_pattern(4);
+    pair.local.fill_pattern(5);
+    pair.one.run(Wqe::nop()).unwrap();
+    // 500 bytes are pinned: they count as committed once they are gathered.
+    let wqe =
+        Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 500)).sge(paged.sge(4000, 6000));
+    let index = pair.one.post_one(wqe.signaled());
+    let fault = paged.fault();
+    let PageFault::Wqe { kind, number, index: at, committed, .. } = fault else { panic!("{fault:?}") };
+    assert_eq!((kind, number, at), (wqe_fault_type::REQUESTER_SEND_OR_WRITE, pair.one.qpn, index));
+    assert!(committed <= 500, "{committed}");
+    paged.map(0, 2);
+    paged.resume(&fault);
+    // The third page is missing still.
+    let fault = paged.fault();
+    let PageFault::Wqe { committed, .. } = fault else { panic!("{fault:?}") };
+    assert_eq!(committed, 500 + 8192 - 4000);
+    paged.map(2, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    pair.assert_copied((&pair.local, 0), (&pair.remote, 0), 500);
+    pair.assert_copied((&paged.memory, 4000), (&pair.remote, 500), 6000);
+}
+
+#[test]
+fn the_cycle_of_a_send() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    paged.memory.fill_pattern(6);
+    pair.other.receive(&[pair.remote_mr.all()]);
+    pair.one.post_one(Wqe::send().sge(paged.sge(0, 5000)).signaled());
+    let fault = paged.fault();
+    assert!(matches!(fault, PageFault::Wqe { kind: wqe_fault_type::REQUESTER_SEND_OR_WRITE, .. }), "{fault:?}");
+    paged.map(0, 2);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().byte_count(), 5000);
+    pair.assert_copied((&paged.memory, 0), (&pair.remote, 0), 5000);
+}
+
+#[test]
+fn the_cycle_of_a_read_response() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.remote.fill_pattern(7);
+    pair.one.post_one(Wqe::read(pair.remote_mr.va, pair.remote_mr.key).sge(paged.sge(10, 5000)).signaled());
+    let fault = paged.fault();
+    assert!(matches!(fault, PageFault::Wqe { kind: wqe_fault_type::REQUESTER_READ_OR_ATOMIC, .. }), "{fault:?}");
+    paged.map(0, 2);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    pair.assert_copied((&pair.remote, 0), (&paged.memory, 10), 5000);
+}
+
+#[test]
+fn the_cycle_of_a_receive_list() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.local.fill_pattern(8);
+    let counter = pair.other.receive(&[pair.remote_mr.sge(0, 100), paged.sge(0, 8192)]);
+    pair.one.post_one(Wqe::send().sge(pair.local_mr.sge(0, 6000)).signaled());
+    let fault = paged.fault();
+    let PageFault::Wqe { kind, number, index, committed, .. } = fault else { panic!("{fault:?}") };
+    assert_eq!((kind, number, index), (wqe_fault_type::RESPONDER, pair.other.qpn, counter));
+    assert!(committed <= 100);
+    paged.map(0, 2);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().byte_count(), 6000);
+    pair.assert_copied((&pair.local, 0), (&pair.remote, 0), 100);
+    pair.assert_copied((&pair.local, 100), (&paged.memory, 0), 5900);
+}
+
+#[test]
+fn the_cycle_of_a_shared_receive_list() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.local.fill_pattern(9);
+    let srq = Srq::create(&pair.driver.context, pair.pd, 3).unwrap();
+    let receiver = QpSpec { srq: Some(srq.srqn), ..QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq) };
+    let (one, _other) = Qp::pair(&pair.driver, QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq), receiver).unwrap();
+    let index = srq.post(&[paged.sge(0, 8192)]).unwrap();
+    one.post_one(Wqe::send().sge(pair.local_mr.sge(0, 6000)).signaled());
+    let fault = paged.fault();
+    let PageFault::Wqe { kind, number, index: at, .. } = fault else { panic!("{fault:?}") };
+    assert_eq!((kind, number, at), (wqe_fault_type::SRQ, srq.srqn, index));
+    paged.map(0, 2);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().wqe_counter(), index);
+    pair.assert_copied((&pair.local, 0), (&paged.memory, 0), 6000);
+}
+
+#[test]
+fn a_resume_without_mapping_faults_again() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    for _ in 0..5 {
+        let fault = paged.fault();
+        assert!(pair.one_cq.poll().is_none());
+        paged.resume(&fault);
+    }
+    let fault = paged.fault();
+    paged.map(0, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+}
+
+#[test]
+fn a_driver_that_never_maps_ends_in_an_error() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    let service = FaultService::start(&pair.driver, |_| true).unwrap();
+    pair.one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    let cqe = pair.one_cq.wait().unwrap();
+    assert!(cqe.is_error(), "{cqe:?}");
+    assert!(service.served() >= 500, "{} faults", service.served());
+}
+
+#[test]
+fn a_read_only_page_is_faulted_in_for_writing() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    paged.odp.map(&pair.driver, 0, &paged.memory.pages[..1], false).unwrap();
+    pair.one.run(Wqe::read(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8))).unwrap();
+    pair.local.fill(0, 8, 0x77);
+    pair.one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    let fault = paged.fault();
+    assert_eq!(paged.memory.bytes(0, 8), [0; 8]);
+    paged.map(0, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    assert_eq!(paged.memory.bytes(0, 8), [0x77; 8]);
+}
+
+#[test]
+fn a_resume_with_error_ends_the_operation() {
+    // The requester's own list.
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.one.post_one(Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(paged.sge(0, 8)).signaled());
+    pair.driver.resume(&paged.fault(), true).unwrap();
+    assert_eq!(pair.one_cq.wait().unwrap().outcome(), (cqe_opcode::REQ_ERR, syndrome::LOCAL_PROT_ERR));
+    assert_eq!(pair.one.queried(qpc::STATE), Ok(state::ERR));
+    // The target.
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    pair.driver.resume(&paged.fault(), true).unwrap();
+    assert_eq!(pair.one_cq.wait().unwrap().outcome(), (cqe_opcode::REQ_ERR, syndrome::REMOTE_ACCESS_ERR));
+    assert_eq!(pair.driver.async_event(PATIENCE).unwrap().event_type(), event::WQ_ACCESS_ERROR);
+    assert_eq!(pair.other.queried(qpc::STATE), Ok(state::ERR));
+    // The receive list.
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.other.receive(&[paged.sge(0, 64)]);
+    pair.one.post_one(Wqe::send().sge(pair.local_mr.sge(0, 8)).signaled());
+    pair.driver.resume(&paged.fault(), true).unwrap();
+    assert!(pair.one_cq.wait().unwrap().is_error());
+    let cqe = pair.other_cq.wait().unwrap();
+    assert_eq!(cqe.opcode(), cqe_opcode::RESP_ERR);
+    assert!([syndrome::LOCAL_PROT_ERR, syndrome::LOCAL_ACCESS_ERR].contains(&cqe.syndrome()), "{cqe:?}");
+}
+
+#[test]
+fn a_fault_is_not_raised_for_what_is_forbidden() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.one.post_one(Wqe::write(VA + PAGES * 4096 - 4, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    assert_eq!(pair.one_cq.wait().unwrap().syndrome(), syndrome::REMOTE_ACCESS_ERR);
+    paged.no_fault();
+}
+
+#[test]
+fn others_work_while_one_waits_for_a_page() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    let spec = QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq);
+    let (one, _other) = Qp::pair(&pair.driver, spec.clone(), spec).unwrap();
+    pair.one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    let fault = paged.fault();
+    let write = Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8));
+    for _ in 0..20 {
+        one.run(write.clone()).unwrap();
+    }
+    // A zap of the same key does not wait for the fault either (contract 9.4).
+    paged.odp.zap(&pair.driver, 0, PAGES).unwrap();
+    paged.map(0, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+}
+
+#[test]
+fn a_reset_cancels_the_wait_and_a_late_resume_is_ignored() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    for end in [Qp::to_reset as fn(&Qp) -> _, Qp::to_error] {
+        let spec = QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq);
+        let (one, other) = Qp::pair(&pair.driver, spec.clone(), spec).unwrap();
+        one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+        let fault = paged.fault();
+        end(&one).unwrap();
+        while pair.other_cq.poll().is_some() {}
+        paged.map(0, 1);
+        paged.resume(&fault);
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(pair.other_cq.poll().is_none_or(|cqe| cqe.syndrome() == syndrome::WR_FLUSH_ERR));
+        paged.odp.zap(&pair.driver, 0, 1).unwrap();
+        one.to_reset().unwrap();
+        other.to_reset().unwrap();
+        one.destroy().unwrap();
+        other.destroy().unwrap();
+    }
+    // An unknown token.
+    paged.resume(&PageFault::Rdma { rkey: 0, va: 0, len: 0, committed: 0, write: true, token: 0xff_fffe });
+}
+
+#[test]
+fn many_queue_pairs_fault_at_once() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.local.fill_pattern(10);
+    let cq = pair.driver.create_cq(8).unwrap();
+    let spec = QpSpec::rc(&pair.driver, pair.pd, &cq);
+    let lanes: Vec<_> = (0..PAGES).map(|_| Qp::pair(&pair.driver, spec.clone(), spec.clone()).unwrap()).collect();
+    for (page, (one, _)) in (0..).zip(&lanes) {
+        let write = Wqe::write(VA + page * 4096, paged.odp.mr.key).sge(pair.local_mr.sge(page * 4096, 4096));
+        one.post_one(write.signaled());
+    }
+    let faults: Vec<_> = lanes.iter().map(|_| paged.fault()).collect();
+    let mut tokens: Vec<_> = faults.iter().map(PageFault::token).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    assert_eq!(tokens.len(), lanes.len(), "live tokens differ");
+    paged.map(0, PAGES);
+    for fault in faults.iter().rev() {
+        paged.resume(fault);
+    }
+    for _ in &lanes {
+        cq.wait_ok().unwrap();
+    }
+    pair.assert_copied((&pair.local, 0), (&paged.memory, 0), LEN);
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Shared receive queues.
+
+use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
+use rnic::mlx5::spec::eq::{eqe_qp_srq, event};
+use rnic_testdrive::{PATIENCE, Qp, QpSpec, Srq, Wqe};
+
+use crate::scene::Pair;
+
+/// A sender and a receiver that takes from a shared queue of 8 WQEs.
+fn shared() -> (Pair, Srq, Qp, Qp) {
+    let pair = Pair::new();
+    let srq = Srq::create(&pair.driver.context, pair.pd, 3).unwrap();
+    let spec = QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq);
+    let receiver = QpSpec { srq: Some(srq.srqn), ..QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq) };
+    let (sender, receiver) = Qp::pair(&pair.driver, spec, receiver).unwrap();
+    (pair, srq, sender, receiver)
+}
+
+#[test]
+fn messages_take_the_queues_entries_in_list_order() {
+    let (pair, srq, sender, receiver) = shared();
+    pair.local.fill_pattern(1);
+    // Several times around, released out of order, so that the list is no longer 0, 1, 2...
+    for round in 0..20u64 {
+        let posted: Vec<_> = (0..3).filter_map(|i| srq.post(&[pair.remote_mr.sge(i * 4096, 1000)])).collect();
+        assert_eq!(posted.len(), 3);
+        for i in 0..3 {
+            sender.run(Wqe::send().sge(pair.local_mr.sge((round + i) * 100, 700))).unwrap();
+        }
+        let got: Vec<_> = (0..3).map(|_| pair.other_cq.wait_ok().unwrap()).collect();
+        assert_eq!(got.iter().map(|cqe| cqe.wqe_counter()).collect::<Vec<_>>(), posted);
+        assert!(got.iter().all(|cqe| (cqe.qpn(), cqe.byte_count()) == (receiver.qpn, 700)));
+        for i in 0..3 {
+            pair.assert_copied((&pair.local, (round + i) * 100), (&pair.remote, i * 4096), 700);
+        }
+        for cqe in got.iter().rev() {
+            srq.release(cqe.wqe_counter());
+        }
+    }
+    for qp in [&sender, &receiver] {
+        qp.destroy().unwrap();
+    }
+    srq.destroy().unwrap();
+    pair.tear_down();
+}
+
+#[test]
+fn an_empty_queue_makes_the_sender_wait() {
+    let (pair, srq, sender, _receiver) = shared();
+    sender.post_one(Wqe::send().sge(pair.local_mr.sge(0, 8)).signaled());
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    assert!(pair.one_cq.poll().is_none());
+    srq.post(&[pair.remote_mr.all()]).unwrap();
+    pair.one_cq.wait_ok().unwrap();
+}
+
+#[test]
+fn the_limit_event_comes_once() {
+    let (pair, srq, sender, _receiver) = shared();
+    for _ in 0..6 {
+        srq.post(&[pair.remote_mr.all()]).unwrap();
+    }
+    srq.set_limit(4).unwrap();
+    let send = || sender.run(Wqe::send().sge(pair.local_mr.sge(0, 8))).unwrap();
+    send();
+    send();
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    assert!(pair.driver.async_eq.poll().is_none(), "four are left");
+    send();
+    let event = pair.driver.async_event(PATIENCE).unwrap();
+    assert_eq!((event.event_type(), eqe_qp_srq::QP_SRQ_N.get(&event.bytes)), (event::SRQ_RQ_LIMIT, srq.srqn));
+    send();
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    assert!(pair.driver.async_eq.poll().is_none());
+}
+
+#[test]
+fn a_failed_queue_pair_flushes_nothing_of_the_shared_queue_but_tells() {
+    let (pair, srq, _sender, receiver) = shared();
+    srq.post(&[pair.remote_mr.all()]).unwrap();
+    receiver.to_error().unwrap();
+    let event = pair.driver.async_event(PATIENCE).unwrap();
+    assert_eq!((event.event_type(), eqe_qp_srq::QP_SRQ_N.get(&event.bytes)), (event::SRQ_LAST_WQE, receiver.qpn));
+    assert!(pair.other_cq.poll().is_none());
+}
+
+#[test]
+fn a_message_that_does_not_fit_fails_its_queue_pair_only() {
+    let (pair, srq, sender, _receiver) = shared();
+    let other = QpSpec { srq: Some(srq.srqn), ..QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq) };
+    let (second, _) = (Qp::pair(&pair.driver, QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq), other).unwrap(), ());
+    srq.post(&[pair.remote_mr.sge(0, 4)]).unwrap();
+    srq.post(&[pair.remote_mr.all()]).unwrap();
+    sender.post_one(Wqe::send().sge(pair.local_mr.sge(0, 8)).signaled());
+    assert_eq!(pair.one_cq.wait().unwrap().outcome(), (cqe_opcode::REQ_ERR, syndrome::REMOTE_INVAL_REQ_ERR));
+    assert_eq!(pair.other_cq.wait().unwrap().outcome(), (cqe_opcode::RESP_ERR, syndrome::LOCAL_LENGTH_ERR));
+    second.0.run(Wqe::send().sge(pair.local_mr.sge(0, 8))).unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().byte_count(), 8);
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_survived() {
+    for next in [8, 0x7fff, 0xffff] {
+        let (pair, srq, sender, _receiver) = shared();
+        let first = srq.post(&[pair.remote_mr.all()]).unwrap();
+        srq.post(&[pair.remote_mr.all()]).unwrap();
+        srq.link(first, next);
+        sender.post(&[Wqe::send().signaled(), Wqe::send().signaled()]);
+        let _ = pair.one_cq.wait();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let write = Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8));
+        pair.one.post_one(write.signaled());
+        pair.driver.until("completion of another queue pair", || pair.one_cq.poll().is_some()).unwrap();
+    }
+}

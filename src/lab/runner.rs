@@ -111,6 +111,9 @@ struct Guests {
     witness: Guest,
 }
 
+/// Data path threads of a lab guest's NIC: an odd number, since a process's UAR pages come by eights and decide which engine serves it.
+const ENGINES: u8 = 3;
+
 /// Roles of the two.
 const TEST: &str = "test";
 const WITNESS: &str = "witness";
@@ -215,7 +218,10 @@ impl KernelRun<'_> {
     fn boot(&self, role: &str) -> Result<Guest, Stop> {
         // The witness only mounts images. Without RDMA rows nobody needs a NIC.
         let rdma = role == TEST && self.config.rows.iter().any(|row| matches!(row.scenario.writer, Writer::Nic(_)));
-        let parts = GuestParts { nic: rdma.then(NicConfig::default), ..self.parts.clone() };
+        let parts = GuestParts {
+            nic: rdma.then(|| NicConfig { engines: ENGINES, ..NicConfig::default() }),
+            ..self.parts.clone()
+        };
         Guest::boot(&parts, &self.tag(role)).or_else(|stop| {
             log::warn!("{stop}; trying once more");
             Guest::boot(&parts, &self.tag(role))

@@ -45,6 +45,7 @@ pub struct Bench<'a> {
     /// Ledger number at the row's begin.
     pub begun: Seq,
     unrecorded: Vec<(u8, u64)>,
+    unrecorded_nic: Vec<(u8, u64)>,
     file: u32,
     map: u32,
     source: u32,
@@ -89,6 +90,7 @@ impl<'a> Bench<'a> {
         guest.fresh_disks(&source)?;
         let begun = guest.ledger().now() + 1;
         let unrecorded = oracle::unrecorded(guest.ledger());
+        let unrecorded_nic = oracle::nic::unrecorded(guest.ledger());
         let work = work.to_path_buf();
         let mut bench = Self {
             guest,
@@ -97,6 +99,7 @@ impl<'a> Bench<'a> {
             nonce,
             begun,
             unrecorded,
+            unrecorded_nic,
             file: 0,
             map: 0,
             source: 0,
@@ -270,7 +273,7 @@ impl<'a> Bench<'a> {
         let unsound = ledger.requests(self.begun).iter().find_map(oracle::unsound_hold);
         unsound
             .or_else(|| oracle::gap(ledger, self.begun, &self.unrecorded))
-            .or_else(|| oracle::nic::gap(ledger, self.begun))
+            .or_else(|| oracle::nic::gap(ledger, self.begun, &self.unrecorded_nic))
             .or_else(|| oracle::nic::dead_translation(&ledger.nic(self.begun)))
     }
 }

@@ -25,7 +25,9 @@ const COMPLETION_LIMIT: Duration = Duration::from_secs(20);
 const LONG_LIMIT: Duration = Duration::from_secs(60);
 /// Longest gate at the NIC.
 const GATE: Duration = Duration::from_secs(45);
-/// Registering may fault in every page.
+/// Contexts opened in search of an engine of one's own.
+const ENGINE_TRIES: u32 = 4;
+/// Looks at a port that is not active yet.
 const ACTIVE_TRIES: u32 = 100;
 
 /// Send WQE opcodes (contract 7.3).
@@ -77,6 +79,30 @@ impl Bench<'_> {
         let pair = pair.ok_or_else(|| Stop::Failed("the agent gave no pair".into()))?;
         self.verbs = Some(Verbs { nic, info, pair, sources: Vec::new(), sink: None, mr: None });
         Ok(())
+    }
+
+    /// Sees to it that the row's work requests run on another engine of the NIC than the driver's updates of translations, which an engine
+    /// that stands still on purpose would hold up too.
+    pub fn own_engine(&mut self) -> Result<(), Stop> {
+        for _ in 0..ENGINE_TRIES {
+            if self.shares_engine() == Some(false) {
+                return Ok(());
+            }
+            // Another context has other UAR pages, by which queue pairs belong to engines. The first stays open till the row's end.
+            self.open_verbs()?;
+        }
+        Err(Stop::Inconclusive("every queue pair shares its engine with the driver's updates of translations".into()))
+    }
+
+    /// Whether the queue pair that posts belongs to the engine of a queue pair for UMRs. `None` where that cannot be seen.
+    fn shares_engine(&self) -> Option<bool> {
+        let all = self.handle()?.inspect();
+        let engines = all["engines"].as_u64().filter(|count| *count > 0)?;
+        let qps = all["qps"]["list"].as_array()?;
+        let engine = |qp: &serde_json::Value| qp["uar"].as_u64().map(|uar| uar % engines);
+        let ours = engine(qps.iter().find(|qp| qp["qpn"].as_u64() == Some(self.qpn().into()))?)?;
+        let mut updates = qps.iter().filter(|qp| qp["service"].as_str().is_some_and(|name| name.contains("UMR")));
+        Some(updates.any(|qp| engine(qp) == Some(ours)))
     }
 
     /// The device once its port is active.

@@ -36,13 +36,21 @@ fn begun(nic: &NicRecord) -> Seq {
     }
 }
 
-/// Why the NIC's records are not fit to judge by: events were dropped, or the device wrote watched pages without telling.
-pub fn gap(ledger: &Ledger, since: Seq) -> Option<String> {
+/// Per NIC, how many writes of watched pages it counted more than are on record, since the guest started.
+pub fn unrecorded(ledger: &Ledger) -> Vec<(u8, u64)> {
+    ledger.nic_totals().iter().map(|totals| (totals.nic, totals.device.saturating_sub(totals.recorded))).collect()
+}
+
+/// Why the NIC's records are not fit to judge by: events were dropped, or the device wrote watched pages without telling. `before` is
+/// [`unrecorded`] at the row's begin. Look while the NIC is quiet.
+pub fn gap(ledger: &Ledger, since: Seq, before: &[(u8, u64)]) -> Option<String> {
     if !ledger.nic_complete_since(since) {
         return Some("the ledger has dropped events of the NIC".into());
     }
-    let totals = ledger.nic_totals().into_iter().find(|totals| !totals.agree())?;
-    Some(format!("the NIC wrote watched pages {} times and {} are on record", totals.device, totals.recorded))
+    let now = unrecorded(ledger);
+    let (nic, missing) = now.iter().find(|pair| !before.contains(pair))?;
+    let known = before.iter().find(|(other, _)| other == nic).map_or(0, |(_, missing)| *missing);
+    Some(format!("NIC {nic} wrote watched pages {} times more than are on record", missing.saturating_sub(known)))
 }
 
 /// Design rule 3: a copy through a translation that was in flight before an update or revocation of its key began, and ended only

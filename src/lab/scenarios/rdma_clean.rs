@@ -168,6 +168,7 @@ fn stall() -> NicRule {
 
 /// One RDMA WRITE makes the translation; `faults` concern a second one, and the fsync beside it.
 fn beside_fsync(bench: &mut Bench<'_>, faults: &[NicRule]) -> Result<Finding, Stop> {
+    bench.own_engine()?;
     bench.store('B')?;
     if let Err(errno) = bench.register()? {
         return Ok(refused(bench, errno));

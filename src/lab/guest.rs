@@ -126,7 +126,9 @@ impl Guest {
         let mut vm = booted?;
         let agent = connect(&mut vm);
         let hello = agent.wait_hello(BOOT_LIMIT).map_err(|error| {
-            let why = vm.outcome().map_or_else(|| error.to_string(), |outcome| outcome.to_string());
+            // A machine that stands still is looked at twice: where it is both times is where it hangs.
+            let places = || format!("{error}; {}", [vm.whereabouts(), vm.whereabouts()].concat().join("; "));
+            let why = vm.outcome().map_or_else(places, |outcome| outcome.to_string());
             Stop::Failed(format!("the {name} guest did not come up: {why}; its console ends: {}", tail(&console)))
         })?;
         Ok(Self {

@@ -115,7 +115,10 @@ impl Victim {
         let spec = QpSpec { retry_count: 1, ack_timeout: 4, rnr_retry: 1, ..QpSpec::rc(&driver, pd, &cq) };
         let srq = Srq::create(&driver.context, pd, 4)?;
         let (one, other) = Qp::pair(&driver, spec.clone(), spec.clone())?;
-        let (three, four) = Qp::pair(&driver, spec.clone(), QpSpec { srq: Some(srq.srqn), ..spec.clone() })?;
+        // Another page, so that both engines have work.
+        let other_page = QpSpec { uar: driver.alloc_uar()?, ..spec.clone() };
+        let receiver = QpSpec { srq: Some(srq.srqn), ..spec.clone() };
+        let (three, four) = Qp::pair(&driver, other_page, receiver)?;
         let memory = machine.guest.scattered(LEN);
         let mr = driver.register(pd, &memory, VA, Access::ALL)?;
         let ksm = MkeySpec { mode: 3, ..MkeySpec::mtt(pd, Access::ALL, 0, LEN, vec![u64::from(mr.key), VA]) };
@@ -202,7 +205,11 @@ impl Victim {
     /// It does not.
     pub fn is_alive(&mut self) -> Result<()> {
         self.programs += 1;
-        let moved = if self.programs % 16 == 0 { None } else { Some(self.repair()) };
+        let moved = match self.programs % 16 {
+            0 => None,
+            turn if turn % 4 == 0 => Some(self.repair()),
+            _ => Some(self.mend()),
+        };
         match moved {
             Some(Ok(())) => Ok(()),
             // Hostile commands may have destroyed anything. A new binding finds a device like new.
@@ -232,6 +239,24 @@ impl Victim {
 
     fn note(&mut self, outcome: u64) {
         self.news |= self.outcomes.insert(outcome);
+    }
+
+    /// Sets those queue pairs up again that have failed; the others keep what they are waiting for.
+    fn mend(&self) -> Result<()> {
+        let qps = &self.machine.nic.hca().qps;
+        let works = |qp: &Qp| qps.get(qp.qpn).is_some_and(|qp| qp.attrs().state == state::RTS);
+        for pair in self.lanes.chunks(2).filter(|pair| !pair.iter().all(works)) {
+            for qp in pair {
+                qp.to_reset()?;
+            }
+            pair[0].connect(pair[1].peer())?;
+            pair[1].connect(pair[0].peer())?;
+        }
+        if !works(&self.umr) {
+            self.umr.to_reset()?;
+            self.umr.connect(self.umr.peer())?;
+        }
+        Ok(())
     }
 
     /// Sets queue pairs up again and moves data through two of them.
@@ -280,9 +305,11 @@ impl Victim {
         let out_len = if program.byte() % 4 == 0 { program.pick(0x1200) } else { 0x110 };
         let opcode = Opcode(cmd::IN_OPCODE.get(&input) as u16);
         let answer = self.driver.commands.execute(&input, out_len);
+        // Unknown opcodes are all alike.
+        let named = opcode.name().map_or(0, |_| u64::from(opcode.0));
         self.note(match &answer {
-            Ok(_) => u64::from(opcode.0),
-            Err(Error::Command { status, .. }) => 1 << 32 | u64::from(*status) << 16 | u64::from(opcode.0),
+            Ok(_) => named,
+            Err(Error::Command { status, .. }) => 1 << 32 | u64::from(*status) << 16 | named,
             Err(Error::Delivery { status, .. }) => 2 << 32 | u64::from(*status) << 16,
             Err(_) => 3 << 32,
         });

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::Running;
-use crate::machine::{Disk, END_LIMIT, LIMIT, exec, exec_within, rnic_run};
+use crate::machine::{Disk, END_LIMIT, LIMIT, exec, exec_after, rnic_run};
 
 #[test]
 fn the_status_of_exec_comes_back() {
@@ -43,7 +43,7 @@ touch /run/here && dd if=/dev/vda of=/dev/null bs=1M count=8 status=none && exit
 fn with_reboot_restart_a_reset_is_a_new_boot() {
     let disk = Disk::new(4096);
     let options = ["--cpus", "2", "--reboot", "restart", "--disk", &disk.option("")];
-    let done = exec_within(2 * LIMIT, "6.12", &options, THREE_LIVES);
+    let done = exec_after(|| disk.wipe(), 2 * LIMIT, "6.12", &options, THREE_LIVES);
     assert_eq!(done.code(), 5);
     for boot in ["boot 0", "boot 1", "boot 2"] {
         assert_eq!(done.out.matches(boot).count(), 1, "{boot}: {}", done.out);

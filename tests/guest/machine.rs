@@ -33,7 +33,15 @@ pub fn exec(kernel: &str, options: &[&str], script: &str) -> Done {
 
 /// The same for a guest that boots several times.
 pub fn exec_within(limit: Duration, kernel: &str, options: &[&str], script: &str) -> Done {
-    let run = || Running::start(rnic_run(kernel, options).args(["--exec", script])).finish(limit);
+    exec_after(|| (), limit, kernel, options, script)
+}
+
+/// The same after `prepare`, which is done anew for a second attempt: for a script that leaves its mark on a disk.
+pub fn exec_after(prepare: impl Fn(), limit: Duration, kernel: &str, options: &[&str], script: &str) -> Done {
+    let run = || {
+        prepare();
+        Running::start(rnic_run(kernel, options).args(["--exec", script])).finish(limit)
+    };
     let mut done = run();
     if done.status.code() == Some(TRIPLE_FAULT) {
         eprintln!("{kernel}: a vCPU triple-faulted; second attempt. It had printed: {}{}", done.out, done.err);
@@ -55,6 +63,12 @@ impl Disk {
         let path = dir.path().join("disk.img");
         File::create(&path).unwrap().set_len(size).unwrap();
         Self { _dir: dir, path }
+    }
+
+    /// Zeroes all of it.
+    pub fn wipe(&self) {
+        let size = self.path.metadata().unwrap().len();
+        File::create(&self.path).unwrap().set_len(size).unwrap();
     }
 
     /// The value of --disk.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rnic::image::{initramfs, resolve_kernel};
 
 use crate::common::{Done, rnic};
-use crate::machine::{Disk, LIMIT, exec_within, kernel, value};
+use crate::machine::{Disk, LIMIT, exec_after, kernel, value};
 
 /// Two boots, drivers and some traffic, on a busy machine.
 const BOOTS_LIMIT: Duration = LIMIT.saturating_mul(3);
@@ -49,6 +49,11 @@ quiet() {
 /// Runs `script` after [`FUNCTIONS`] in a guest with the NIC that `nic` describes. It comes on a disk of its own, /dev/vdb: a kernel command
 /// line is short. Disks of `options` follow from /dev/vdc.
 fn nic(kernel: &str, options: &[&str], nic: &str, script: &str) -> Done {
+    nic_after(|| (), kernel, options, nic, script)
+}
+
+/// The same with disks of the script's own, which `prepare` makes ready.
+fn nic_after(prepare: impl Fn(), kernel: &str, options: &[&str], nic: &str, script: &str) -> Done {
     let text = format!("{FUNCTIONS}{script}\n");
     let disk = Disk::new(0);
     // Empty lines, for a shell, up to a whole sector.
@@ -56,7 +61,7 @@ fn nic(kernel: &str, options: &[&str], nic: &str, script: &str) -> Done {
     let disk_option = disk.option(",readonly=on");
     let mut all = vec!["--cpus", "2", "--nic", nic, "--disk", &disk_option];
     all.extend(options);
-    let done = exec_within(BOOTS_LIMIT, kernel, &all, "exec bash /dev/vdb");
+    let done = exec_after(prepare, BOOTS_LIMIT, kernel, &all, "exec bash /dev/vdb");
     let complaints: Vec<_> = done.out.lines().filter(|line| line.starts_with("complaint=")).collect();
     assert!(complaints.is_empty(), "{kernel} complains: {complaints:#?}");
     done
@@ -135,7 +140,8 @@ sleep 1
 sleep 60
 "#
     );
-    let done = nic(kernel, &["--reboot", "restart", "--disk", &disk.option("")], "odp=on", &script);
+    let options = ["--reboot", "restart", "--disk", &disk.option("")];
+    let done = nic_after(|| disk.wipe(), kernel, &options, "odp=on", &script);
     assert_eq!((done.code(), done.out.matches("traffic=ok").count()), (5, 2), "{}", done.out);
 }
 

@@ -47,6 +47,7 @@ class Session:
         self.fds, self.ports = {}, {}
         self.process = self.saved_terminal = None
         self.started = False
+        self.beats = {}  # CPU: when it last said that it runs programs
         self.outputs = []
 
     def __enter__(self):
@@ -125,7 +126,7 @@ class Session:
     def serve(self, wake):
         """Carries words and signals until the command has ended and its output is complete."""
         control, held, status = self.ports["control"], b"", None
-        deadline = time.monotonic() + BOOT_LIMIT
+        deadline, limit = time.monotonic() + BOOT_LIMIT, beat_limit()
         while status is None:
             ready, _, _ = select.select([control, wake], [], [], 0.5)
             if wake in ready:
@@ -142,7 +143,10 @@ class Session:
             if status is None and self.process.poll() is not None:
                 raise self.death()
             if not self.started and time.monotonic() > deadline:
-                raise self.death(f"did not start within {BOOT_LIMIT} s")
+                raise self.death(f" did not start within {BOOT_LIMIT} s")
+            for cpu, last in self.beats.items():
+                if time.monotonic() - last > limit:
+                    raise self.death(f"'s CPU {cpu} stopped for good")
         for output in self.outputs:
             while not output.complete.wait(0.2):
                 if not output.is_alive() or self.process.poll() is not None:
@@ -156,6 +160,8 @@ class Session:
         if verb == "started":
             self.started = True
             self.attach()
+        elif verb == "beat":
+            self.beats[rest] = time.monotonic()
         elif verb == "exit" and rest.isdigit():
             return int(rest)
         elif verb == "failed":
@@ -215,7 +221,7 @@ class Session:
                     file.write(part.read_bytes())
         return kept
 
-    def death(self, what="died"):
+    def death(self, what=" died"):
         """The problem that the guest is gone, with the end of what it said."""
         self.restore_terminal()
         kept = self.keep_log()
@@ -223,7 +229,15 @@ class Session:
         first = next((number for number, line in enumerate(lines) if CRASH.search(line)), len(lines) - SHOWN)
         for line in lines[max(0, first):][:SHOWN]:
             say(f"with-kvm: guest: {line}")
-        return Problem(f"the TCG guest {what} before the command ended; its messages are in {kept}")
+        return Problem(f"the TCG guest{what} before the command ended; its messages are in {kept}")
+
+
+def beat_limit():
+    """How long a CPU of the guest may be silent, in seconds: on a very busy machine it may get no time for a while."""
+    value = os.environ.get("RNIC_BEAT_LIMIT", "120")
+    if not value.isdigit():
+        raise Problem(f"RNIC_BEAT_LIMIT={value} is not a number of seconds: unset it or say one")
+    return int(value)
 
 
 def receive(port):

@@ -20,8 +20,6 @@ use crate::vmm::{Console, Echo, Outcome, Vm, VmConfig};
 
 /// RAM of a lab guest.
 const MEMORY: u64 = 512 << 20;
-/// vCPUs of a lab guest: workers of a file system run beside the step that they race with, as on real machines.
-const CPUS: u8 = 2;
 /// From the first instruction to the agent's word, under emulation on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(150);
 /// A step that waits for nothing that the lab holds.
@@ -45,6 +43,8 @@ pub struct GuestParts {
     pub work: PathBuf,
     /// Copy the console to standard error as well.
     pub verbose: bool,
+    /// vCPUs.
+    pub cpus: u8,
     /// The NIC, if it is to have one.
     pub nic: Option<NicConfig>,
 }
@@ -112,7 +112,7 @@ impl Guest {
             kernel: parts.kernel.image.clone(),
             initramfs: Some(parts.initramfs.try_clone().map_err(|e| failed(&e))?),
             cmdline: CMDLINE.into(),
-            cpus: CPUS,
+            cpus: parts.cpus,
             memory: MEMORY,
             disks,
             nic: parts.nic.clone(),

@@ -15,6 +15,8 @@ use super::whereabouts::Whereabouts;
 
 /// How long a vCPU gets to come out of KVM_RUN when somebody looks where it is.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// What is said of a vCPU that was not parked within it.
+const AWAY: &str = "does not answer: it is in an exit of ours, or its host CPU runs nothing";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
@@ -135,15 +137,14 @@ impl Vcpus {
         self.set(Wanted::Run);
     }
 
-    /// Where the vCPUs are, in words: they are parked for the moment that it takes to look. One that does not come out of
-    /// an exit of ours is told of as that.
+    /// Where the vCPUs are, in words: they are parked for the moment that it takes to look. One that does not come to be parked
+    /// is told of as that.
     pub fn places(&self) -> Vec<String> {
         self.gate.lock().places.iter_mut().for_each(|place| *place = None);
         self.set_within(Wanted::Pause, LOOK_LIMIT);
         let places = self.gate.lock().places.clone();
         self.set(Wanted::Run);
-        let words =
-            |place: Option<Whereabouts>| place.map_or("inside an exit of ours".into(), |place| place.to_string());
+        let words = |place: Option<Whereabouts>| place.map_or(AWAY.into(), |place| place.to_string());
         places.into_iter().enumerate().map(|(id, place)| format!("vCPU {id} {}", words(place))).collect()
     }
 

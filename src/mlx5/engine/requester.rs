@@ -2,26 +2,29 @@
 //! The sending half of a queue pair, owned by one engine thread: which send WQE is next, how far it is, what it waits for.
 //!
 //! WQEs are executed strictly in order, each to its end, so a completion never overtakes another and every fence bit is kept.
-//! A wait (page fault, lever, RNR or transport timer) is a value, [`Park`]: it holds no section, lock or translation, and when it is over the
-//! piece is translated anew.
+//! A wait (page fault, lever, RNR or transport timer) is a value, [`Park`], and when it is over the piece is translated anew.
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::failure::{AtResponder, Failure};
 use super::receive::read_record;
 use super::transfer::{Late, Scratch};
-use super::wqe::{BLOCK, Kind, MAX_SEND_WQE, SendWqe, length};
+use super::wqe::{Kind, MAX_SEND_WQE, SendWqe};
 use crate::mlx5::fault_rules::WqeShape;
 use crate::mlx5::hca::{Hca, PORT_LID};
 use crate::mlx5::levers::Gate;
 use crate::mlx5::mkey::umr;
-use crate::mlx5::odp::FaultState;
 use crate::mlx5::qp::{Qp, QpAttrs};
 use crate::mlx5::spec::cq::syndrome;
 use crate::mlx5::spec::qp::{dbr, state};
+
+mod fetch;
+mod wait;
+
+pub use wait::Park;
 
 /// What a thread has at hand while it serves a queue pair.
 pub struct Cx<'a> {
@@ -94,20 +97,6 @@ pub enum Outcome {
     Failed(Failure),
 }
 
-/// What the current WQE waits for.
-pub enum Park {
-    /// Nothing.
-    No,
-    /// A lever.
-    Gated(u64),
-    /// A planted fault: the death of a translation.
-    Late(Box<Late>),
-    /// A page fault.
-    Fault(u32, FaultEnd),
-    /// RNR or transport timer, or room for another fault.
-    Timer(Instant),
-}
-
 /// The queue pair at the other end, as last looked up.
 pub struct Peer {
     /// The queue pair.
@@ -157,13 +146,6 @@ pub struct Requester {
 /// WQEs and bytes of one turn, so that a busy queue pair does not starve the others.
 const TURN_WQES: u32 = 64;
 const TURN_BYTES: u64 = 1 << 20;
-/// How often a wait that another command can end is looked at.
-const GLANCE: Duration = Duration::from_millis(5);
-/// How often a late piece looks whether its translation is dead.
-const LATE_GLANCE: Duration = Duration::from_micros(200);
-/// How often a requester without acknowledge timeout tries again.
-const NO_TIMEOUT: Duration = Duration::from_millis(100);
-
 impl Requester {
     /// For a queue pair that is new to the engine.
     pub fn new(qp: Arc<Qp>) -> Self {
@@ -264,52 +246,6 @@ impl Requester {
         hca.qps.get(self.qp.qpn).is_some_and(|qp| Arc::ptr_eq(&qp, &self.qp))
     }
 
-    /// Nobody waits any more for what the current WQE waits for.
-    pub fn abandon(&mut self, hca: &Hca) {
-        match std::mem::replace(&mut self.park, Park::No) {
-            Park::Fault(token, _) => hca.page_faults.cancel(token),
-            Park::Gated(token) => hca.levers.cancel(hca, token),
-            Park::No | Park::Late(_) | Park::Timer(_) => {}
-        }
-        if let Some(token) = self.background.take() {
-            hca.page_faults.cancel(token);
-        }
-    }
-
-    /// `None`: go on.
-    fn parked(&mut self, cx: &mut Cx<'_>) -> Option<Turn> {
-        let soon = |wait| Some(Turn::Until(Instant::now() + wait));
-        match &self.park {
-            Park::No => return None,
-            Park::Timer(at) if Instant::now() < *at => return Some(Turn::Until(*at)),
-            Park::Timer(_) => {}
-            Park::Gated(token) if cx.hca.levers.is_held(*token) => return soon(GLANCE),
-            Park::Gated(_) => self.passed_gate = true,
-            Park::Late(late) if !late.is_due() => return soon(LATE_GLANCE),
-            Park::Late(late) => self.done += late.copy(cx.hca, self.mover()),
-            Park::Fault(token, end) => match cx.hca.page_faults.poll(*token) {
-                FaultState::Waiting => {
-                    let peer_changed = self.peer.as_ref().is_some_and(|peer| !peer.qp.in_force(&peer.attrs));
-                    if *end == FaultEnd::Local || !peer_changed {
-                        return soon(GLANCE);
-                    }
-                    // The responder may be gone, and with it the driver's answer.
-                    self.abandon(cx.hca);
-                }
-                FaultState::Resumed { error: false } => self.faults += 1,
-                FaultState::Resumed { error: true } => {
-                    let failure = Failure::page_fault(*end);
-                    self.park = Park::No;
-                    self.fail(cx, failure);
-                    return Some(Turn::Again);
-                }
-                FaultState::Unknown => {}
-            },
-        }
-        self.park = Park::No;
-        None
-    }
-
     fn step(&mut self, cx: &mut Cx<'_>) -> Outcome {
         let hca = cx.hca;
         let mut section = hca.quiesce.enter(cx.engine);
@@ -355,81 +291,6 @@ impl Requester {
         }
     }
 
-    /// Copies in and parses the next WQE. False: none is posted.
-    fn fetch(&mut self, hca: &Hca) -> Result<bool, Failure> {
-        let Some(log_size) = self.qp.layout.log_sq_size else { return Ok(false) };
-        if self.next == self.posted {
-            self.posted = read_record(hca, send_record(&self.attrs)).unwrap_or(self.next);
-        }
-        let available = self.posted.wrapping_sub(self.next);
-        if available == 0 {
-            return Ok(false);
-        }
-        self.begin(hca);
-        let broken = Failure::local(syndrome::LOCAL_QP_OP_ERR);
-        if u32::from(available) > 1 << log_size {
-            return Err(broken);
-        }
-        let len = self.copy_in(hca, log_size, available).ok_or(broken)?;
-        let wqe = self.bytes.get(..len).unwrap_or_default();
-        self.wqe.parse(wqe, self.qp.service, self.qp.qpn).map_err(|error| {
-            log::debug!("QPN {:#x}: send WQE {:#x}: {error}", self.qp.qpn, self.next);
-            broken
-        })?;
-        Ok(true)
-    }
-
-    fn begin(&mut self, hca: &Hca) {
-        if let Some(token) = self.background.take() {
-            hca.page_faults.cancel(token);
-        }
-        self.active = true;
-        self.wqe.bytes = BLOCK;
-        self.wqe.opcode = 0;
-        self.done = 0;
-        self.planned.set(false);
-        self.passed_gate = false;
-        self.invalidated = false;
-        self.faults = 0;
-        self.rnr_left = self.attrs.rnr_retry;
-        self.retries_left = self.attrs.retry_count;
-    }
-
-    /// Copies the WQE in, which may wrap at the end of the queue; its length is read once. `None`: unreadable, or cut short.
-    fn copy_in(&mut self, hca: &Hca, log_size: u32, available: u16) -> Option<usize> {
-        let (layout, blocks) = (self.qp.layout, 1usize << log_size.min(16));
-        let slot = usize::from(self.next) & (blocks - 1);
-        let read = |slot: usize, into: &mut [u8]| {
-            let at = layout.sq_offset.checked_add((slot * BLOCK) as u64)?;
-            self.qp.buffer.read(&hca.dma, at, into).ok()
-        };
-        let (first, rest) = self.bytes.split_at_mut(BLOCK);
-        read(slot, first)?;
-        let len = length(first).ok()?;
-        let more = len.saturating_sub(BLOCK);
-        if len.div_ceil(BLOCK) > usize::from(available) {
-            return None;
-        }
-        if more > 0 {
-            // Up to the end of the queue, then from its start.
-            let straight = more.min((blocks - slot - 1) * BLOCK);
-            let (now, later) = rest.get_mut(..more)?.split_at_mut(straight);
-            if !now.is_empty() {
-                read(slot + 1, now)?;
-            }
-            if !later.is_empty() {
-                read(0, later)?;
-            }
-        }
-        Some(len)
-    }
-
-    /// The current WQE is done.
-    pub fn retire(&mut self) {
-        self.next = self.next.wrapping_add(self.wqe.blocks());
-        self.active = false;
-    }
-
     /// What levers and fault rules match.
     pub fn shape(&self) -> WqeShape {
         let key = match (self.wqe.kind, self.wqe.segs.first()) {
@@ -473,36 +334,6 @@ impl Requester {
         }
     }
 
-    /// An RNR NAK (IBTA 9.7.5.2.8): waits as long as the responder asks for, as often as the requester may.
-    pub fn not_ready(&mut self, cx: &mut Cx<'_>) {
-        cx.hca.counters.rnr_naks.add(1);
-        if self.attrs.rnr_retry < 7 {
-            match self.rnr_left.checked_sub(1) {
-                Some(left) => self.rnr_left = left,
-                None => return self.fail(cx, Failure::local(syndrome::RNR_RETRY_EXC_ERR)),
-            }
-        }
-        let code = self.peer.as_ref().map_or(0, |peer| peer.attrs.min_rnr_nak);
-        self.park = Park::Timer(Instant::now() + rnr_delay(code));
-    }
-
-    /// No acknowledgement comes (IBTA 9.7.6.1.3).
-    fn no_peer(&mut self, cx: &mut Cx<'_>) {
-        let code = u32::from(self.attrs.ack_timeout & 31);
-        if code == 0 {
-            self.park = Park::Timer(Instant::now() + NO_TIMEOUT);
-            return;
-        }
-        let delay = Duration::from_nanos(4096 << code);
-        match self.retries_left.checked_sub(1) {
-            Some(left) => self.retries_left = left,
-            None => {
-                return self.fail(cx, Failure::local(syndrome::TRANSPORT_RETRY_EXC_ERR));
-            }
-        }
-        self.park = Park::Timer(Instant::now() + delay);
-    }
-
     fn invalidate(&mut self, cx: &mut Cx<'_>, key: u32) {
         let Some(peer) = &self.peer else { return };
         match umr::invalidate_remote(cx.hca, &peer.qp, &peer.attrs, key) {
@@ -525,13 +356,4 @@ pub fn send_record(attrs: &QpAttrs) -> u64 {
 /// Whether a queue pair in this state takes messages.
 pub fn receives(attrs: &QpAttrs) -> bool {
     matches!(attrs.state, state::RTR | state::RTS | state::SQD | state::SQ_DRAINING | state::SQER)
-}
-
-/// RNR NAK timer by its code (IBTA table 45), in units of 10 us.
-fn rnr_delay(code: u8) -> Duration {
-    const UNITS: [u64; 32] = [
-        65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072,
-        4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
-    ];
-    Duration::from_micros(UNITS.get(usize::from(code & 31)).copied().unwrap_or(1) * 10)
 }

@@ -296,6 +296,7 @@ fn the_lab_and_what_it_does_not_know() {
 fn a_report_that_cannot_be_written() {
     let place = Place::new();
     place.refuses(&["lab", "--scenario", "H12", "--json-file", "/nowhere/report.json"], &["/nowhere/report.json"]);
+    place.refuses(&["lab", "--scenario", "H12", "--journal", "/nowhere/journal"], &["/nowhere/journal"]);
 }
 
 /// A shell that runs `script` with a /dev of its own: as root in a new mount namespace, otherwise in a user namespace too.

@@ -10,8 +10,9 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rnic::image::{self, KernelSource};
+use rnic::lab::journal::Journal;
 use rnic::lab::plan::{Selection, select};
-use rnic::lab::report::{Report, print_head, print_list, print_prices, print_row};
+use rnic::lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
 use rnic::lab::runner::{self, KernelPlan, LabConfig, News};
 
 use super::parts::own_initramfs;
@@ -54,6 +55,9 @@ pub struct LabArgs {
     /// Write the report as JSON to a file as well.
     #[arg(long, value_name = "FILE")]
     json_file: Option<PathBuf>,
+    /// Keep rows that have ended in FILE, and do not run those again that it has: for a host that may die in between.
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
     /// Leave the last guest running with a console when the rows are done.
     #[arg(long)]
     keep: bool,
@@ -77,6 +81,10 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     if let Some(path) = &args.json_file {
         report_place(path)?;
     }
+    let (mut journal, done) = match &args.journal {
+        Some(path) => open_journal(path).map(|(journal, done)| (Some(journal), done))?,
+        None => (None, Vec::new()),
+    };
     let rows = select(&Selection {
         all: args.all,
         scenarios: args.scenario.clone(),
@@ -111,8 +119,18 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         screen.line(&format!("kernel {}: {}", plan.kernel.name, version(&plan.kernel)));
     }
     screen.head()?;
-    let config = LabConfig { kernels, rows, jobs: args.jobs, seed, work: work.0.clone(), verbose: args.verbose };
-    let (report, kept) = runner::run(config, args.keep, |news| screen.news(news));
+    if !done.is_empty() {
+        screen.line(&format!("going on: {} rows have ended before", done.len()));
+    }
+    let config = LabConfig { kernels, rows, done, jobs: args.jobs, seed, work: work.0.clone(), verbose: args.verbose };
+    let (report, kept) = runner::run(config, args.keep, |news| {
+        if let (News::Row(row), Some(journal)) = (news, &mut journal)
+            && let Err(error) = journal.add(row)
+        {
+            log::warn!("the journal cannot be written: {error}; a run that goes on will run this row again");
+        }
+        screen.news(news);
+    });
     screen.end(&report);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -136,6 +154,16 @@ fn version(kernel: &KernelSource) -> String {
 fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| now.as_nanos() as u64)
+}
+
+fn open_journal(path: &Path) -> Result<(Journal, Vec<RowResult>), super::Error> {
+    Journal::open(path).map_err(|error| {
+        format!(
+            "the journal {} cannot be used: {error}; give --journal a file in a directory that exists",
+            path.display()
+        )
+        .into()
+    })
 }
 
 /// Refuses a report's path that cannot work before the guests have run for minutes.

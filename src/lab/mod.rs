@@ -6,13 +6,14 @@
 //!   what a power cut left behind.
 //! * [`oracle`]: judgements on the ledger; [`complaints`]: what the guest kernel had to say.
 //! * [`verdict`], [`expect`], [`report`]: words, expectations, tables and JSON. Oracles never see an expectation.
-//! * [`runner`]: puts it together.
+//! * [`runner`]: puts it together; [`journal`]: what has ended, for a run that goes on after its host's death.
 
 pub mod bench;
 pub mod complaints;
 pub mod console;
 pub mod expect;
 pub mod guest;
+pub mod journal;
 pub mod oracle;
 pub mod plan;
 pub mod report;

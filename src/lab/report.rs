@@ -3,32 +3,32 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::plan::{Row, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
 /// A measurement of a row.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// What was measured.
     pub name: String,
     /// How much.
     pub value: f64,
     /// Of what.
-    pub unit: &'static str,
+    pub unit: String,
 }
 
 /// A row that has run. Field names are stable.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RowResult {
     /// Catalogue number.
-    pub scenario: &'static str,
+    pub scenario: String,
     /// File system.
-    pub fs: &'static str,
+    pub fs: String,
     /// How the writer reached the page.
-    pub mode: &'static str,
+    pub mode: String,
     /// "single" or "large".
     pub folio: String,
     /// The kernel's name: "6.1", or the path that was given.
@@ -44,18 +44,18 @@ pub struct RowResult {
     /// Duration.
     pub seconds: f64,
     /// Measurements, in rows that measure.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub figures: Vec<Figure>,
-    #[serde(skip)]
-    pub(super) verdict: Verdict,
-    #[serde(skip)]
-    pub(super) complained: bool,
+    /// How it counts.
+    pub score: Score,
 }
 
 /// How a row, or a run, counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Score {
     /// As expected, or harmless where nothing is expected.
+    #[serde(rename = "as_expected")]
     Good,
     /// Not enough evidence.
     Inconclusive,
@@ -63,13 +63,26 @@ pub enum Score {
     Differs,
 }
 
+impl Score {
+    /// Of what was observed, where that was expected.
+    fn of(expected: Option<&str>, observed: &Observed) -> Self {
+        match (observed.verdict, expected) {
+            (Verdict::Inconclusive, _) => Self::Inconclusive,
+            (verdict, None) if verdict.harmful() || observed.complained => Self::Differs,
+            (_, None) => Self::Good,
+            (_, Some(expected)) if observed.to_string() == expected => Self::Good,
+            _ => Self::Differs,
+        }
+    }
+}
+
 impl RowResult {
-    /// A result of `row`.
+    /// A result of `row`, without its evidence.
     pub fn new(row: &Row, kernel: &str, version: &str, expected: Option<&str>, observed: &Observed) -> Self {
         Self {
-            scenario: row.scenario.id,
-            fs: row.fs.name(),
-            mode: row.scenario.mode,
+            scenario: row.scenario.id.into(),
+            fs: row.fs.name().into(),
+            mode: row.scenario.mode.into(),
             folio: row.folio.to_string(),
             kernel: kernel.into(),
             kernel_version: version.into(),
@@ -78,25 +91,15 @@ impl RowResult {
             evidence: Vec::new(),
             seconds: 0.0,
             figures: Vec::new(),
-            verdict: observed.verdict,
-            complained: observed.complained,
+            score: Score::of(expected, observed),
         }
     }
 
-    /// How it counts.
-    pub fn score(&self) -> Score {
-        match self.verdict {
-            Verdict::Inconclusive => Score::Inconclusive,
-            verdict if self.expected == "-" => {
-                if verdict.harmful() || self.complained {
-                    Score::Differs
-                } else {
-                    Score::Good
-                }
-            }
-            _ if self.observed == self.expected => Score::Good,
-            _ => Score::Differs,
-        }
+    /// Whether it is of `row` on this kernel.
+    pub fn is_of(&self, row: &Row, kernel: &str, version: &str) -> bool {
+        (self.scenario.as_str(), self.mode.as_str()) == (row.scenario.id, row.scenario.mode)
+            && (self.fs.as_str(), self.folio.as_str()) == (row.fs.name(), row.folio.to_string().as_str())
+            && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
     }
 }
 
@@ -116,7 +119,7 @@ pub struct Report {
 impl Report {
     /// 0 all as expected, 1 some differ, 2 some inconclusive (and none differs).
     pub fn exit_status(&self) -> u8 {
-        match self.rows.iter().map(RowResult::score).max() {
+        match self.rows.iter().map(|row| row.score).max() {
             None | Some(Score::Good) => 0,
             Some(Score::Differs) => 1,
             Some(Score::Inconclusive) => 2,
@@ -125,7 +128,7 @@ impl Report {
 
     /// One line: how many rows there were and how they count.
     pub fn summary(&self) -> String {
-        let count = |score| self.rows.iter().filter(|row| row.score() == score).count();
+        let count = |score| self.rows.iter().filter(|row| row.score == score).count();
         format!(
             "{} rows: {} as expected, {} differ, {} inconclusive",
             self.rows.len(),
@@ -147,7 +150,7 @@ pub fn print_head(out: &mut dyn Write) -> io::Result<()> {
 
 /// One row and its evidence below it.
 pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
-    let mark = match row.score() {
+    let mark = match row.score {
         Score::Good => "",
         Score::Differs => "  <-- differs",
         Score::Inconclusive => "  <-- inconclusive",
@@ -246,9 +249,9 @@ mod tests {
 
     #[test]
     fn prices_stand_side_by_side() {
-        let price = |mode, value| RowResult {
-            mode,
-            figures: vec![Figure { name: "latency".into(), value, unit: "us" }],
+        let price = |mode: &str, value| RowResult {
+            mode: String::from(mode),
+            figures: vec![Figure { name: "latency".into(), value, unit: "us".into() }],
             ..row(None, Verdict::Measured)
         };
         let mut text = Vec::new();
@@ -266,7 +269,7 @@ mod tests {
         let json = serde_json::to_value(row(None, Verdict::Safe)).unwrap();
         let mut names: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
         names.sort_unstable();
-        let stable = "evidence expected folio fs kernel kernel_version mode observed scenario seconds";
+        let stable = "evidence expected folio fs kernel kernel_version mode observed scenario score seconds";
         assert_eq!(names.join(" "), stable);
     }
 }

@@ -34,6 +34,8 @@ pub struct LabConfig {
     pub kernels: Vec<KernelPlan>,
     /// Rows for each kernel.
     pub rows: Vec<Row>,
+    /// Rows that have ended before, in another run: not run again, and part of the report.
+    pub done: Vec<RowResult>,
     /// Kernels that run side by side, each with two guests of two vCPUs.
     pub jobs: usize,
     /// All nonces derive from it.
@@ -55,11 +57,17 @@ pub enum News {
 }
 
 /// Runs everything; `tell` gets news as they come. Returns the report and, when `keep`, the last guest that is alive.
-pub fn run(config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (Report, Option<Guest>) {
+pub fn run(mut config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (Report, Option<Guest>) {
     let host = host_line();
     let seed = config.seed;
     let kept = Mutex::new(None);
-    let mut rows = Vec::new();
+    config.done.retain(|done| {
+        let of =
+            |plan: &KernelPlan| config.rows.iter().any(|row| done.is_of(row, &plan.kernel.name, label(&plan.kernel)));
+        config.kernels.iter().any(of)
+    });
+    let config = config;
+    let mut rows = config.done.clone();
     let queue = Mutex::new(config.kernels.iter());
     std::thread::scope(|scope| {
         let (sender, receiver) = channel();
@@ -90,6 +98,11 @@ pub fn run(config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (Repor
     });
     let report = Report { rnic: env!("CARGO_PKG_VERSION"), host, seed, rows };
     (report, kept.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A kernel's full version.
+fn label(kernel: &KernelSource) -> &str {
+    kernel.package_version.as_deref().unwrap_or(&kernel.release)
 }
 
 /// The host as a report names it.
@@ -130,6 +143,8 @@ struct KernelRun<'a> {
     version: Version,
     known: bool,
     label: String,
+    /// The host is a program, which has faults of its own.
+    emulated: bool,
     news: &'a Sender<News>,
 }
 
@@ -149,7 +164,8 @@ fn run_kernel(config: &LabConfig, plan: &KernelPlan, news: &Sender<News>) -> Opt
         parts,
         version: named.and_then(expect::parse_version).unwrap_or_default(),
         known: named.is_some(),
-        label: named.unwrap_or(&kernel.release).to_string(),
+        label: label(kernel).to_string(),
+        emulated: host_line().contains("QEMU TCG"),
         news,
     };
     run.rows()
@@ -170,20 +186,26 @@ impl KernelRun<'_> {
     }
 
     fn rows(&self) -> Option<Guest> {
+        let ended = |row: &Row| self.config.done.iter().any(|done| done.is_of(row, self.name(), &self.label));
+        // Each row keeps its number, and with it its data, whichever of them have ended before.
+        let rows: Vec<_> = self.config.rows.iter().zip(0..).filter(|(row, _)| !ended(row)).collect();
+        if rows.is_empty() {
+            return None;
+        }
         let mut guests = match self.boot_both() {
             Ok(guests) => guests,
             Err(stop) => {
-                self.none_run(&self.config.rows, &stop);
+                self.none_run(&rows, &stop);
                 return None;
             }
         };
-        for (index, row) in self.config.rows.iter().enumerate() {
-            let ended = self.row_with_retry(&mut guests, row, index as u64);
-            let last = index + 1 == self.config.rows.len();
-            let renewed = if last { Ok(()) } else { self.renew(&mut guests, &ended) };
+        for (at, &(row, index)) in rows.iter().enumerate() {
+            let (observed, ended) = self.row_with_retry(&mut guests, row, index);
+            let last = at + 1 == rows.len();
+            let renewed = if last { Ok(()) } else { self.renew(&mut guests, &observed) };
             self.tell(News::Row(Box::new(ended)));
             if let Err(stop) = renewed {
-                self.none_run(&self.config.rows[index + 1..], &stop);
+                self.none_run(&rows[at + 1..], &stop);
                 return None;
             }
         }
@@ -191,17 +213,25 @@ impl KernelRun<'_> {
         Some(guests.test)
     }
 
-    /// Runs a row; once more when its evidence was not enough, saying so.
-    fn row_with_retry(&self, guests: &mut Guests, row: &Row, index: u64) -> RowResult {
-        let first = self.row(guests, row, index);
-        if first.verdict != Verdict::Inconclusive || self.renew(guests, &first).is_err() {
-            return first;
+    /// Runs a row; once more when its evidence was not enough, saying so. Also after a panic on an emulated host, which brings panics
+    /// about itself (docs/findings.md): one that the kernel is to blame for comes again.
+    fn row_with_retry(&self, guests: &mut Guests, row: &Row, index: u64) -> (Observed, RowResult) {
+        let (observed, first) = self.row(guests, row, index);
+        let what = match observed.verdict {
+            Verdict::Inconclusive => "the first was inconclusive",
+            Verdict::Panic if self.emulated => {
+                "in the first the guest kernel panicked, which this emulated host brings about now and then"
+            }
+            _ => return (observed, first),
+        };
+        if self.renew(guests, &observed).is_err() {
+            return (observed, first);
         }
-        let mut second = self.row(guests, row, index + RETRY);
+        let (observed, mut second) = self.row(guests, row, index + RETRY);
         let why = first.evidence.last().map_or("", String::as_str);
-        second.evidence.insert(0, format!("second attempt; the first was inconclusive: {why}"));
+        second.evidence.insert(0, format!("second attempt; {what}: {why}"));
         second.seconds += first.seconds;
-        second
+        (observed, second)
     }
 
     fn tag(&self, role: &str) -> String {
@@ -232,7 +262,7 @@ impl KernelRun<'_> {
     }
 
     /// New guests in place of those that are gone, and of one whose kernel has complained.
-    fn renew(&self, guests: &mut Guests, after: &RowResult) -> Result<(), Stop> {
+    fn renew(&self, guests: &mut Guests, after: &Observed) -> Result<(), Stop> {
         if after.complained || !guests.test.alive() {
             self.phase("booting a new test guest");
             self.replace(&mut guests.test, TEST)?;
@@ -250,9 +280,9 @@ impl KernelRun<'_> {
     }
 
     /// No guest, no rows: each is told as not run, the reason once.
-    fn none_run(&self, rows: &[Row], why: &Stop) {
+    fn none_run(&self, rows: &[(&Row, u64)], why: &Stop) {
         self.tell(News::Broken(self.name().into(), why.to_string()));
-        for row in rows {
+        for (row, _) in rows {
             let mut result = self.result(row, &Observed::new(Verdict::Inconclusive));
             result.evidence.push("not run: this kernel's guests did not come up".into());
             self.tell(News::Row(Box::new(result)));
@@ -264,7 +294,7 @@ impl KernelRun<'_> {
         RowResult::new(row, self.name(), &self.label, expected, observed)
     }
 
-    fn row(&self, guests: &mut Guests, row: &Row, index: u64) -> RowResult {
+    fn row(&self, guests: &mut Guests, row: &Row, index: u64) -> (Observed, RowResult) {
         let Guests { test: guest, witness } = guests;
         self.phase(&format!("{} {} on {} ({} folios)", row.scenario.id, row.scenario.mode, row.fs.name(), row.folio));
         let begun = Instant::now();
@@ -304,7 +334,7 @@ impl KernelRun<'_> {
         result.evidence = evidence;
         result.figures = figures;
         result.seconds = begun.elapsed().as_secs_f64();
-        result
+        (observed, result)
     }
 }
 

@@ -207,7 +207,7 @@ impl<'a> Bench<'a> {
 
     /// Adds a measurement to the row.
     pub fn figure(&mut self, name: &str, value: f64, unit: &'static str) {
-        self.figures.push(Figure { name: name.into(), value, unit });
+        self.figures.push(Figure { name: name.into(), value, unit: unit.into() });
     }
 
     /// The measurements so far.

@@ -43,7 +43,7 @@ fn cpu_time(task: &str) -> Option<Duration> {
 fn engine_time() -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let engine = |task: &std::fs::DirEntry| {
-        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.contains("engine"))
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("nic0-engine"))
     };
     let times = tasks.filter(engine).filter_map(|task| cpu_time(&format!("self/task/{}", task.file_name().to_str()?)));
     times.sum()

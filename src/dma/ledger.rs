@@ -14,6 +14,7 @@
 
 mod hash;
 mod nic;
+mod pages;
 mod record;
 mod ring;
 #[cfg(test)]
@@ -25,14 +26,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use std::ops::Range;
 
-use zerocopy::FromZeros;
-
 pub use hash::{PAGE_SIZE, PageHash, SECTOR_SIZE};
 pub use nic::{NicCounters, NicKind, NicRecord, NicTotals};
 pub use record::{BlkOp, Hold, HoldPoint, PageTouch, ReleaseWhy, RequestRecord, RequestStart};
 pub use totals::{DiskCounters, DiskTotals, OpCounts};
 
 use nic::NicRing;
+use pages::Pages;
 use ring::{NoteRing, RequestRing};
 use totals::DiskEntry;
 
@@ -65,17 +65,11 @@ pub struct PageAccess {
     pub read: Seq,
 }
 
-#[derive(Default, FromZeros)]
-struct Slot {
-    written: AtomicU64,
-    read: AtomicU64,
-}
-
 /// See the module's text.
 pub struct Ledger {
     seq: AtomicU64,
     on: AtomicBool,
-    slots: Vec<Slot>,
+    pages: Pages,
     watched_count: AtomicUsize,
     watched: RwLock<Vec<u64>>,
     requests: Mutex<RequestRing>,
@@ -93,7 +87,7 @@ impl Default for Ledger {
 
 impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("seq", &self.now()).field("pages", &self.slots.len()).finish_non_exhaustive()
+        f.debug_struct("Ledger").field("seq", &self.now()).field("pages", &self.pages.len()).finish_non_exhaustive()
     }
 }
 
@@ -105,12 +99,10 @@ impl Ledger {
     }
 
     fn with_slots(pages: usize) -> Self {
-        // Zeroes that the system has not handed out yet: 4 MiB for a guest of 1 GiB, most of which no device ever touches.
-        let slots = Slot::new_vec_zeroed(pages).unwrap_or_else(|_| (0..pages).map(|_| Slot::default()).collect());
         Self {
             seq: AtomicU64::new(0),
             on: AtomicBool::new(true),
-            slots,
+            pages: Pages::new(pages),
             watched_count: AtomicUsize::new(0),
             watched: RwLock::default(),
             requests: Mutex::default(),
@@ -185,34 +177,21 @@ impl Ledger {
 
     /// A device wrote `len` bytes at `gpa` (DMA into guest memory); `seq` was taken after the copy.
     pub fn device_wrote(&self, gpa: u64, len: u64, seq: Seq) {
-        for slot in self.slots_of(gpa, len) {
-            slot.written.fetch_max(seq, Ordering::Relaxed);
+        if self.on.load(Ordering::Relaxed) {
+            self.pages.touch(gpa, len, seq, true);
         }
     }
 
     /// A device read `len` bytes at `gpa` (DMA out of guest memory); `seq` was taken after the copy.
     pub fn device_read(&self, gpa: u64, len: u64, seq: Seq) {
-        for slot in self.slots_of(gpa, len) {
-            slot.read.fetch_max(seq, Ordering::Relaxed);
+        if self.on.load(Ordering::Relaxed) {
+            self.pages.touch(gpa, len, seq, false);
         }
     }
 
     /// The last accesses of any device to the page that holds `gpa`.
     pub fn last_access(&self, gpa: u64) -> PageAccess {
-        self.slots_of(gpa, 1).first().map_or(PageAccess::default(), |slot| PageAccess {
-            written: slot.written.load(Ordering::Relaxed),
-            read: slot.read.load(Ordering::Relaxed),
-        })
-    }
-
-    fn slots_of(&self, gpa: u64, len: u64) -> &[Slot] {
-        if len == 0 || !self.on.load(Ordering::Relaxed) {
-            return &[];
-        }
-        let last = gpa.saturating_add(len - 1) / PAGE_SIZE;
-        let first = usize::try_from(gpa / PAGE_SIZE).unwrap_or(usize::MAX).min(self.slots.len());
-        let end = usize::try_from(last).unwrap_or(usize::MAX).saturating_add(1).min(self.slots.len());
-        &self.slots[first..end]
+        self.pages.last(gpa)
     }
 
     // ---- block requests ----

@@ -254,8 +254,17 @@ impl Flight {
         }
     }
 
-    /// Under the disk's lock, as the completion is published; `now` was taken just before.
-    pub(super) fn mark_completed(&self, disk: &mut Disk, ledger: &Ledger, now: Seq) {
+    /// What the completion will say, just before it is published. If it cannot be, [`Self::mark_aborted`] takes it back.
+    pub(super) fn record_completed(&self, ledger: &Ledger) {
+        let now = ledger.tick();
+        self.amend(ledger, |r| {
+            r.completed = Some(now);
+            r.status = Some(self.status);
+        });
+    }
+
+    /// Under the disk's lock, as the completion is published.
+    pub(super) fn mark_completed(&self, disk: &mut Disk) {
         disk.in_flight = disk.in_flight.saturating_sub(1);
         let ok = self.status == S_OK;
         if let Some(log) = &mut disk.log {
@@ -265,15 +274,12 @@ impl Flight {
                 log.flushed(self.flush_arrival);
             }
         }
-        self.amend(ledger, |r| {
-            r.completed = Some(now);
-            r.status = Some(self.status);
-        });
     }
 
     pub(super) fn mark_aborted(&self, ledger: &Ledger, now: Seq, why: ReleaseWhy) {
         self.amend(ledger, |r| {
             r.aborted = Some(now);
+            (r.completed, r.status) = (None, None);
             if let Some(caught) = self.caught {
                 r.end_hold(caught.lever, now, why);
             }

@@ -202,12 +202,13 @@ impl Worker {
         let shared = self.shared.clone();
         // Under the lock, so that a power cut sees the request either not completed, or completed and published.
         let mut disk = shared.disk();
-        let seq = dma.ledger().tick();
+        // Before the driver can see it: whoever has seen the completion finds it in the ledger.
+        flight.record_completed(dma.ledger());
         let head = flight.request.head;
         ram.write_obj(flight.status, GuestAddress(flight.request.status_addr))
             .map_err(|_| RingFault::NoStatus(head))?;
         self.queues[flight.queue].queue.add_used(ram, head, flight.used).map_err(RingFault::Queue)?;
-        flight.mark_completed(&mut disk, dma.ledger(), seq);
+        flight.mark_completed(&mut disk);
         drop(disk);
         self.dirty[flight.queue] = true;
         add(&self.shared.counters.completed, 1);

@@ -4,6 +4,7 @@
 //! * `state`: the context (MKC), decoded, and what a UMR replaces in it.
 //! * `translate`: from key and address to guest memory, inside a section only.
 //! * [`umr`]: the work requests that change a key or its translations.
+//! * `version`: several words that change as one.
 //!
 //! A key dies in one order everywhere: publish ([`Mkey::revoke`], or the stores of a UMR), [`fence`], then tell that it is done.
 
@@ -12,6 +13,7 @@ mod state;
 pub(in crate::mlx5) mod tests;
 mod translate;
 pub mod umr;
+mod version;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +29,7 @@ use crate::dma::ledger::{NicKind, Seq};
 pub use state::MkeyState;
 use state::StateCell;
 pub use translate::{check, translate};
+use version::Version;
 
 /// Key whose index is reserved for absent entries of an indirect key: an access through it is a page fault (contract 8.6).
 pub const NULL_MKEY: u32 = 0x200;
@@ -129,6 +132,8 @@ pub struct Mkey {
     /// Translation table as the driver wrote it, two words an octword; its size never changes.
     /// MTT: one word an entry, always with its presence bits. KLM and KSM: byte count and key, then the address.
     pub entries: Box<[AtomicU64]>,
+    /// Of the entries of two words. They change under `context`'s lock.
+    pairs: Version,
     /// Updates and revocations that are complete, DMA through the old state included.
     pub zaps: AtomicU64,
     /// MKC with all its bits.
@@ -167,7 +172,7 @@ impl Mkey {
             entry.store(word(bytes) | bits, Ordering::Relaxed);
         }
         let (state, context, zaps) = (StateCell::new(&state), Mutex::new(context), AtomicU64::new(0));
-        Ok(Self { index, state, entries, zaps, context, _lease: None })
+        Ok(Self { index, state, entries, pairs: Version::default(), zaps, context, _lease: None })
     }
 
     fn numbered(mut self, index: u32) -> Self {
@@ -228,14 +233,27 @@ impl Mkey {
             }
             return;
         }
+        let _writers = lock(&self.context);
         for (pair, bytes) in entries.chunks_exact(2).zip(list.chunks_exact(OCTWORD_SIZE)) {
-            // A reader that sees the same first word before and after the second has a pair that belongs together.
-            let [head, address] = pair else { continue };
-            let (new_head, new_address) = bytes.split_at(8);
-            head.store(0, Ordering::SeqCst);
-            address.store(word(new_address), Ordering::SeqCst);
-            head.store(word(new_head), Ordering::SeqCst);
+            // One at a time, so that readers of the others are not held up.
+            self.pairs.change(|| {
+                for (entry, bytes) in pair.iter().zip(bytes.chunks_exact(8)) {
+                    entry.store(word(bytes), Ordering::Relaxed);
+                }
+            });
         }
+    }
+
+    /// Entry `index` of an indirect key, both words of one update: byte count << 32 | key, and address. `None`: beyond the table.
+    fn pair(&self, index: u64) -> Option<[u64; 2]> {
+        let at = usize::try_from(index).ok()?.checked_mul(2)?;
+        let entry = self.entries.get(at..)?.first_chunk::<2>()?;
+        let copy = || [0, 1].map(|at: usize| entry[at].load(Ordering::Relaxed));
+        let copied = self.pairs.read(copy);
+        Some(copied.unwrap_or_else(|| {
+            let _writers = lock(&self.context);
+            copy()
+        }))
     }
 }
 

@@ -177,7 +177,7 @@ impl Walk<'_> {
         let inside = (1u64 << log_page) - 1;
         let mut left = len;
         while left > 0 {
-            let (head, base) = self.pair(mkey, at >> log_page)?;
+            let [head, base] = self.pair(mkey, at >> log_page)?;
             let now = left.min(inside + 1 - (at & inside));
             let child_va = base.checked_add(at & inside).ok_or(Stop::Denied("an entry's address wraps"))?;
             self.child(head as u32, child_va, now, depth)?;
@@ -190,7 +190,7 @@ impl Walk<'_> {
     fn klm(&mut self, mkey: &Mkey, skip: u64, len: u64, depth: u8) -> Result<(), Stop> {
         let (mut skip, mut left) = (skip, len);
         for index in 0..mkey.entries.len() as u64 / 2 {
-            let (head, base) = self.pair(mkey, index)?;
+            let [head, base] = self.pair(mkey, index)?;
             let bytes = head >> 32;
             if skip >= bytes {
                 skip -= bytes;
@@ -220,15 +220,10 @@ impl Walk<'_> {
         self.key(key, va, len, self.access.rights, depth + 1)
     }
 
-    /// An entry of an indirect key: byte count << 32 | key, and address, of one update.
-    fn pair(&mut self, mkey: &Mkey, index: u64) -> Result<(u64, u64), Stop> {
+    /// An entry of an indirect key.
+    fn pair(&mut self, mkey: &Mkey, index: u64) -> Result<[u64; 2], Stop> {
         self.spend(1)?;
-        let at = index as usize * 2;
-        let Some([head, address]) = mkey.entries.get(at..).and_then(|rest| rest.get(..2)) else { return Ok((0, 0)) };
-        let before = head.load(Ordering::SeqCst);
-        let address = address.load(Ordering::SeqCst);
-        // Changing right now: as good as absent, and whoever asked looks again.
-        if head.load(Ordering::SeqCst) != before { Err(Stop::Absent) } else { Ok((before, address)) }
+        Ok(mkey.pair(index).unwrap_or_default())
     }
 
     fn spend(&mut self, steps: u32) -> Result<(), Stop> {

@@ -200,7 +200,7 @@ impl Mkey {
         self.state.set(&MkeyState { dead: true, free: true, ..self.state.get_settled() });
     }
 
-    /// An update or a revocation is complete.
+    /// An update or a revocation is complete, and in the ledger: a late piece that waits for it comes after it there too.
     pub fn completed(&self) {
         self.zaps.fetch_add(1, Ordering::Release);
     }
@@ -318,8 +318,8 @@ pub fn destroy(hca: &Hca, index: u32) -> bool {
     let key = mkey.key();
     mkey.revoke();
     fence(hca, &WqeShape::command(key));
-    mkey.completed();
     record(hca, 0, NicKind::Revoked { index, begun });
+    mkey.completed();
     true
 }
 

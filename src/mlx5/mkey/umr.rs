@@ -83,8 +83,8 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
     // Also after a failure: some entries may be replaced.
     let shape = WqeShape { opcode: request.opcode, qpn, wqe_index: request.wqe_index, key: request.key };
     fence(hca, &shape);
-    mkey.completed();
     record(hca, qpn, request.tell(&mkey, begun));
+    mkey.completed();
     done
 }
 
@@ -129,8 +129,8 @@ fn invalidate(hca: &Hca, qpn: u32, mkey: &Mkey, key: u32) -> Result<(), UmrError
     mkc::FREE.set(&mut context, 1);
     mkey.set_context(&context, umr_mask::FREE);
     fence(hca, &WqeShape::access(key, qpn));
-    mkey.completed();
     record(hca, qpn, NicKind::Revoked { index: mkey.index, begun });
+    mkey.completed();
     Ok(())
 }
 

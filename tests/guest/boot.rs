@@ -26,8 +26,8 @@ grep virtio /proc/interrupts
 dmesg -l emerg,alert,crit,err,warn | sed 's/^/complaint: /'
 "#;
 
-/// Warnings at start-up that are about the processor's weaknesses, clocks and power management, not about our devices.
-const HARMLESS: [&str; 10] = [
+/// Warnings about the processor's weaknesses, clocks and power management, and that the machine is slow, not about our devices.
+const HARMLESS: [&str; 14] = [
     "Spectre",
     "spectre",
     "RETBleed",
@@ -37,6 +37,10 @@ const HARMLESS: [&str; 10] = [
     "TSC",
     "clocksource",
     "amd_pstate",
+    "hrtimer: interrupt took",
+    "perf: interrupt took too long",
+    "hogged CPU for",
+    "RT throttling activated",
     "rnic-agent:",
 ];
 

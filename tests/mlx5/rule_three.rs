@@ -113,8 +113,12 @@ fn place(round: u64) -> u64 {
     round * 3001 % (PAGES * 4096 - u64::from(MESSAGE))
 }
 
-/// WRITE, READ, SEND and a gathering WRITE at full speed against zaps of single pages.
-fn zap_stress(rules: &[NicRule], time: Duration) -> Seen {
+/// How long a stress run may take to see enough: a busy machine gives a tenth of what a quiet one does.
+const STRESS_LIMIT: Duration = Duration::from_secs(60);
+
+/// WRITE, READ, SEND and a gathering WRITE at full speed against zaps of single pages, for `time` and until there were as many
+/// zaps, transfers and faults as `least` says.
+fn zap_stress(rules: &[NicRule], time: Duration, least: [u64; 3]) -> Seen {
     let machine = std::sync::Arc::new(Machine::new(MachineConfig { ram_mib: 128, ..MachineConfig::default() }));
     let pair = Pair::on(Driver::probe(&machine).unwrap(), |_| ());
     let driver = &pair.driver;
@@ -185,7 +189,11 @@ fn zap_stress(rules: &[NicRule], time: Duration) -> Seen {
             seen.stale_writes += u64::from(disturbed(guest, gpa));
             paging.lock().pool.push(gpa);
         };
-        while begun.elapsed() < time {
+        let enough = |zaps| {
+            let happened = [zaps, count.load(Ordering::Relaxed), service.served()];
+            happened.iter().zip(least).all(|(so_far, least)| *so_far >= least)
+        };
+        while begun.elapsed() < time || (!enough(seen.zaps) && begun.elapsed() < STRESS_LIMIT) {
             turn += 1;
             match paging.zap(driver, turn * 7 % PAGES) {
                 Some(gpa) => {
@@ -209,7 +217,8 @@ fn zap_stress(rules: &[NicRule], time: Duration) -> Seen {
     seen.transfers = count.load(Ordering::Relaxed);
     seen.stale_reads = stale_reads.load(Ordering::Relaxed);
     seen.faults = service.served();
-    eprintln!("{rules:?}: {seen:?}");
+    let happened = [seen.zaps, seen.transfers, seen.faults];
+    assert!(happened.iter().zip(least).all(|(so_far, least)| *so_far >= least), "too little happened: {seen:?}");
     seen
 }
 
@@ -219,23 +228,23 @@ fn every(action: NicAction) -> NicRule {
 
 #[test]
 fn zaps_under_traffic_leave_no_dma_behind() {
-    let seen = zap_stress(&[], Duration::from_secs(3));
+    let seen = zap_stress(&[], Duration::from_secs(3), [300, 300, 100]);
     assert_eq!((seen.stale_writes, seen.stale_reads), (0, 0), "{seen:?}");
-    assert!(seen.zaps > 300 && seen.transfers > 300 && seen.faults > 100, "too little happened: {seen:?}");
 }
 
 #[test]
 fn zaps_wait_for_what_is_in_flight() {
-    let seen = zap_stress(&[every(STALL)], Duration::from_secs(2));
+    let seen = zap_stress(&[every(STALL)], Duration::from_secs(2), [20, 20, 0]);
     assert_eq!((seen.stale_writes, seen.stale_reads), (0, 0), "{seen:?}");
-    assert!(seen.zaps > 20 && seen.transfers > 20, "too little happened: {seen:?}");
 }
 
+/// On a busy machine the stalled DMA may be over before the canary is in place: what a run did not meet, another may.
 #[test]
 fn control_without_the_guard_zaps_leave_dma_behind() {
-    let seen = zap_stress(&[every(STALL), every(NicAction::NoGuard)], Duration::from_secs(2));
-    assert!(seen.stale_writes > 0, "the missing guard was not caught: {seen:?}");
-    assert!(seen.stale_reads > 0, "the missing guard was not caught in reads: {seen:?}");
+    let rules = [every(STALL), every(NicAction::NoGuard)];
+    let mut runs = (0..5).map(|_| zap_stress(&rules, Duration::from_secs(2), [0; 3]));
+    let caught = runs.any(|seen| seen.stale_writes > 0 && seen.stale_reads > 0);
+    assert!(caught, "the missing guard was not caught in writes and reads");
 }
 
 /// A way in which the right to write into a target ends.
@@ -256,10 +265,9 @@ const ENDS: &[(&str, End)] = &[
     ("platform reset", |pair, _| pair.driver.machine.reset()),
 ];
 
-/// Ends the right in the middle of traffic and says in how many of `rounds` the canary changed.
-fn end_stress(end: End, rules: &[NicRule], rounds: u32) -> u32 {
-    let mut stale = 0;
-    for round in 0..rounds {
+/// Ends the right in the middle of traffic, at most `rounds` times, and says whether the canary changed in one of them.
+fn outlives(end: End, rules: &[NicRule], rounds: u32) -> bool {
+    (0..rounds).any(|round| {
         let driver = Driver::probe(&crate::scene::machine()).unwrap();
         // Another engine than that of UMRs, which would wait for their turn with or without a guard.
         let uar = driver.alloc_uar().unwrap();
@@ -276,10 +284,10 @@ fn end_stress(end: End, rules: &[NicRule], rounds: u32) -> u32 {
         end(&pair, &mr);
         target.fill(0, target.len, CANARY);
         std::thread::sleep(Duration::from_millis(8));
-        stale += u32::from(target.bytes(0, target.len).iter().any(|byte| *byte != CANARY));
+        let stale = target.bytes(0, target.len).iter().any(|byte| *byte != CANARY);
         pair.driver.machine.nic.hca().faults.clear();
-    }
-    stale
+        stale
+    })
 }
 
 fn stalled_writes() -> NicRule {
@@ -289,16 +297,16 @@ fn stalled_writes() -> NicRule {
 #[test]
 fn every_end_of_a_translation_waits_for_dma() {
     for (name, end) in ENDS {
-        assert_eq!(end_stress(*end, &[stalled_writes()], 6), 0, "{name}, with DMA in flight for long");
-        assert_eq!(end_stress(*end, &[], 6), 0, "{name}, at full speed");
+        assert!(!outlives(*end, &[stalled_writes()], 6), "{name}, with DMA in flight for long");
+        assert!(!outlives(*end, &[], 6), "{name}, at full speed");
     }
 }
 
 #[test]
 fn control_without_the_guard_dma_outlives_its_translation() {
     for (name, end) in ENDS.iter().filter(|(name, _)| name.starts_with("UMR") || *name == "DESTROY_MKEY") {
-        let stale = end_stress(*end, &[stalled_writes(), every(NicAction::NoGuard)], 6);
-        assert!(stale > 0, "{name}: the missing guard was not caught");
+        let caught = outlives(*end, &[stalled_writes(), every(NicAction::NoGuard)], 100);
+        assert!(caught, "{name}: the missing guard was not caught");
     }
 }
 
@@ -374,7 +382,8 @@ fn keys_come_and_go_under_traffic() {
             });
         }
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(2) {
+        let enough = |keys| keys > 100 && transfers.load(Ordering::Relaxed) > 100;
+        while begun.elapsed() < Duration::from_secs(2) || (!enough(keys) && begun.elapsed() < STRESS_LIMIT) {
             let target = driver.machine.guest.scattered(MESSAGE.into());
             let mr = driver.register(pair.pd, &target, VA, Access::ALL).unwrap();
             *current.lock().unwrap() = Some(mr);

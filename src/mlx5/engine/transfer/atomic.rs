@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Atomic operations on a word of guest memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vm_memory::VolatileMemory;
+
+use super::copy::{put_bytes, refused, slice};
+use super::{End, Found, Mover, Scratch, Side, Stop, record};
+use crate::mlx5::hca::Hca;
+use crate::mlx5::mkey::{Access, AccessError};
+use crate::mlx5::quiesce::Section;
+
+/// An atomic operation.
+#[derive(Debug, Clone, Copy)]
+pub enum Atomic {
+    /// Puts `swap` if the word is `compare`.
+    CompareSwap {
+        /// New value.
+        swap: u64,
+        /// Expected value.
+        compare: u64,
+    },
+    /// Adds.
+    FetchAdd(u64),
+}
+
+/// Does `operation` on the 8 bytes `word` and puts the old value into `result`, both first translated: nothing happens to the word unless
+/// the result has its place. Words are little-endian, as the host's (contract 10.3).
+pub fn atomic(
+    hca: &Hca,
+    section: &Section<'_>,
+    (scratch, mover): (&mut Scratch, Mover),
+    (word, result): (&Access, &End<'_>),
+    operation: Atomic,
+) -> Result<(), Stop> {
+    let room = match result.find(hca, section, 0, 8, &mut scratch.source).map_err(Stop::Source)? {
+        Found::Spans(room) => room,
+        Found::Bytes(_) => 0,
+    };
+    // The local list is complete or faults at its first missing byte.
+    if room < 8 {
+        result.find(hca, section, room, 8 - room, &mut Side::default()).map_err(Stop::Source)?;
+        return Err(Stop::Source(AccessError::Denied { key: 0, why: "no room for the result of an atomic" }));
+    }
+    scratch.target.clear();
+    scratch.target.add(hca, section, word).map_err(Stop::Target)?;
+    let span = match scratch.target.spans.as_slice() {
+        [span] if span.len == 8 => *span,
+        _ => return Err(Stop::NoTarget),
+    };
+    let ram = hca.dma.ram().map_err(|_| Stop::NoTarget)?;
+    let cell = slice(ram, span.gpa, 8).ok_or_else(|| refused(hca, span.gpa, 8, Stop::NoTarget))?;
+    let cell = cell.get_atomic_ref::<AtomicU64>(0).map_err(|_| refused(hca, span.gpa, 8, Stop::NoTarget))?;
+    for place in &scratch.source.spans {
+        hca.dma.check(place.gpa, place.len).map_err(|_| Stop::NoSource)?;
+    }
+    let begun = if hca.dma.ledger().watches_any() { hca.dma.ledger().tick() } else { 0 };
+    // The host is little-endian, as KVM's is that this runs on.
+    let old = match operation {
+        Atomic::FetchAdd(add) => cell.fetch_add(add, Ordering::SeqCst),
+        Atomic::CompareSwap { swap, compare } => {
+            cell.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|seen| seen)
+        }
+    };
+    put_bytes(hca, &old.to_le_bytes(), &scratch.source.spans, 8)?;
+    // Both are written: the word, and the place of the result.
+    let nothing = Side::default();
+    record(hca, mover, (&nothing, &scratch.target), 8, (begun, false));
+    record(hca, mover, (&nothing, &scratch.source), 8, (begun, false));
+    Ok(())
+}

@@ -7,10 +7,12 @@
 
 use serde::{Deserialize, Serialize};
 
+mod args;
 mod op;
 mod value;
 mod verbs;
 
+pub use args::*;
 pub use op::*;
 pub use value::*;
 pub use verbs::*;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The lab: scenarios on unmodified kernels, judged by evidence.
 //!
-//! * [`plan`]: which rows there are; [`scenarios`]: their steps, told at a [`bench`].
+//! * [`plan`]: which rows there are; [`scenarios`]: their steps, told at a [`mod@bench`].
 //! * [`guest`]: a machine with an agent; each kernel gets a guest under test and a second one, the witness, which mounts
 //!   what a power cut left behind.
 //! * [`oracle`]: judgements on the ledger; [`complaints`]: what the guest kernel had to say.

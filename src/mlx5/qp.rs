@@ -28,7 +28,7 @@ pub struct QueueLayout {
 /// What a queue pair is at one time. Never changed in place.
 #[derive(Clone)]
 pub struct QpAttrs {
-    /// Counts changes; [`Qp::generation`] tells whether this copy is in force.
+    /// Counts changes; `Qp::generation` tells whether this copy is in force.
     pub generation: u64,
     /// Counts 2RST: when it changes, queue counters start at 0 again.
     pub incarnation: u64,
@@ -70,7 +70,7 @@ pub struct QpAttrs {
     pub pkey_index: u16,
     /// XRC domain: a target serves the SRQs of its own.
     pub xrcd: u32,
-    /// Guest physical address of the doorbell record: [0] receive counter, [1] send counter.
+    /// Guest physical address of the doorbell record: first the receive counter, then the send counter.
     pub record: u64,
 }
 

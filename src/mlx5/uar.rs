@@ -48,7 +48,7 @@ pub fn write(hca: &Hca, uar: u32, offset: u64, data: &[u8]) -> bool {
 }
 
 /// Send doorbells of the allocated UAR pages as eventfds, one a page, wherever BAR0 is. Where the host gives none the write
-/// takes an exit and reaches [`write`]: slower, not lost.
+/// takes an exit and reaches [`fn@write`]: slower, not lost.
 pub struct UarDoorbells {
     host: Arc<dyn DoorbellHost>,
     failures: Rationed,

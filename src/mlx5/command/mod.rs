@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command queue and the commands (contract 3, 4, 6).
 //!
-//! * [`queue`]: entries and mailboxes. [`table`]: every command, once. [`log`]: `--nic log=commands`.
+//! * [`queue`]: entries and mailboxes. `table`: every command, once. [`log`]: `--nic log=commands`.
 //! * One file an object family: what its commands check and do.
 //! * [`Plane`]: what commands, resets and inspection share; [`Worker`]: the thread that executes commands, one after another.
 //!

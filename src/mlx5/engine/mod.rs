@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The data path: engine threads that execute send WQEs and place data (contract 7).
 //!
-//! * [`wqe`]: work requests, parsed. [`receive`]: how receive WQEs are taken.
-//! * [`requester`]: one queue pair's sending half and what it waits for; [`execute`] and [`datagram`]: one step of a message;
-//!   [`transfer`]: the copy; [`completion`]: CQEs; [`failure`]: errors, page faults, flushing.
-//! * [`worker`]: the thread.
+//! * `wqe`: work requests, parsed. `receive`: how receive WQEs are taken.
+//! * `requester`: one queue pair's sending half and what it waits for; `execute` and `datagram`: one step of a message;
+//!   `transfer`: the copy; `completion`: CQEs; `failure`: errors, page faults, flushing.
+//! * `worker`: the thread.
 
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;

@@ -4,7 +4,7 @@
 //! * `wqe`: work requests, parsed. `receive`: how receive WQEs are taken.
 //! * `requester`: one queue pair's sending half and what it waits for; `execute` and `datagram`: one step of a message;
 //!   `transfer`: the copy; `completion`: CQEs; `failure`: errors, page faults, flushing.
-//! * `worker`: the thread.
+//! * `worker`: the thread; `door`: what others tell it.
 
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -16,6 +16,7 @@ use super::sync::lock;
 
 mod completion;
 mod datagram;
+mod door;
 mod execute;
 mod failure;
 mod receive;
@@ -26,8 +27,9 @@ mod transfer;
 mod worker;
 mod wqe;
 
+use door::Door;
 pub use receive::Responder;
-use worker::{Door, Worker};
+use worker::Worker;
 
 /// Handles to the engine threads. A queue pair belongs to engine `uar % count`.
 pub struct Engines {

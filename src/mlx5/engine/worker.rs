@@ -1,132 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! An engine thread: which queue pair is served next, and when to sleep.
-//!
-//! News come as kicks (something about a queue pair changed), rings (a doorbell of a UAR page that took an exit) and signalled
-//! eventfds (a doorbell that did not). A ring says "look at the records of that page's queue pairs": one address serves them all.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::door::{Door, Inbox};
 use super::requester::{Cx, Requester, Turn};
 use super::transfer::Scratch;
 use crate::mlx5::hca::Hca;
-use crate::mlx5::sync::lock;
 
 /// How long an engine that has had work looks at its last queue pairs' records before it sleeps. A wake-up through an eventfd costs
 /// about as much.
 const POLL: Duration = Duration::from_micros(30);
 /// Queue pairs that are polled.
 const HOT: usize = 8;
-/// Epoll data of the engine's own descriptors; UAR indices are smaller.
-const WAKE: u64 = u64::MAX;
-const TIMER: u64 = u64::MAX - 1;
-/// Events taken at once.
-const EVENTS: usize = 32;
-
-/// What others tell an engine.
-#[derive(Default)]
-struct Inbox {
-    qpns: HashSet<u32>,
-    uars: HashSet<u32>,
-    stop: bool,
-}
-
-/// The door of an engine, for everyone.
-pub struct Door {
-    inbox: Mutex<Inbox>,
-    /// The inbox is not empty.
-    news: AtomicBool,
-    /// The engine sleeps or is about to: it must be woken.
-    asleep: AtomicBool,
-    wake: EventFd,
-    epoll: Epoll,
-    /// Doorbells of UAR pages.
-    watched: Mutex<HashMap<u32, Arc<EventFd>>>,
-}
-
-impl Door {
-    /// An engine's door; nobody is behind it yet.
-    pub fn new() -> std::io::Result<Self> {
-        let door = Self {
-            inbox: Mutex::default(),
-            news: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
-            wake: EventFd::new(EFD_NONBLOCK)?,
-            epoll: Epoll::new()?,
-            watched: Mutex::default(),
-        };
-        add(&door.epoll, &door.wake, WAKE)?;
-        Ok(door)
-    }
-
-    /// Look at queue pair `qpn`.
-    pub fn kick(&self, qpn: u32) {
-        self.tell(|inbox| {
-            inbox.qpns.insert(qpn);
-        });
-    }
-
-    /// Look at the records of UAR page `uar`.
-    pub fn ring(&self, uar: u32) {
-        self.tell(|inbox| {
-            inbox.uars.insert(uar);
-        });
-    }
-
-    /// End.
-    pub fn stop(&self) {
-        self.tell(|inbox| inbox.stop = true);
-    }
-
-    fn tell(&self, what: impl FnOnce(&mut Inbox)) {
-        what(&mut lock(&self.inbox));
-        self.news.store(true, Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst) {
-            // Fails only when the counter is full, and then the engine wakes as well.
-            let _ = self.wake.write(1);
-        }
-    }
-
-    /// `event` rings for `uar`.
-    pub fn watch(&self, uar: u32, event: Arc<EventFd>) -> std::io::Result<()> {
-        let mut watched = lock(&self.watched);
-        if let Some(old) = watched.remove(&uar) {
-            remove(&self.epoll, &old);
-        }
-        add(&self.epoll, &event, u64::from(uar))?;
-        watched.insert(uar, event);
-        drop(watched);
-        // What was signalled before is looked at as well.
-        self.ring(uar);
-        Ok(())
-    }
-
-    /// Undoes [`Door::watch`].
-    pub fn unwatch(&self, uar: u32) {
-        if let Some(old) = lock(&self.watched).remove(&uar) {
-            remove(&self.epoll, &old);
-        }
-    }
-}
-
-/// Edge-triggered: each signal is one event, and nobody has to read the counter.
-fn add(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd, data: u64) -> std::io::Result<()> {
-    let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, data);
-    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
-}
-
-fn remove(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd) {
-    if let Err(error) = epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default()) {
-        log::warn!("a doorbell could not be unwatched: {error}");
-    }
-}
 
 struct Slot {
     requester: Box<Requester>,
@@ -145,6 +36,8 @@ pub struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     hot: VecDeque<u32>,
     scratch: Scratch,
+    /// UAR pages whose doorbells have just been found.
+    rung: Vec<u32>,
     timer: TimerFd,
     /// When a page fault event is due that a planted fault keeps back.
     late_event: Option<Instant>,
@@ -154,7 +47,7 @@ impl Worker {
     /// Engine `engine` of `engines`.
     pub fn new(hca: Arc<Hca>, engine: usize, engines: usize, door: Arc<Door>) -> std::io::Result<Self> {
         let timer = TimerFd::new()?;
-        add(&door.epoll, &timer, TIMER)?;
+        door.watch_timer(&timer)?;
         Ok(Self {
             hca,
             engine,
@@ -166,6 +59,7 @@ impl Worker {
             timers: BinaryHeap::new(),
             hot: VecDeque::new(),
             scratch: Scratch::default(),
+            rung: Vec::new(),
             timer,
             late_event: None,
         })
@@ -177,7 +71,7 @@ impl Worker {
             self.take_timers();
             if let Some(qpn) = self.ready.pop_front() {
                 self.serve(qpn);
-                self.take_doorbells(0);
+                self.take_doorbells();
             } else if !self.poll() {
                 self.sleep();
             }
@@ -185,15 +79,12 @@ impl Worker {
         for slot in self.slots.values_mut() {
             slot.requester.abandon(&self.hca);
         }
-        remove(&self.door.epoll, &self.timer);
+        self.door.unwatch_timer(&self.timer);
     }
 
     /// False: stop.
     fn take_news(&mut self) -> bool {
-        if !self.door.news.swap(false, Ordering::SeqCst) {
-            return true;
-        }
-        let Inbox { qpns, uars, stop } = std::mem::take(&mut *lock(&self.door.inbox));
+        let Some(Inbox { qpns, uars, stop }) = self.door.take_news() else { return true };
         for qpn in qpns {
             self.enqueue(qpn);
         }
@@ -223,15 +114,15 @@ impl Worker {
         }
     }
 
-    /// Rings of eventfds; waits for at most `timeout` ms, -1: for ever.
-    fn take_doorbells(&mut self, timeout: i32) {
-        let mut events = [EpollEvent::default(); EVENTS];
-        let count = self.door.epoll.wait(timeout, &mut events).unwrap_or(0);
-        for event in events.iter().take(count) {
-            if let Ok(uar) = u32::try_from(event.data()) {
-                self.look_at(uar);
-            }
-        }
+    fn take_doorbells(&mut self) {
+        self.door.take_doorbells(&mut self.rung);
+        self.answer_rings();
+    }
+
+    fn answer_rings(&mut self) {
+        let mut rung = std::mem::take(&mut self.rung);
+        rung.drain(..).for_each(|uar| self.look_at(uar));
+        self.rung = rung;
     }
 
     fn look_at(&mut self, uar: u32) {
@@ -308,7 +199,7 @@ impl Worker {
         }
         let end = Instant::now() + POLL;
         loop {
-            if self.door.news.load(Ordering::Relaxed) {
+            if self.door.has_news() {
                 return true;
             }
             let found = self
@@ -330,11 +221,11 @@ impl Worker {
     }
 
     fn sleep(&mut self) {
-        self.door.asleep.store(true, Ordering::SeqCst);
-        if !self.door.news.load(Ordering::SeqCst) && self.set_timer() {
-            self.take_doorbells(-1);
-        }
-        self.door.asleep.store(false, Ordering::SeqCst);
+        let door = self.door.clone();
+        let mut rung = std::mem::take(&mut self.rung);
+        door.sleep(|| self.set_timer(), &mut rung);
+        self.rung = rung;
+        self.answer_rings();
     }
 
     /// False: a timer is due.

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The door of an engine: what others tell it, and what wakes it.
+//!
+//! News come as kicks (something about a queue pair changed), rings (a doorbell of a UAR page that took an exit) and signalled
+//! eventfds (a doorbell that did not). A ring says "look at the records of that page's queue pairs": one address serves them all.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::mlx5::sync::lock;
+
+/// Epoll data of the engine's own descriptors; UAR indices are smaller.
+const WAKE: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
+/// Events taken at once.
+const EVENTS: usize = 32;
+
+/// What others tell an engine: queue pairs and UAR pages to look at, and to end.
+#[derive(Default)]
+pub(super) struct Inbox {
+    pub(super) qpns: HashSet<u32>,
+    pub(super) uars: HashSet<u32>,
+    pub(super) stop: bool,
+}
+
+/// The door of an engine, for everyone.
+pub struct Door {
+    inbox: Mutex<Inbox>,
+    /// The inbox is not empty.
+    news: AtomicBool,
+    /// The engine sleeps or is about to: it must be woken.
+    asleep: AtomicBool,
+    wake: EventFd,
+    epoll: Epoll,
+    /// Doorbells of UAR pages.
+    watched: Mutex<HashMap<u32, Arc<EventFd>>>,
+}
+
+impl Door {
+    /// An engine's door; nobody is behind it yet.
+    pub fn new() -> std::io::Result<Self> {
+        let door = Self {
+            inbox: Mutex::default(),
+            news: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            epoll: Epoll::new()?,
+            watched: Mutex::default(),
+        };
+        add(&door.epoll, &door.wake, WAKE)?;
+        Ok(door)
+    }
+
+    /// Look at queue pair `qpn`.
+    pub fn kick(&self, qpn: u32) {
+        self.tell(|inbox| {
+            inbox.qpns.insert(qpn);
+        });
+    }
+
+    /// Look at the records of UAR page `uar`.
+    pub fn ring(&self, uar: u32) {
+        self.tell(|inbox| {
+            inbox.uars.insert(uar);
+        });
+    }
+
+    /// End.
+    pub fn stop(&self) {
+        self.tell(|inbox| inbox.stop = true);
+    }
+
+    fn tell(&self, what: impl FnOnce(&mut Inbox)) {
+        what(&mut lock(&self.inbox));
+        self.news.store(true, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) {
+            // Fails only when the counter is full, and then the engine wakes as well.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// `event` rings for `uar`.
+    pub fn watch(&self, uar: u32, event: Arc<EventFd>) -> std::io::Result<()> {
+        let mut watched = lock(&self.watched);
+        if let Some(old) = watched.remove(&uar) {
+            remove(&self.epoll, &old);
+        }
+        add(&self.epoll, &event, u64::from(uar))?;
+        watched.insert(uar, event);
+        drop(watched);
+        // What was signalled before is looked at as well.
+        self.ring(uar);
+        Ok(())
+    }
+
+    /// Undoes [`Door::watch`].
+    pub fn unwatch(&self, uar: u32) {
+        if let Some(old) = lock(&self.watched).remove(&uar) {
+            remove(&self.epoll, &old);
+        }
+    }
+
+    /// `timer` wakes the engine.
+    pub(super) fn watch_timer(&self, timer: &TimerFd) -> std::io::Result<()> {
+        add(&self.epoll, timer, TIMER)
+    }
+
+    /// Undoes [`Door::watch_timer`].
+    pub(super) fn unwatch_timer(&self, timer: &TimerFd) {
+        remove(&self.epoll, timer);
+    }
+
+    /// Whether there is something to take.
+    pub(super) fn has_news(&self) -> bool {
+        self.news.load(Ordering::Relaxed)
+    }
+
+    /// What was told since the last time, if anything.
+    pub(super) fn take_news(&self) -> Option<Inbox> {
+        self.news.swap(false, Ordering::SeqCst).then(|| std::mem::take(&mut *lock(&self.inbox)))
+    }
+
+    /// UAR pages whose eventfds were signalled, one call's worth of them.
+    pub(super) fn take_doorbells(&self, rung: &mut Vec<u32>) {
+        self.wait(0, rung);
+    }
+
+    /// Waits for news, a doorbell, or the timer, which `set_timer` sets: false from it, and there is no wait.
+    pub(super) fn sleep(&self, set_timer: impl FnOnce() -> bool, rung: &mut Vec<u32>) {
+        self.asleep.store(true, Ordering::SeqCst);
+        if !self.news.load(Ordering::SeqCst) && set_timer() {
+            self.wait(-1, rung);
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// `timeout` in ms, -1: for ever.
+    fn wait(&self, timeout: i32, rung: &mut Vec<u32>) {
+        let mut events = [EpollEvent::default(); EVENTS];
+        let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
+        rung.extend(events.iter().take(count).filter_map(|event| u32::try_from(event.data()).ok()));
+    }
+}
+
+/// Edge-triggered: each signal is one event, and nobody has to read the counter.
+fn add(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd, data: u64) -> std::io::Result<()> {
+    let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, data);
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+}
+
+fn remove(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd) {
+    if let Err(error) = epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default()) {
+        log::warn!("a doorbell could not be unwatched: {error}");
+    }
+}

@@ -4,6 +4,8 @@
 //! A held WQE is only a number here: its engine parks the queue pair and owns no section, lock or translation meanwhile, so that a zap
 //! of its memory goes through (design rule 3). When it goes on, it is translated anew.
 
+mod describe;
+mod handle;
 #[cfg(test)]
 mod tests;
 
@@ -12,99 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
-use super::fault_rules::{NicFaults, WqeShape};
+use super::fault_rules::WqeShape;
 use super::hca::Hca;
-use super::nic::NicHandle;
 use super::sync::lock;
 use crate::dma::ledger::{Ledger, NicKind, ReleaseWhy};
 
-/// No hold lasts longer: guests call a task hung after 120 s.
-pub const MAX_LIMIT: Duration = Duration::from_secs(60);
+pub use describe::{Gate, MAX_LIMIT, NicLever, NicLeverError, NicLeverId, NicLeverState};
+
 /// Levers remembered, spent ones included.
 const MAX_LEVERS: usize = 256;
-
-/// Which WQE to hold, and for how long at most.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NicLever {
-    /// Only this opcode (`spec::wqe::opcode`).
-    pub opcode: Option<u8>,
-    /// Only this queue pair.
-    pub qpn: Option<u32>,
-    /// Only this key: rkey of the target, or first lkey, or a UMR's target. Its index counts, not its variant.
-    pub key: Option<u32>,
-    /// Holds the n-th match (1: the first), and only that one.
-    pub nth: u32,
-    /// The WQE goes on by itself after this long (at most 60 s), whatever happens.
-    pub limit: Duration,
-}
-
-impl NicLever {
-    /// Holds the first WQE with this opcode.
-    pub fn new(opcode: u8, limit: Duration) -> Self {
-        Self { opcode: Some(opcode), qpn: None, key: None, nth: 1, limit }
-    }
-
-    fn matches(&self, shape: &WqeShape) -> bool {
-        self.opcode.is_none_or(|opcode| opcode == shape.opcode)
-            && self.qpn.is_none_or(|qpn| qpn == shape.qpn)
-            && self.key.is_none_or(|key| key >> 8 == shape.key >> 8)
-    }
-}
-
-/// Names an armed lever of one NIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NicLeverId(pub u64);
-
-/// What an engine is to do with a WQE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gate {
-    /// Go on.
-    Pass,
-    /// Park the queue pair until [`NicLevers::is_held`] says no, and then go on without asking again.
-    Held(u64),
-}
-
-/// A lever as it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct NicLeverState {
-    /// Can still hold a WQE.
-    pub armed: bool,
-    /// Token of the WQE that is held now.
-    pub held: Option<u64>,
-    /// How the hold ended, if there was one.
-    pub ended: Option<ReleaseWhy>,
-    /// WQEs that its conditions met.
-    pub matched: u32,
-}
-
-/// A lever operation could not be done.
-#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-pub enum NicLeverError {
-    /// No such lever, or forgotten.
-    #[error("lever {0} does not exist on this NIC; arm it first")]
-    Unknown(u64),
-    /// Nothing was held in time.
-    #[error("lever {lever} held no WQE within {waited:?} ({matched} matched); check its conditions")]
-    Timeout {
-        /// The lever.
-        lever: u64,
-        /// How long.
-        waited: Duration,
-        /// WQEs that its conditions met.
-        matched: u32,
-    },
-    /// It holds nothing any more and will not again.
-    #[error("lever {lever} holds nothing any more: {why:?}; arm a new one")]
-    Over {
-        /// The lever.
-        lever: u64,
-        /// How the hold ended; `None`: it was disarmed before it held anything.
-        why: Option<ReleaseWhy>,
-    },
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -338,47 +256,5 @@ impl Armed {
             Phase::Armed | Phase::Disarmed => (None, None),
         };
         NicLeverState { armed: self.phase == Phase::Armed, held, ended, matched: self.matched }
-    }
-}
-
-/// What the lab does with levers and planted faults.
-impl NicHandle {
-    /// Arms a lever.
-    pub fn arm(&self, lever: NicLever) -> NicLeverId {
-        self.hca().levers.arm(lever)
-    }
-
-    /// Disarms a lever and lets go what it holds.
-    ///
-    /// # Errors
-    /// No such lever.
-    pub fn release(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
-        self.hca().levers.release(self.hca(), id)
-    }
-
-    /// Waits until a lever holds a WQE.
-    ///
-    /// # Errors
-    /// See [`NicLevers::wait_held`].
-    pub fn wait_held(&self, id: NicLeverId, timeout: Duration) -> Result<u64, NicLeverError> {
-        self.hca().levers.wait_held(id, timeout)
-    }
-
-    /// A lever as it stands.
-    ///
-    /// # Errors
-    /// No such lever.
-    pub fn lever(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
-        self.hca().levers.state(id)
-    }
-
-    /// Disarms every lever and lets everything go.
-    pub fn disarm_all(&self) {
-        self.hca().levers.disarm_all(self.hca());
-    }
-
-    /// Planted faults.
-    pub fn faults(&self) -> &NicFaults {
-        &self.hca().faults
     }
 }

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the lab does with levers and planted faults.
+
+use std::time::Duration;
+
+use super::{NicLever, NicLeverError, NicLeverId, NicLeverState};
+use crate::mlx5::fault_rules::NicFaults;
+use crate::mlx5::nic::NicHandle;
+
+impl NicHandle {
+    /// Arms a lever.
+    pub fn arm(&self, lever: NicLever) -> NicLeverId {
+        self.hca().levers.arm(lever)
+    }
+
+    /// Disarms a lever and lets go what it holds.
+    ///
+    /// # Errors
+    /// No such lever.
+    pub fn release(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+        self.hca().levers.release(self.hca(), id)
+    }
+
+    /// Waits until a lever holds a WQE.
+    ///
+    /// # Errors
+    /// See [`NicLevers::wait_held`](super::NicLevers::wait_held).
+    pub fn wait_held(&self, id: NicLeverId, timeout: Duration) -> Result<u64, NicLeverError> {
+        self.hca().levers.wait_held(id, timeout)
+    }
+
+    /// A lever as it stands.
+    ///
+    /// # Errors
+    /// No such lever.
+    pub fn lever(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+        self.hca().levers.state(id)
+    }
+
+    /// Disarms every lever and lets everything go.
+    pub fn disarm_all(&self) {
+        self.hca().levers.disarm_all(self.hca());
+    }
+
+    /// Planted faults.
+    pub fn faults(&self) -> &NicFaults {
+        &self.hca().faults
+    }
+}

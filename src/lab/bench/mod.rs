@@ -19,12 +19,14 @@ use crate::dma::ledger::{Note, Seq};
 use crate::fault::RuleId;
 
 mod cuts;
+mod gates;
 mod holds;
 mod verbs;
 
 pub use cuts::CutPage;
+pub use gates::Gate;
 pub use holds::{HeldRead, errno_of};
-pub use verbs::{Gate, status, wqe};
+pub use verbs::{status, wqe};
 
 /// Bytes of the file.
 pub const FILE_LEN: u64 = 1 << 20;

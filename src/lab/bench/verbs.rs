@@ -9,22 +9,16 @@ use rnic_agent::pattern::Content;
 use rnic_agent::proto::{MrInfo, NicInfo, Op, PairInfo, Value, VerbsOp, Wc, Wr, WrKind, access};
 
 use super::{Bench, FILE_LEN, PAGE, PAGE_AT};
-use crate::dma::ledger::{NicRecord, Seq};
 use crate::lab::guest::Via;
 use crate::lab::plan::{Registration, Writer};
 use crate::lab::verdict::Stop;
-use crate::mlx5::NicHandle;
-use crate::mlx5::fault_rules::NicRule;
-use crate::mlx5::levers::{NicLever, NicLeverId};
 
 /// Entries of each queue.
 const DEPTH: u32 = 16;
 /// How long a work request may take that waits for nothing held.
-const COMPLETION_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const COMPLETION_LIMIT: Duration = Duration::from_secs(20);
 /// How long a work request is waited for at all: it may be queued before what it waits for.
 const LONG_LIMIT: Duration = Duration::from_secs(60);
-/// Longest gate at the NIC.
-const GATE: Duration = Duration::from_secs(45);
 /// Contexts opened in search of an engine of one's own.
 const ENGINE_TRIES: u32 = 4;
 /// Looks at a port that is not active yet.
@@ -56,10 +50,6 @@ pub struct Verbs {
     /// The registration of the file mapping.
     mr: Option<MrInfo>,
 }
-
-/// A gate that a WQE waits at.
-#[derive(Debug, Clone, Copy)]
-pub struct Gate(Option<NicLeverId>);
 
 impl Bench<'_> {
     /// Opens the row's RDMA device, if it has one.
@@ -328,84 +318,6 @@ impl Bench<'_> {
             }
             Err(error) => Err(self.guest.stop_for(what, &error)),
         }
-    }
-
-    // ---- levers and evidence of the NIC ----
-
-    fn handle(&self) -> Option<&NicHandle> {
-        if self.nic_is_ours() { self.guest.nic() } else { None }
-    }
-
-    /// Holds the next RDMA WRITE before anything of it is translated. A device that is not ours has no gate: then the WRITE
-    /// is to be posted when the gate would open.
-    pub fn arm_gate(&mut self) -> Gate {
-        let lever = NicLever::new(wqe::RDMA_WRITE, GATE);
-        Gate(self.handle().map(|nic| nic.arm(lever)))
-    }
-
-    /// Posts an RDMA WRITE of `tag` that waits at the gate. `None` where there is no gate.
-    pub fn post_gated(&mut self, gate: Gate, tag: char) -> Result<Option<u32>, Stop> {
-        self.prepare_write(tag)?;
-        let Some(lever) = gate.0 else { return Ok(None) };
-        let job = self.start_write(tag)?;
-        let held = self.handle().map(|nic| nic.wait_held(lever, COMPLETION_LIMIT));
-        match held {
-            Some(Ok(_)) => Ok(Some(job)),
-            _ => Err(Stop::Inconclusive("the gate at the NIC did not hold the RDMA WRITE".into())),
-        }
-    }
-
-    /// Opens the gate (or posts the WRITE now); the job that waits for its completion.
-    pub fn open_gate(&mut self, gate: Gate, job: Option<u32>, tag: char) -> Result<u32, Stop> {
-        self.mark("gate opened");
-        match (gate.0, job) {
-            (Some(lever), Some(job)) => {
-                let released = self.handle().map(|nic| nic.release(lever));
-                match released {
-                    Some(Ok(_)) => Ok(job),
-                    _ => Err(Stop::Inconclusive("the gate at the NIC let go before it was told to".into())),
-                }
-            }
-            _ => self.start_write(tag),
-        }
-    }
-
-    /// Plants a fault in the NIC for the rest of the row.
-    pub fn plant(&mut self, rule: NicRule) -> Result<(), Stop> {
-        let planted = self.handle().and_then(|nic| nic.faults().add(rule));
-        let id = planted
-            .ok_or_else(|| Stop::Failed("no fault can be planted: there is no NIC of ours, or no room".into()))?;
-        self.planted.push(id);
-        Ok(())
-    }
-
-    /// Whether every planted fault has acted.
-    pub fn plants_fired(&self) -> bool {
-        let Some(nic) = self.handle() else { return false };
-        let fired = |id: &_| nic.faults().rule(*id).is_some_and(|rule| rule.fired > 0);
-        !self.planted.is_empty() && self.planted.iter().all(fired)
-    }
-
-    /// How many objects of each kind the NIC has that belong to processes: queue pairs, CQs, SRQs, PDs, transport domains. Keys are not
-    /// among them, since the driver keeps freed ones for later. Empty where the NIC is not ours.
-    pub fn nic_objects(&self) -> Vec<(&'static str, u64)> {
-        let Some(nic) = self.handle() else { return Vec::new() };
-        let all = nic.inspect();
-        let count = |kind: &'static str| (kind, all[kind]["count"].as_u64().unwrap_or(u64::MAX));
-        ["qps", "cqs", "srqs", "pds", "transport_domains"].map(count).into()
-    }
-
-    /// Forgets planted faults and lets go what the NIC holds.
-    pub(super) fn quiet_nic(&self) {
-        if let Some(nic) = self.guest.nic() {
-            nic.disarm_all();
-            nic.faults().clear();
-        }
-    }
-
-    /// What the NIC did since `since`, oldest first.
-    pub fn nic_records(&self, since: Seq) -> Vec<NicRecord> {
-        self.guest.ledger().nic(since)
     }
 
     /// What the mapping shows.

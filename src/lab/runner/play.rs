@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One row: its story is run at a bench, and its evidence judged as a whole.
+
+use std::path::Path;
+
+use crate::dma::ledger::BlkOp;
+use crate::fault::{FaultAction, RequestMatch, Rule};
+use crate::lab::bench::Bench;
+use crate::lab::guest::Guest;
+use crate::lab::plan::{Plant, Row};
+use crate::lab::report::Figure;
+use crate::lab::verdict::{Finding, Stop, Verdict};
+
+/// What came of a row's story.
+pub(super) struct Played {
+    pub(super) outcome: Result<Finding, Stop>,
+    pub(super) evidence: Vec<String>,
+    pub(super) figures: Vec<Figure>,
+}
+
+/// Runs one row's story and judges its evidence as a whole.
+pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, nonce: u64, work: &Path) -> Played {
+    guest.fs_disk().faults().clear();
+    let mut bench = match Bench::prepare(guest, witness, *row, nonce, work) {
+        Ok(bench) => bench,
+        Err(stop) => return Played { outcome: Err(stop), evidence: Vec::new(), figures: Vec::new() },
+    };
+    let action = match row.scenario.plant {
+        Some(Plant::LyingLever) => Some(FaultAction::LieAboutHold),
+        Some(Plant::MissedWrite) => Some(FaultAction::HideFromLedger),
+        Some(Plant::Nic) | None => None,
+    };
+    let rule = action.and_then(|action| {
+        let request = RequestMatch { op: Some(BlkOp::Write), page: Some(bench.gpa), lba: None };
+        bench.guest.fs_disk().faults().add(Rule::new(request, 1, action))
+    });
+    let told = (row.scenario.run)(&mut bench);
+    let fired = match row.scenario.plant {
+        Some(Plant::Nic) => bench.plants_fired(),
+        _ => rule.and_then(|id| bench.guest.fs_disk().faults().rule(id)).is_some_and(|rule| rule.fired > 0),
+    };
+    let closed = bench.close();
+    let evidence = bench.take_evidence();
+    bench.guest.fs_disk().faults().clear();
+    let (outcome, evidence) = match row.scenario.plant {
+        None => (told.and_then(|finding| closed.map(|()| finding)), evidence),
+        Some(_) => control(&bench, fired, told, evidence),
+    };
+    Played { outcome, evidence, figures: bench.take_figures() }
+}
+
+/// Judges a negative control: was the planted fault noticed? By the checks that every row passes; or, where the device itself misbehaves,
+/// by the scenario, which then has to find harm.
+fn control(
+    bench: &Bench<'_>,
+    fired: bool,
+    told: Result<Finding, Stop>,
+    mut evidence: Vec<String>,
+) -> (Result<Finding, Stop>, Vec<String>) {
+    if !fired {
+        return (Err(Stop::Inconclusive("the planted fault did not act".into())), evidence);
+    }
+    let device = bench.plant_kind() == Some(Plant::Nic);
+    let noticed = bench.broken_evidence();
+    let (alone, harmful) = match told {
+        Ok(finding) => (format!("would have said {}", finding.observed), finding.observed.verdict.harmful()),
+        // What the device was to do wrong did not come about.
+        Err(Stop::Inconclusive(why)) if device && noticed.is_none() => return (Err(Stop::Inconclusive(why)), evidence),
+        Err(Stop::Inconclusive(why)) => (format!("would have stopped: {why}"), false),
+        Err(stop) => return (Err(stop), evidence),
+    };
+    evidence.push(format!("alone, the scenario {alone}"));
+    let caught = noticed.is_some() || device && harmful;
+    evidence.extend(noticed.map(|what| format!("noticed: {what}")));
+    (Ok(Finding::new(if caught { Verdict::Caught } else { Verdict::Missed })), evidence)
+}

@@ -95,6 +95,8 @@ impl Vm {
             pci: pci.clone(),
             ending,
         });
+        // So that the ledger's zeroes come from the system untouched and not out of what start-up has used.
+        sys::give_back_heap();
         let ledger = Ledger::new(ram.last_addr().0 + 1);
         let socket = Socket { pci: &pci, ram: &ram, ledger: &ledger, interrupts: &interrupts };
         let disks = opened.into_iter().map(|disk| socket.plug_disk(disk)).collect::<Result<_, _>>()?;

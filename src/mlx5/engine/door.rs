@@ -126,24 +126,23 @@ impl Door {
     }
 
     /// UAR pages whose eventfds were signalled, one call's worth of them.
-    pub(super) fn take_doorbells(&self, rung: &mut Vec<u32>) {
-        self.wait(0, rung);
+    pub(super) fn take_doorbells(&self) -> impl Iterator<Item = u32> + use<> {
+        self.wait(0)
     }
 
-    /// Waits for news, a doorbell, or the timer, which `set_timer` sets: false from it, and there is no wait.
-    pub(super) fn sleep(&self, set_timer: impl FnOnce() -> bool, rung: &mut Vec<u32>) {
+    /// Waits for news, a doorbell, or the timer. UAR pages as [`Door::take_doorbells`].
+    pub(super) fn sleep(&self) -> impl Iterator<Item = u32> + use<> {
         self.asleep.store(true, Ordering::SeqCst);
-        if !self.news.load(Ordering::SeqCst) && set_timer() {
-            self.wait(-1, rung);
-        }
+        let rung = self.wait(if self.news.load(Ordering::SeqCst) { 0 } else { -1 });
         self.asleep.store(false, Ordering::SeqCst);
+        rung
     }
 
     /// `timeout` in ms, -1: for ever.
-    fn wait(&self, timeout: i32, rung: &mut Vec<u32>) {
+    fn wait(&self, timeout: i32) -> impl Iterator<Item = u32> + use<> {
         let mut events = [EpollEvent::default(); EVENTS];
         let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
-        rung.extend(events.iter().take(count).filter_map(|event| u32::try_from(event.data()).ok()));
+        events.into_iter().take(count).filter_map(|event| u32::try_from(event.data()).ok())
     }
 }
 

@@ -36,8 +36,6 @@ pub struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     hot: VecDeque<u32>,
     scratch: Scratch,
-    /// UAR pages whose doorbells have just been found.
-    rung: Vec<u32>,
     timer: TimerFd,
     /// When a page fault event is due that a planted fault keeps back.
     late_event: Option<Instant>,
@@ -59,7 +57,6 @@ impl Worker {
             timers: BinaryHeap::new(),
             hot: VecDeque::new(),
             scratch: Scratch::default(),
-            rung: Vec::new(),
             timer,
             late_event: None,
         })
@@ -115,14 +112,9 @@ impl Worker {
     }
 
     fn take_doorbells(&mut self) {
-        self.door.take_doorbells(&mut self.rung);
-        self.answer_rings();
-    }
-
-    fn answer_rings(&mut self) {
-        let mut rung = std::mem::take(&mut self.rung);
-        rung.drain(..).for_each(|uar| self.look_at(uar));
-        self.rung = rung;
+        for uar in self.door.take_doorbells() {
+            self.look_at(uar);
+        }
     }
 
     fn look_at(&mut self, uar: u32) {
@@ -221,11 +213,12 @@ impl Worker {
     }
 
     fn sleep(&mut self) {
-        let door = self.door.clone();
-        let mut rung = std::mem::take(&mut self.rung);
-        door.sleep(|| self.set_timer(), &mut rung);
-        self.rung = rung;
-        self.answer_rings();
+        if !self.set_timer() {
+            return;
+        }
+        for uar in self.door.sleep() {
+            self.look_at(uar);
+        }
     }
 
     /// False: a timer is due.

@@ -41,8 +41,9 @@ fn cpu_time(tid: i32) -> Duration {
     // A thread's clock as Linux numbers it: its complement, then "per thread" (4) and "scheduler's time" (2).
     let clock = if tid == 0 { libc::CLOCK_THREAD_CPUTIME_ID } else { !tid << 3 | 6 };
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is writable and outlives the call. A clock that does not exist leaves it as it is.
-    unsafe { libc::clock_gettime(clock, &mut time) };
+    // SAFETY: `time` is writable and outlives the call, whose result is checked.
+    let result = unsafe { libc::clock_gettime(clock, &mut time) };
+    assert_eq!(result, 0, "thread {tid} has no clock");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
@@ -52,7 +53,9 @@ fn engine_time() -> Duration {
     let engine = |task: &std::fs::DirEntry| {
         std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("nic0-engine"))
     };
-    tasks.filter(engine).filter_map(|task| task.file_name().to_str()?.parse().ok()).map(cpu_time).sum()
+    let time = tasks.filter(engine).filter_map(|task| task.file_name().to_str()?.parse().ok()).map(cpu_time).sum();
+    assert!(time > Duration::ZERO, "there is no thread named nic0-engine, or it has done nothing");
+    time
 }
 
 /// One queue pair on a machine with one engine.

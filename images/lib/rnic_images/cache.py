@@ -25,7 +25,10 @@ PLACES = {"kernels": ("kernels", "vmlinux"), "roots": ("roots", "image"), "tools
 
 
 def root():
-    """The folder of the cache."""
+    """The folder of the cache, as the program finds it too (src/image/manifest.rs)."""
+    own = os.environ.get("RNIC_CACHE")
+    if own:
+        return Path(own)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "rnic"
 

@@ -35,6 +35,10 @@ CRASH = re.compile(r"Kernel panic|BUG:|Oops|Out of memory")
 SHOWN = 12
 
 
+class Death(Problem):
+    """The guest is gone, and the command with it."""
+
+
 class Session:
     """The L1 guest of one command. Use as a context manager: QEMU and the folder are gone afterwards."""
 
@@ -248,7 +252,7 @@ class Session:
         first = next((number for number, line in enumerate(lines) if CRASH.search(line)), len(lines) - SHOWN)
         for line in lines[max(0, first):][:SHOWN]:
             say(f"with-kvm: guest: {line}")
-        return Problem(f"the TCG guest{what} before the command ended; its messages are in {kept}")
+        return Death(f"the TCG guest{what} before the command ended; its messages are in {kept}")
 
 
 def beat_limit():

@@ -2,9 +2,12 @@
 """images/with-kvm: runs a command where /dev/kvm is architectural, on the host or in a TCG guest with SVM."""
 
 import argparse
+import ctypes
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from . import cache, qemu, session
@@ -15,13 +18,17 @@ INSIDE = "RNIC_WITH_KVM_INSIDE"
 DEFAULT_MEMORY = 6144
 LEAST_MEMORY = 1536
 HOST_RESERVE = 1024
-FAILED = 125
+REFUSED = 1
+DIED = 125
+# Where what is temporary stays in the guest, when the host's folder for it is a writable one.
+GUEST_TEMPORARY = "/dev/shm"
 
 
 def probe_program():
     """The rnic binary that can try the KVM, if it has been built."""
     target = os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target"
-    for path in (os.environ.get("RNIC_BIN"), Path(target) / "release" / "rnic", REPOSITORY / "target/release/rnic"):
+    installed = REPOSITORY.parents[1] / "bin/rnic"
+    for path in (os.environ.get("RNIC_BIN"), Path(target) / "release" / "rnic", REPOSITORY / "target/release/rnic", installed):
         if path and os.access(path, os.X_OK):
             return str(path)
     return None
@@ -50,18 +57,21 @@ def judge_host():
     return False, "the CPU shows neither VMX nor SVM"
 
 
-def choose(environment):
-    """(whether to run on the host, why), RNIC_KVM=host|tcg considered."""
+def choose(environment, emulated):
+    """(whether to run on the host, why), --emulated and RNIC_KVM=host|tcg considered."""
     if environment.get(INSIDE):
         return True, None
+    if emulated:
+        return False, emulated
     forced = environment.get("RNIC_KVM", "")
     if forced == "host":
-        return True, "RNIC_KVM=host"
+        return True, "with-kvm: RNIC_KVM=host"
     if forced == "tcg":
-        return False, "RNIC_KVM=tcg"
+        return False, "with-kvm: RNIC_KVM=tcg"
     if forced:
         raise Problem(f"RNIC_KVM={forced} is neither host nor tcg: unset it or choose one of them")
-    return judge_host()
+    host, why = judge_host()
+    return host, f"with-kvm: {why}"
 
 
 def memory_size(asked):
@@ -84,15 +94,31 @@ def run_directly(command, environment):
         sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
+def end_with(parent):
+    """Has this process get SIGTERM when the process `parent`, which started it, ends."""
+    ctypes.CDLL(None).prctl(session.PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise Problem(f"--end-with {parent} is not the process that started this one")
+
+
+def guest_environment(environment, writable):
+    """The command's: what it keeps for itself alone does not go through a writable folder to the host."""
+    temporary = os.path.realpath(tempfile.gettempdir())
+    kept = any(os.path.commonpath((temporary, path)) == path for path in writable)
+    return {**environment, INSIDE: "1", **({"TMPDIR": GUEST_TEMPORARY} if kept else {})}
+
+
 def parse():
     """The command line; everything from the first word that is no option is the command."""
     parser = argparse.ArgumentParser(
-        prog="images/with-kvm", usage="%(prog)s [--writable DIR]... [--memory MB] [--] COMMAND...",
+        prog="images/with-kvm", usage="%(prog)s [--writable DIR]... [--memory MB] [--emulated WHY] [--end-with PID] [--] COMMAND...",
         description="Runs COMMAND where /dev/kvm is an architectural KVM: on this machine if its own is one, otherwise in a "
         "TCG guest with SVM that sees this machine's files read-only (writes vanish, except under --writable).",
-        epilog="RNIC_KVM=host or tcg forces a way. Exit status: COMMAND's, or 125 when with-kvm itself fails.")
+        epilog="RNIC_KVM=host or tcg forces a way. Exit status: COMMAND's, 125 when the TCG guest died, 1 when COMMAND could not be started.")
     parser.add_argument("--writable", action="append", default=[], metavar="DIR", help="a folder whose changes are kept")
     parser.add_argument("--memory", type=int, metavar="MB", help=f"size of the TCG guest (default {DEFAULT_MEMORY} or what is free)")
+    parser.add_argument("--emulated", metavar="WHY", help="use a TCG guest whatever this machine's KVM is; the line that says so begins with WHY")
+    parser.add_argument("--end-with", type=int, metavar="PID", help="end when PID, which started this program, ends")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     parser.exit_on_error = False
     try:
@@ -113,32 +139,34 @@ def parse():
 def run():
     """Does what the command line says; returns the exit status."""
     arguments = parse()
-    host, why = choose(os.environ)
+    if arguments.end_with:
+        end_with(arguments.end_with)
+    host, why = choose(os.environ, arguments.emulated)
     if host:
         if why:
-            say(f"with-kvm: using this machine's /dev/kvm ({why})")
+            say(f"{why}, using this machine's /dev/kvm")
         run_directly(arguments.command, os.environ)
     program, version = qemu.find(cache.root(), os.environ)
     with session.Session(cache.root(), program, version, memory_size(arguments.memory), arguments.writable) as guest:
-        say(f"with-kvm: {why}, using a TCG guest with SVM (QEMU {qemu.dotted(version)}, {guest.cpus} vCPUs, {guest.memory} MB), "
+        say(f"{why}, using a TCG guest with SVM (QEMU {qemu.dotted(version)}, {guest.cpus} vCPUs, {guest.memory} MB), "
             "boot takes 3 s or more")
         if version < qemu.SOUND:
             say(f"with-kvm: {program} is older than {qemu.dotted(qemu.SOUND)} and may lose nested guests under load: "
                 "run images/prepare, which brings a newer one")
-        return guest.run(arguments.command, {**os.environ, INSIDE: "1"})
+        return guest.run(arguments.command, guest_environment(os.environ, arguments.writable))
 
 
 def main():
-    """The entry point; problems of with-kvm itself end in status 125."""
+    """The entry point; the guest's death has a status of its own, since trying again helps there and nowhere else."""
     try:
         sys.stdout.flush()
         status = run()
     except Problem as problem:
         say(f"with-kvm: {problem}")
-        status = FAILED
+        status = DIED if isinstance(problem, session.Death) else REFUSED
     except OSError as error:
         say(f"with-kvm: {error.filename or 'the TCG guest'}: {error.strerror}; check the file and the disk")
-        status = FAILED
+        status = REFUSED
     except KeyboardInterrupt:
         status = 130
     os._exit(status)  # a thread may still wait for standard input

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use common::{Done, rnic, run};
 use rnic::block::{BlockDevice, DiskConfig};
+use rnic::dma::ledger::Ledger;
 use rnic::image::Manifest;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -206,7 +207,7 @@ fn nics_that_cannot_be() {
 fn a_disk_in_use() {
     let place = Place::new();
     let disk = place.disk("disk", 1 << 20);
-    let holder = BlockDevice::open(0, DiskConfig::new(&disk)).unwrap();
+    let holder = BlockDevice::open(0, DiskConfig::new(&disk), Ledger::new()).unwrap();
     let option = format!("path={disk}");
     place.refuses(&["run", "--kernel", "6.1", "--disk", &option, "--exec", "true"], &[&disk, "in use", "copy"]);
     // Two readers do not disturb each other, a reader and a writer do.
@@ -216,7 +217,7 @@ fn a_disk_in_use() {
     // A program that another test is just starting has a copy of every descriptor until its exec, and with it the lock.
     let free = (0..100).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
-        BlockDevice::open(0, DiskConfig::new(&disk)).is_ok()
+        BlockDevice::open(0, DiskConfig::new(&disk), Ledger::new()).is_ok()
     });
     assert!(free, "the lock outlives its holder");
 }

@@ -77,15 +77,6 @@ impl DiskConfig {
     }
 }
 
-/// The guest that the device serves or served last.
-#[derive(Clone)]
-pub(super) struct Session {
-    /// Stays after a reset, so that power cuts get their place in the order.
-    pub(super) ledger: Arc<Ledger>,
-    /// `None` after a reset.
-    pub(super) interrupt: Option<Arc<dyn VirtioInterrupt>>,
-}
-
 /// What the device, its worker and its handles share.
 ///
 /// Locks, in the order in which they may nest: `disk`, then the lever table or the ledger's own. The disk's lock is held
@@ -107,7 +98,10 @@ pub(super) struct Shared {
     pub(super) stop: AtomicBool,
     /// Names of requests, never used twice.
     pub(super) next_token: AtomicU64,
-    pub(super) session: Mutex<Option<Session>>,
+    /// Requests and power cuts are put on record here.
+    pub(super) ledger: Arc<Ledger>,
+    /// `None` after a reset.
+    pub(super) interrupt: Mutex<Option<Arc<dyn VirtioInterrupt>>>,
 }
 
 impl Shared {
@@ -115,8 +109,8 @@ impl Shared {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn session(&self) -> Option<Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn interrupt(&self) -> Option<Arc<dyn VirtioInterrupt>> {
+        self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn wake(&self) {
@@ -133,8 +127,8 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    /// Opens and locks the disk. `index` names it in the ledger.
-    pub fn open(index: u8, config: DiskConfig) -> Result<(Self, DiskHandle), BlockError> {
+    /// Opens and locks the disk. `index` names it in `ledger`.
+    pub fn open(index: u8, config: DiskConfig, ledger: Arc<Ledger>) -> Result<(Self, DiskHandle), BlockError> {
         config.check()?;
         let disk = Disk::open(&config.path, config.readonly, config.track)?;
         let shared = Arc::new(Shared {
@@ -148,7 +142,8 @@ impl BlockDevice {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BlockError::Wake)?,
             stop: AtomicBool::new(false),
             next_token: AtomicU64::new(1),
-            session: Mutex::new(None),
+            ledger,
+            interrupt: Mutex::new(None),
             config,
         });
         let queue_sizes = vec![shared.config.queue_size; shared.config.queues.into()];
@@ -186,9 +181,7 @@ impl BlockDevice {
             log::error!("disk {}: its worker had panicked", self.shared.index);
         }
         self.shared.stop.store(false, Ordering::Release);
-        if let Some(session) = self.shared.session.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            session.interrupt = None;
-        }
+        *self.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -233,10 +226,8 @@ impl VirtioDevice for BlockDevice {
             return Err(ActivateError::NoQueue);
         }
         self.stop();
-        let ledger = activation.dma.ledger().clone();
-        ledger.register_disk(self.shared.index, &self.shared.counters.ops);
-        let session = Session { ledger, interrupt: Some(activation.interrupt.clone()) };
-        *self.shared.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        self.shared.ledger.register_disk(self.shared.index, &self.shared.counters.ops);
+        *self.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = Some(activation.interrupt.clone());
         let worker = Worker::new(self.shared.clone(), activation)?;
         let name = format!("blk{}", self.shared.index);
         self.worker = Some(std::thread::Builder::new().name(name).spawn(move || worker.run())?);

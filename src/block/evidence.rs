@@ -22,12 +22,6 @@ impl Worker {
     /// The data moved between `begin` and `end`; when that failed (not `stored`), some of it may have.
     pub(super) fn stamp_data(&self, flight: &Flight, ledger: &Ledger, begin: Seq, end: Seq, stored: bool) {
         let op = flight.request.op;
-        for &(gpa, len) in &flight.request.data {
-            match op {
-                BlkOp::Write => ledger.device_read(gpa, len, end),
-                _ => ledger.device_wrote(gpa, len, end),
-            }
-        }
         let moves = !flight.request.data.is_empty();
         flight.amend(ledger, |r| {
             if moves {
@@ -66,7 +60,7 @@ impl Worker {
     }
 
     fn hash(&self, flight: &Flight, moment: Moment, read: impl Fn(&PageTouch, u64, &mut [u8]) -> bool) {
-        let ledger = self.dma.ledger();
+        let ledger = &self.shared.ledger;
         if !ledger.watches_any() || flight.record.is_none() {
             return;
         }

@@ -71,7 +71,7 @@ impl Worker {
         let shape = request.shape();
         let hide = shared.faults.consult(&shape, |a| a == FaultAction::HideFromLedger).is_some();
         let forced = shared.faults.consult(&shape, |a| matches!(a, FaultAction::Status(_)));
-        let ledger = self.dma.ledger();
+        let ledger = &self.shared.ledger;
         let record = if hide { None } else { ledger.begin(start_of(shared.index, &request)) };
         // A refused request is answered at once: there is nothing to hold.
         let caught = match request.refusal {
@@ -116,7 +116,7 @@ impl Worker {
     pub(super) fn stands(&mut self, flight: &mut Flight, point: HoldPoint) -> bool {
         let Some(caught) = flight.caught.filter(|_| flight.next_hold == Some(point)) else { return false };
         flight.next_hold = None;
-        let ledger = self.dma.ledger();
+        let ledger = &self.shared.ledger;
         if let Some(id) = flight.record {
             let hold = Hold { point, lever: caught.lever, from: ledger.tick(), to: None, why: None };
             ledger.amend(id, |r| r.holds.push(hold));
@@ -138,7 +138,7 @@ impl Worker {
     /// Carries out an order on a hold that is only claimed. False: the token is not such a hold.
     pub(super) fn settle_claim(&mut self, token: u64, order: Order) -> bool {
         let Some(at) = self.claims.iter().position(|claim| claim.token == token) else { return false };
-        let ledger = self.dma.ledger();
+        let ledger = &self.shared.ledger;
         match order {
             Order::Go(why) => self.claims.remove(at).end(ledger, &self.shared.levers, why),
             Order::Step => {
@@ -176,7 +176,7 @@ impl Worker {
             flight.status = S_IOERR;
             return;
         };
-        let ledger = dma.ledger();
+        let ledger = &self.shared.ledger;
         let begin = ledger.tick();
         let result = self.execute(flight, ram);
         let end = ledger.tick();

@@ -97,7 +97,7 @@ impl DiskHandle {
     pub fn freeze(&self, cut: PowerCut, to: &Path) -> Result<FrozenImage, BlockError> {
         let disk = self.shared.disk();
         let note = Note::new(format!("power cut ({cut:?}) of disk {}", self.shared.index));
-        let at = self.shared.session().map_or(0, |session| session.ledger.stamp(note));
+        let at = self.shared.ledger.stamp(note);
         power_cut::freeze(&disk, cut, to, at)
     }
 
@@ -113,11 +113,9 @@ impl DiskHandle {
         *disk = Disk::open(path, config.readonly, config.track)?;
         self.shared.capacity.store(disk.capacity, Ordering::Release);
         drop(disk);
-        if let Some(session) = self.shared.session() {
-            session.ledger.stamp(Note::new(format!("disk {} swapped", self.shared.index)));
-            if let Some(interrupt) = session.interrupt {
-                interrupt.config_changed();
-            }
+        self.shared.ledger.stamp(Note::new(format!("disk {} swapped", self.shared.index)));
+        if let Some(interrupt) = self.shared.interrupt() {
+            interrupt.config_changed();
         }
         Ok(())
     }

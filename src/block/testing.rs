@@ -114,7 +114,8 @@ impl Driver {
         let mut config = DiskConfig::new(path);
         config.queue_size = 64;
         change(&mut config);
-        let (device, handle) = BlockDevice::open(0, config.clone()).unwrap();
+        let ledger = Ledger::new();
+        let (device, handle) = BlockDevice::open(0, config.clone(), ledger.clone()).unwrap();
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).unwrap());
         let master = Arc::new(BusMaster::default());
         master.set(true);
@@ -123,7 +124,7 @@ impl Driver {
             device,
             handle,
             ram,
-            ledger: Ledger::new(RAM_BYTES),
+            ledger,
             master,
             irq: Arc::default(),
             dir,
@@ -154,7 +155,7 @@ impl Driver {
     }
 
     pub fn activate_with(&mut self, queues: Vec<ActiveQueue>) -> Result<(), super::ActivateError> {
-        let dma = DmaTarget::new(8, self.ram.clone(), self.master.clone(), self.ledger.clone());
+        let dma = DmaTarget::new(8, self.ram.clone(), self.master.clone());
         self.device.activate(Activation { dma, queues, interrupt: self.irq.clone(), features: self.features })
     }
 

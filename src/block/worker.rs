@@ -186,7 +186,7 @@ impl Worker {
         let published = self.publish(&flight);
         let why = if published.is_ok() { flight.released } else { Some(ReleaseWhy::Failed) };
         if published.is_err() {
-            let ledger = self.dma.ledger();
+            let ledger = &self.shared.ledger;
             flight.mark_aborted(ledger, ledger.tick(), ReleaseWhy::Failed);
         }
         if let (Some(caught), Some(why)) = (flight.caught, why) {
@@ -203,7 +203,7 @@ impl Worker {
         // Under the lock, so that a power cut sees the request either not completed, or completed and published.
         let mut disk = shared.disk();
         // Before the driver can see it: whoever has seen the completion finds it in the ledger.
-        flight.record_completed(dma.ledger());
+        flight.record_completed(&shared.ledger);
         let head = flight.request.head;
         ram.write_obj(flight.status, GuestAddress(flight.request.status_addr))
             .map_err(|_| RingFault::NoStatus(head))?;
@@ -255,7 +255,7 @@ impl Worker {
                 Order::Step => ReleaseWhy::Stepped,
                 Order::Go(why) => why,
             };
-            flight.leave_hold(self.dma.ledger(), order, why);
+            flight.leave_hold(&self.shared.ledger, order, why);
             if let Err(fault) = self.advance(flight) {
                 self.fail(&fault.to_string());
             }
@@ -277,7 +277,7 @@ impl Worker {
 
     /// Cancels everything under way; no guest memory is touched after this.
     fn cancel(&mut self, why: ReleaseWhy) {
-        let ledger = self.dma.ledger().clone();
+        let ledger = self.shared.ledger.clone();
         let now = ledger.tick();
         let mut disk = self.shared.disk();
         for flight in self.held.drain(..) {

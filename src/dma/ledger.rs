@@ -3,9 +3,8 @@
 //!
 //! One u64 sequence ([`Seq`]) orders everything: device accesses, holds, completions, lab marks. An oracle compares
 //! sequence numbers, never clock times. Devices of one guest share one ledger. It costs one branch when off, and one
-//! array access per page plus one short lock per step of a request when on; no lock is held across a data copy.
+//! short lock per step of a request when on; no lock is held across a data copy.
 //!
-//! * Every page has a slot with the numbers of the last device write into it and the last device read from it.
 //! * Block requests are kept as [`RequestRecord`]s, the newest 65,536 of them; [`Ledger::complete_since`] tells an
 //!   oracle whether anything that it should have seen was dropped.
 //! * Watched pages (at most 64) get content hashes at each step of a request, per 512-byte sector.
@@ -14,7 +13,6 @@
 
 mod hash;
 mod nic;
-mod pages;
 mod record;
 mod ring;
 #[cfg(test)]
@@ -24,15 +22,12 @@ mod totals;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use std::ops::Range;
-
 pub use hash::{PAGE_SIZE, PageHash, SECTOR_SIZE};
 pub use nic::{NicCounters, NicKind, NicRecord, NicTotals};
 pub use record::{BlkOp, Hold, HoldPoint, PageTouch, ReleaseWhy, RequestRecord, RequestStart};
 pub use totals::{DiskCounters, DiskTotals, OpCounts};
 
 use nic::NicRing;
-use pages::Pages;
 use ring::{NoteRing, RequestRing};
 use totals::DiskEntry;
 
@@ -56,20 +51,10 @@ impl Note {
     }
 }
 
-/// The last device accesses to one page. 0 means none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct PageAccess {
-    /// Last DMA into the page.
-    pub written: Seq,
-    /// Last DMA out of the page.
-    pub read: Seq,
-}
-
 /// See the module's text.
 pub struct Ledger {
     seq: AtomicU64,
     on: AtomicBool,
-    pages: Pages,
     watched_count: AtomicUsize,
     watched: RwLock<Vec<u64>>,
     requests: Mutex<RequestRing>,
@@ -78,38 +63,25 @@ pub struct Ledger {
     nics: Mutex<NicRing>,
 }
 
-impl Default for Ledger {
-    /// A ledger without page slots.
-    fn default() -> Self {
-        Self::with_slots(0)
-    }
-}
-
 impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("seq", &self.now()).field("pages", &self.pages.len()).finish_non_exhaustive()
+        f.debug_struct("Ledger").field("seq", &self.now()).finish_non_exhaustive()
     }
 }
 
 impl Ledger {
-    /// A ledger for guest physical addresses 0 to `ram_bytes`: the end of the highest RAM region, holes included.
-    /// Pages beyond have no slot (their requests are recorded all the same).
-    pub fn new(ram_bytes: u64) -> Arc<Self> {
-        Arc::new(Self::with_slots(usize::try_from(ram_bytes.div_ceil(PAGE_SIZE)).unwrap_or(0)))
-    }
-
-    fn with_slots(pages: usize) -> Self {
-        Self {
+    /// An empty ledger that records.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
             seq: AtomicU64::new(0),
             on: AtomicBool::new(true),
-            pages: Pages::new(pages),
             watched_count: AtomicUsize::new(0),
             watched: RwLock::default(),
             requests: Mutex::default(),
             notes: Mutex::default(),
             disks: Mutex::default(),
             nics: Mutex::default(),
-        }
+        })
     }
 
     /// Switches recording on or off (on at first). Sequence numbers and notes go on while it is off.
@@ -175,25 +147,6 @@ impl Ledger {
         self.watches_any() && self.watched.read().unwrap_or_else(PoisonError::into_inner).contains(&page_gpa)
     }
 
-    /// A device wrote `len` bytes at `gpa` (DMA into guest memory); `seq` was taken after the copy.
-    pub fn device_wrote(&self, gpa: u64, len: u64, seq: Seq) {
-        if self.on.load(Ordering::Relaxed) {
-            self.pages.touch(gpa, len, seq, true);
-        }
-    }
-
-    /// A device read `len` bytes at `gpa` (DMA out of guest memory); `seq` was taken after the copy.
-    pub fn device_read(&self, gpa: u64, len: u64, seq: Seq) {
-        if self.on.load(Ordering::Relaxed) {
-            self.pages.touch(gpa, len, seq, false);
-        }
-    }
-
-    /// The last accesses of any device to the page that holds `gpa`.
-    pub fn last_access(&self, gpa: u64) -> PageAccess {
-        self.pages.last(gpa)
-    }
-
     // ---- block requests ----
 
     /// Starts the record of a request that arrived now; its id, or `None` while the ledger is off.
@@ -228,11 +181,6 @@ impl Ledger {
     pub fn touching(&self, page_gpa: u64, since: Seq) -> Vec<RequestRecord> {
         let base = page_gpa & !(PAGE_SIZE - 1);
         lock(&self.requests).select(since, |r| r.pages.iter().any(|touch| touch.gpa == base))
-    }
-
-    /// Of [`Ledger::requests`] those of `disk` that cover a sector (512 bytes) of `range`.
-    pub fn touching_lba(&self, disk: u8, range: Range<u64>, since: Seq) -> Vec<RequestRecord> {
-        lock(&self.requests).select(since, |r| r.disk == disk && r.covers_lba(&range))
     }
 
     /// Records dropped because the ring was full.

@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::ledger::Ledger;
-
 /// Guest RAM as every device sees it: shared, mapped once, never moved while the guest lives.
 pub type GuestRam = GuestMemoryMmap<()>;
 
@@ -60,23 +58,17 @@ pub struct DmaTarget {
     requester: u16,
     ram: Arc<GuestRam>,
     master: Arc<BusMaster>,
-    ledger: Arc<Ledger>,
 }
 
 impl DmaTarget {
     /// A target for the function `requester` (bus << 8 | device << 3 | function).
-    pub fn new(requester: u16, ram: Arc<GuestRam>, master: Arc<BusMaster>, ledger: Arc<Ledger>) -> Self {
-        Self { requester, ram, master, ledger }
+    pub fn new(requester: u16, ram: Arc<GuestRam>, master: Arc<BusMaster>) -> Self {
+        Self { requester, ram, master }
     }
 
     /// Bus, device and function.
     pub fn requester(&self) -> u16 {
         self.requester
-    }
-
-    /// The ledger that every access of interest is told to.
-    pub fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
     }
 
     /// Guest memory for walking rings and copying, or a refusal while bus mastering is off.

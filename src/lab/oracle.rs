@@ -113,7 +113,7 @@ mod tests {
 
     /// A ledger with a write that arrives, a read that lands, and the write's data taken, in the given order.
     fn story(read_first: bool) -> (RequestRecord, RequestRecord, std::sync::Arc<Ledger>) {
-        let ledger = Ledger::new(1 << 20);
+        let ledger = Ledger::new();
         let (Some(write), Some(read)) = (ledger.begin(start(BlkOp::Write)), ledger.begin(start(BlkOp::Read))) else {
             panic!("the ledger is on")
         };

@@ -18,7 +18,7 @@ use super::quiesce::Quiesce;
 use super::srq::Srq;
 use super::table::Table;
 use crate::dma::DmaTarget;
-use crate::dma::ledger::NicCounters;
+use crate::dma::ledger::{Ledger, NicCounters};
 use crate::pci::msix::Msix;
 use crate::pci::rationed::Rationed;
 
@@ -76,6 +76,8 @@ pub struct Hca {
     pub config: NicConfig,
     /// The door to guest memory.
     pub dma: DmaTarget,
+    /// What happens is put on record here.
+    pub ledger: Arc<Ledger>,
     /// Interrupts.
     pub msix: Arc<Msix>,
     /// Rule 3.
@@ -122,15 +124,22 @@ pub struct Hca {
 
 impl Hca {
     /// An HCA without objects; its engines are not started.
-    pub fn new(index: u8, config: NicConfig, dma: DmaTarget, msix: Arc<Msix>) -> std::io::Result<Self> {
+    pub fn new(
+        index: u8,
+        config: NicConfig,
+        dma: DmaTarget,
+        ledger: Arc<Ledger>,
+        msix: Arc<Msix>,
+    ) -> std::io::Result<Self> {
         let engines = usize::from(config.engines.clamp(1, 16));
-        let levers = NicLevers::new(index, dma.ledger().clone());
+        let levers = NicLevers::new(index, ledger.clone());
         let payload = Arc::new(NicCounters::default());
-        dma.ledger().register_nic(index, &payload);
+        ledger.register_nic(index, &payload);
         Ok(Self {
             index,
             config,
             dma,
+            ledger,
             msix,
             quiesce: Quiesce::new(engines),
             eqs: Table::new(1, 255, 64),

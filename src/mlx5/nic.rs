@@ -97,7 +97,7 @@ impl Nic {
         host: Arc<dyn DoorbellHost>,
     ) -> Result<(Self, NicHandle), NicError> {
         let master = Arc::new(BusMaster::default());
-        let dma = DmaTarget::new(requester, ram, master.clone(), ledger);
+        let dma = DmaTarget::new(requester, ram, master.clone());
         let (place, msix_size) = MsixPlace::own_bar(MSIX_BAR, VECTORS);
         let msix = Arc::new(Msix::new(VECTORS, place, router));
         let mut space = ConfigSpace::new(identity(&config), master);
@@ -110,7 +110,7 @@ impl Nic {
             space.add_capability(&vendor_gateway())?;
         }
 
-        let hca = Arc::new(Hca::new(index, config, dma, msix)?);
+        let hca = Arc::new(Hca::new(index, config, dma, ledger, msix)?);
         let plane = Plane::new(hca.clone(), Arc::new(UarDoorbells::new(host)))?;
         Engines::start(&hca)?;
         let worker = match Worker::start(&plane) {

@@ -37,8 +37,8 @@ impl Bench {
             msix.write(vector * 16, &[0xfee0_0000u64.to_le_bytes()].concat());
             msix.write(vector * 16 + 8, &[0; 8]);
         }
-        let dma = DmaTarget::new(8, ram.clone(), master.clone(), Ledger::new(RAM));
-        let hca = Arc::new(Hca::new(0, NicConfig::default(), dma, msix).unwrap());
+        let dma = DmaTarget::new(8, ram.clone(), master.clone());
+        let hca = Arc::new(Hca::new(0, NicConfig::default(), dma, Ledger::new(), msix).unwrap());
         Self { hca, router, master, ram }
     }
 

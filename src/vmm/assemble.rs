@@ -88,8 +88,8 @@ pub fn create_vm(kvm: &Kvm, ram: &GuestRam) -> Result<Arc<VmFd>, VmmError> {
 }
 
 /// Opens and locks the disks.
-pub fn open_disks(configs: Vec<DiskConfig>) -> Result<Vec<(BlockDevice, DiskHandle)>, VmmError> {
-    let open = |(index, config)| BlockDevice::open(index as u8, config);
+pub fn open_disks(configs: Vec<DiskConfig>, ledger: &Arc<Ledger>) -> Result<Vec<(BlockDevice, DiskHandle)>, VmmError> {
+    let open = |(index, config)| BlockDevice::open(index as u8, config, ledger.clone());
     Ok(configs.into_iter().enumerate().map(open).collect::<Result<_, _>>()?)
 }
 
@@ -115,8 +115,7 @@ impl Socket<'_> {
     pub fn plug_disk(&self, (device, handle): (BlockDevice, DiskHandle)) -> Result<DiskHandle, VmmError> {
         let vectors = VirtioPci::vectors(&device);
         let router = self.interrupts.function(vectors).map_err(VmmError::host("making interrupts for a disk"))?;
-        let (ram, ledger) = (self.ram.clone(), self.ledger.clone());
-        let function = VirtioPci::new(Box::new(device), self.requester(), ram, ledger, router)?;
+        let function = VirtioPci::new(Box::new(device), self.requester(), self.ram.clone(), router)?;
         self.pci.add(Arc::new(Mutex::new(function))).map_err(VmmError::Pci)?;
         Ok(handle)
     }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use vm_memory::GuestMemoryBackend;
 
 use super::assemble::{Image, Socket, check, create_vm, open_disks, open_kvm};
 use super::console::{LineSender, PanicWatcher};
@@ -69,7 +68,8 @@ impl Vm {
     pub fn boot(config: VmConfig) -> Result<Self, VmmError> {
         check(&config)?;
         // Everything that can be wrong with files is found out before memory is taken, and on machines without KVM too.
-        let opened = open_disks(config.disks)?;
+        let ledger = Ledger::new();
+        let opened = open_disks(config.disks, &ledger)?;
         let vmlinux = boot::read_kernel(&config.kernel)?;
         let ram = memory::allocate(config.memory & !0xf_ffff)?;
         let kvm = open_kvm()?;
@@ -95,9 +95,6 @@ impl Vm {
             pci: pci.clone(),
             ending,
         });
-        // So that the ledger's zeroes come from the system untouched and not out of what start-up has used.
-        sys::give_back_heap();
-        let ledger = Ledger::new(ram.last_addr().0 + 1);
         let socket = Socket { pci: &pci, ram: &ram, ledger: &ledger, interrupts: &interrupts };
         let disks = opened.into_iter().map(|disk| socket.plug_disk(disk)).collect::<Result<_, _>>()?;
         let nic = config.nic.map(|nic| socket.plug_nic(nic, doorbells)).transpose()?;

@@ -321,7 +321,7 @@ fn control_late_dma_reaches_a_page_that_was_zapped() {
     let memory = pair.driver.machine.guest.scattered(4096);
     let odp = OdpMr::register(&pair.driver, pair.pd, VA, 4096, Access::ALL).unwrap();
     odp.map(&pair.driver, 0, &memory.pages, true).unwrap();
-    let ledger = pair.driver.machine.nic.hca().dma.ledger();
+    let ledger = pair.driver.machine.nic.hca().ledger.clone();
     assert!(ledger.watch(memory.pages[0]));
     // From the start: the late copy comes right behind the zap.
     memory.fill(0, 4096, CANARY);

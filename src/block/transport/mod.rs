@@ -24,7 +24,6 @@ use self::common::{Common, QueueSetup, Step, VERSION_1};
 use self::layout::{DEVICE_BAR, DEVICE_BAR_SIZE, MSIX_BAR, NOTIFY_STRIDE, cfg_access};
 use self::notifier::Notifier;
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
-use crate::dma::ledger::Ledger;
 use crate::dma::{BusMaster, DmaTarget, GuestRam};
 use crate::pci::capability::{Capability, PortType};
 use crate::pci::config::{BarSpec, ConfigError, ConfigSpace};
@@ -95,12 +94,11 @@ impl VirtioPci {
         device: Box<dyn VirtioDevice>,
         requester: u16,
         ram: Arc<GuestRam>,
-        ledger: Arc<Ledger>,
         router: Arc<dyn MsiRouter>,
     ) -> Result<Self, TransportError> {
         let queues = checked_queues(device.queue_sizes())?;
         let master = Arc::new(BusMaster::default());
-        let dma = DmaTarget::new(requester, Arc::clone(&ram), Arc::clone(&master), ledger);
+        let dma = DmaTarget::new(requester, Arc::clone(&ram), Arc::clone(&master));
 
         let vectors = Self::vectors(&*device);
         let (place, msix_size) = MsixPlace::own_bar(MSIX_BAR, vectors);

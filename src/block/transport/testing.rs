@@ -99,7 +99,7 @@ impl Rig {
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
         let (host, router) = (Arc::new(FakeHost::default()), Arc::new(FakeRouter::default()));
         let bus = PciBus::new(host.clone(), 0xc000_0000..0xd000_0000, WINDOW..WINDOW * 2);
-        let function = VirtioPci::new(device, PciBus::requester(SLOT), ram, Arc::default(), router.clone()).unwrap();
+        let function = VirtioPci::new(device, PciBus::requester(SLOT), ram, router.clone()).unwrap();
         bus.add(Arc::new(Mutex::new(function))).unwrap();
         let mut rig = Self {
             bus,

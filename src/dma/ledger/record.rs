@@ -192,11 +192,6 @@ impl RequestRecord {
         self.completed.or(self.aborted)
     }
 
-    /// Whether it covers a sector of `range`.
-    pub fn covers_lba(&self, range: &Range<u64>) -> bool {
-        self.ranges.iter().any(|own| own.start < range.end && range.start < own.end)
-    }
-
     /// Whether `hold` really held: all that it claims to have held back either never happened, or carries a stamp from
     /// after its end. A lever that lies is caught here.
     pub fn kept(&self, hold: &Hold) -> bool {

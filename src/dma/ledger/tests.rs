@@ -26,7 +26,7 @@ fn write(lba: u64, gpa: u64) -> RequestStart {
 
 #[test]
 fn one_order_for_notes_and_requests() {
-    let ledger = Ledger::new(1 << 20);
+    let ledger = Ledger::new();
     let begin = ledger.stamp(Note::new("step begin"));
     let id = ledger.begin(write(8, 0x3000)).unwrap();
     let end = ledger.stamp(Note::new("step end"));
@@ -36,8 +36,8 @@ fn one_order_for_notes_and_requests() {
 }
 
 #[test]
-fn queries_find_by_page_by_lba_and_by_time() {
-    let ledger = Ledger::new(1 << 20);
+fn queries_find_by_page_and_by_time() {
+    let ledger = Ledger::new();
     let first = ledger.begin(write(0, 0x1000)).unwrap();
     let second = ledger.begin(write(8, 0x2000)).unwrap();
     let over = ledger.tick();
@@ -48,14 +48,11 @@ fn queries_find_by_page_by_lba_and_by_time() {
     // The second is still in flight, so it is alive at any time.
     assert_eq!(ids(ledger.requests(later)), [second]);
     assert_eq!(ids(ledger.touching(0x1fff, 0)), [first]);
-    assert_eq!(ids(ledger.touching_lba(0, 7..9, 0)), [first, second]);
-    assert_eq!(ids(ledger.touching_lba(0, 8..9, 0)), [second]);
-    assert!(ledger.touching_lba(1, 0..99, 0).is_empty());
 }
 
 #[test]
 fn the_ring_is_bounded_and_says_what_it_dropped() {
-    let ledger = Ledger::new(0);
+    let ledger = Ledger::new();
     for n in 0..ring::KEPT as u64 {
         let id = ledger.begin(write(n, 0)).unwrap();
         let over = ledger.tick();
@@ -72,23 +69,8 @@ fn the_ring_is_bounded_and_says_what_it_dropped() {
 }
 
 #[test]
-fn pages_remember_the_last_access_and_edges_do_not_panic() {
-    let ledger = Ledger::new(0x5000);
-    ledger.device_wrote(0x1fff, 2, 7);
-    ledger.device_read(0x2000, 1, 9);
-    assert_eq!(ledger.last_access(0x1000), PageAccess { written: 7, read: 0 });
-    assert_eq!(ledger.last_access(0x2abc), PageAccess { written: 7, read: 9 });
-    ledger.device_wrote(u64::MAX, u64::MAX, 11);
-    ledger.device_wrote(0x4000, u64::MAX, 12);
-    ledger.device_wrote(0, 0, 13);
-    assert_eq!(ledger.last_access(0x4000).written, 12);
-    assert_eq!(ledger.last_access(0x5000), PageAccess::default());
-    assert_eq!(ledger.last_access(0).written, 0);
-}
-
-#[test]
 fn sixty_four_pages_can_be_watched() {
-    let ledger = Ledger::new(0);
+    let ledger = Ledger::new();
     assert!(!ledger.watches_any());
     for page in 0..MAX_WATCHED as u64 {
         assert!(ledger.watch(page * PAGE_SIZE + 5));
@@ -122,7 +104,7 @@ fn hashes_tell_half_old_from_half_new() {
 
 #[test]
 fn totals_show_a_request_that_was_not_recorded() {
-    let ledger = Ledger::new(0);
+    let ledger = Ledger::new();
     let counters = Arc::new(DiskCounters::default());
     counters.count(BlkOp::Write);
     ledger.register_disk(3, &counters);
@@ -158,13 +140,11 @@ fn a_hold_is_kept_only_if_nothing_moved_within_it() {
 
 #[test]
 fn off_records_nothing() {
-    let ledger = Ledger::new(0x1000);
+    let ledger = Ledger::new();
     ledger.set_on(false);
     assert!(ledger.begin(write(0, 0)).is_none());
-    ledger.device_wrote(0, 1, 1);
     ledger.watch(0);
     assert!(!ledger.watches_any());
     ledger.set_on(true);
     assert!(ledger.requests(0).is_empty());
-    assert_eq!(ledger.last_access(0), PageAccess::default());
 }

@@ -96,7 +96,7 @@ pub fn sent(
 
 /// For the ledger, while it watches anything.
 fn record(hca: &Hca, qp: &Qp, place: Place, opcode: u32, status: u32) {
-    let ledger = hca.dma.ledger();
+    let ledger = &hca.ledger;
     if ledger.watches_any() {
         let kind = NicKind::Completed { wqe_index: place.counter, opcode: opcode as u8, status: status as u8 };
         ledger.nic_push(hca.index, qp.qpn, kind);

@@ -231,7 +231,7 @@ pub fn transfer(
         return Err(Stop::Target(AccessError::Denied { key: 0, why: "the list has no room" }));
     };
     let len = have.min(room);
-    let begun = if hca.dma.ledger().watches_any() { hca.dma.ledger().tick() } else { 0 };
+    let begun = if hca.ledger.watches_any() { hca.ledger.tick() } else { 0 };
     let plan = plan();
     if plan == Plan::Late {
         return Err(Stop::Late(Box::new(late::keep(hca, source, scratch, len, begun))));
@@ -244,30 +244,19 @@ pub fn transfer(
     Ok(len)
 }
 
-/// Tells the ledger of a piece that has been copied. While no page is watched one sequence number serves all its pages.
+/// Puts a piece that has been copied on record, for its watched pages.
 fn record(hca: &Hca, mover: Mover, (source, target): (&Side, &Side), len: u64, (begun, hidden): (Seq, bool)) {
-    let ledger = hca.dma.ledger();
-    if ledger.watches_any() {
-        for (span, key) in source.told(len) {
-            ledger.nic_read(hca.index, mover.qpn, (span.gpa, span.len), key, begun);
-        }
-        for (span, key) in target.told(len) {
-            hca.payload.wrote(ledger, span.gpa, span.len);
-            if !hidden {
-                ledger.nic_wrote(hca.index, mover.qpn, (span.gpa, span.len), key, begun);
-            }
-        }
+    let ledger = &hca.ledger;
+    if !ledger.watches_any() {
         return;
     }
-    let seq = ledger.tick();
-    let mut left = len;
-    for span in &source.spans {
-        ledger.device_read(span.gpa, span.len.min(left), seq);
-        left = left.saturating_sub(span.len);
+    for (span, key) in source.told(len) {
+        ledger.nic_read(hca.index, mover.qpn, (span.gpa, span.len), key, begun);
     }
-    left = len;
-    for span in &target.spans {
-        ledger.device_wrote(span.gpa, span.len.min(left), seq);
-        left = left.saturating_sub(span.len);
+    for (span, key) in target.told(len) {
+        hca.payload.wrote(ledger, span.gpa, span.len);
+        if !hidden {
+            ledger.nic_wrote(hca.index, mover.qpn, (span.gpa, span.len), key, begun);
+        }
     }
 }

@@ -17,7 +17,7 @@ fn held(gate: Gate) -> u64 {
 }
 
 fn kinds(hca: &Hca) -> Vec<NicKind> {
-    hca.dma.ledger().nic(0).into_iter().map(|record| record.kind).collect()
+    hca.ledger.nic(0).into_iter().map(|record| record.kind).collect()
 }
 
 #[test]

@@ -315,7 +315,7 @@ pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc
 /// Never call it inside a section.
 pub fn destroy(hca: &Hca, index: u32) -> bool {
     let Some(mkey) = hca.mkeys.remove(index) else { return false };
-    let begun = hca.dma.ledger().tick();
+    let begun = hca.ledger.tick();
     let key = mkey.key();
     mkey.revoke();
     fence(hca, &WqeShape::command(key));
@@ -334,5 +334,5 @@ pub fn fence(hca: &Hca, shape: &WqeShape) {
 }
 
 fn record(hca: &Hca, qpn: u32, kind: NicKind) -> Seq {
-    hca.dma.ledger().nic_push(hca.index, qpn, kind)
+    hca.ledger.nic_push(hca.index, qpn, kind)
 }

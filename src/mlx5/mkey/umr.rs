@@ -78,7 +78,7 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
     let mkey = hca.mkeys.get(request.key >> 8).ok_or(UmrError::NoKey(request.key))?;
     request.permit(&mkey.state(), &Poster::of(&qp, attrs))?;
     hca.counters.umrs.add(1);
-    let begun = hca.dma.ledger().tick();
+    let begun = hca.ledger.tick();
     let done = request.apply(hca, engine, &qp, attrs, &mkey);
     // Also after a failure: some entries may be replaced.
     let shape = WqeShape { opcode: request.opcode, qpn, wqe_index: request.wqe_index, key: request.key };
@@ -124,7 +124,7 @@ fn current(hca: &Hca, key: u32) -> Result<Arc<Mkey>, UmrError> {
 }
 
 fn invalidate(hca: &Hca, qpn: u32, mkey: &Mkey, key: u32) -> Result<(), UmrError> {
-    let begun = hca.dma.ledger().tick();
+    let begun = hca.ledger.tick();
     let mut context = [0; MKC_SIZE];
     mkc::FREE.set(&mut context, 1);
     mkey.set_context(&context, umr_mask::FREE);

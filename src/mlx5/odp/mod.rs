@@ -138,7 +138,7 @@ impl PageFaults {
         drop(table);
         let (key, va, write) = fault.about;
         // On record before the driver can act on it.
-        hca.dma.ledger().nic_push(hca.index, fault.waiter.1, NicKind::Fault { key, va, write, token });
+        hca.ledger.nic_push(hca.index, fault.waiter.1, NicKind::Fault { key, va, write, token });
         if matches!(delivery, Delivery::Now) {
             hca.async_event(fault.event(token));
         }
@@ -168,7 +168,7 @@ impl PageFaults {
         let mut table = lock(&self.table);
         let Some(live) = table.live.get_mut(&token).filter(|live| live.state == FaultState::Waiting) else { return };
         // On record before the waiter can act on it.
-        hca.dma.ledger().nic_push(hca.index, live.waiter.1, NicKind::Resumed { token, error });
+        hca.ledger.nic_push(hca.index, live.waiter.1, NicKind::Resumed { token, error });
         live.state = FaultState::Resumed { error };
         let (uar, qpn) = live.waiter;
         drop(table);

@@ -90,7 +90,7 @@ fn a_resume_is_told_once_and_unknown_ones_are_ignored() {
     assert_eq!(faults.poll(token), FaultState::Resumed { error: true });
     assert_eq!(faults.poll(token), FaultState::Unknown);
     faults.resume(&hca, token, false);
-    let kinds: Vec<_> = hca.dma.ledger().nic(0).into_iter().map(|record| (record.qpn, record.kind)).collect();
+    let kinds: Vec<_> = hca.ledger.nic(0).into_iter().map(|record| (record.qpn, record.kind)).collect();
     let fault = NicKind::Fault { key, va, write, token };
     assert_eq!(kinds, [(0x40, fault), (0x40, NicKind::Resumed { token, error: true })]);
     let cancelled = faults.raise(&hca, &FAULT).unwrap();

@@ -66,7 +66,7 @@ impl Machine {
         let half = (config.ram_mib << 20) / 2;
         let ranges = [(GuestAddress(0), half as usize), (GuestAddress(HIGH_RAM), half as usize)];
         let ram = Arc::new(GuestRam::from_ranges(&ranges).expect("the test's memory fits into this process"));
-        let ledger = Ledger::new(HIGH_RAM + half);
+        let ledger = Ledger::new();
         let (interrupts, doorbells) = (Arc::<Interrupts>::default(), Arc::<Doorbells>::default());
         doorbells.refuse.store(!config.ioeventfds, Ordering::Relaxed);
         let bus = PciBus::new(doorbells.clone(), LOW_WINDOW, HIGH_WINDOW);

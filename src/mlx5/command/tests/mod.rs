@@ -82,7 +82,7 @@ impl Guest {
     pub fn new(config: NicConfig) -> Self {
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
         let (router, host) = (Arc::new(FakeRouter::default()), Arc::new(FakeHost::default()));
-        let ledger = Ledger::new(RAM);
+        let ledger = Ledger::new();
         let (nic, handle) = Nic::new(0, config, 8, ram.clone(), ledger, router.clone(), host.clone()).unwrap();
         let mut guest = Self { nic, handle, ram, router, host, next_page: PAGES };
         guest.plug();

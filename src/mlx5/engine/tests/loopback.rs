@@ -73,7 +73,6 @@ fn write_and_read_of_many_sizes() {
     // Its pages were really reversed.
     assert_eq!(guest.read(to + size - PAGE, 64), guest.read(from, 64));
     assert!(guest.try_cqe(&b.recv_cq).is_none());
-    assert!(guest.hca.dma.ledger().last_access(to).written > 0 && guest.hca.dma.ledger().last_access(from).read > 0);
 }
 
 #[test]

@@ -112,10 +112,10 @@ impl Guest {
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
         let master = Arc::new(BusMaster::default());
         master.set(true);
-        let dma = DmaTarget::new(8, ram.clone(), master.clone(), Ledger::new(RAM));
+        let dma = DmaTarget::new(8, ram.clone(), master.clone());
         let (place, _) = MsixPlace::own_bar(2, 8);
         let msix = Arc::new(Msix::new(8, place, Arc::new(FakeRouter::default())));
-        let hca = Arc::new(Hca::new(0, config, dma, msix).unwrap());
+        let hca = Arc::new(Hca::new(0, config, dma, Ledger::new(), msix).unwrap());
         Engines::start(&hca).unwrap();
         let mut guest = Self { hca, ram, master, free: Cell::new(PAGE), all: 0 };
         guest.all = guest.key(guest.context(0, 0, RAM, 0), &[]).key();

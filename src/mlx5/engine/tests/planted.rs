@@ -12,7 +12,7 @@ use crate::mlx5::spec::eq::event;
 use crate::mlx5::spec::wqe::opcode;
 
 fn kinds(guest: &Guest) -> Vec<NicKind> {
-    guest.hca.dma.ledger().nic(0).iter().map(|record: &NicRecord| record.kind).collect()
+    guest.hca.ledger.nic(0).iter().map(|record: &NicRecord| record.kind).collect()
 }
 
 /// Zaps entry 0 as a UMR does, and tells when nothing is in flight through it.
@@ -62,7 +62,7 @@ fn a_write_into_a_watched_page_is_on_record_with_its_key_and_before_its_completi
     let (a, _b) = guest.rc_pair();
     let (from, to) = (guest.alloc(2 * PAGE), guest.alloc(2 * PAGE));
     let key = guest.paged(0, &[Some(to), Some(to + PAGE)]);
-    let ledger = guest.hca.dma.ledger();
+    let ledger = &guest.hca.ledger;
     ledger.watch(to + PAGE);
     ledger.watch(from);
     let write = Wqe::new(opcode::RDMA_WRITE).remote(key.key(), 4090).data(guest.all, from, 16);
@@ -75,7 +75,7 @@ fn a_write_into_a_watched_page_is_on_record_with_its_key_and_before_its_completi
             NicKind::Completed { wqe_index: 0, opcode: 8, status: 0 },
         ] => {
             assert_eq!((gpa, target, lkey, rkey, begun), (from, to + PAGE, guest.all, key.key(), same));
-            assert!(begun < ledger.last_access(to + PAGE).written);
+            assert!(begun < ledger.nic(0)[1].seq);
         }
         ref other => panic!("{other:?}"),
     }
@@ -93,7 +93,7 @@ fn late_dma_lands_on_the_old_page_after_the_zap_and_is_on_record() {
     let (a, _b) = guest.rc_pair();
     let to = guest.alloc(PAGE);
     let key = guest.paged(0, &[Some(to)]);
-    let ledger = guest.hca.dma.ledger();
+    let ledger = &guest.hca.ledger;
     ledger.watch(to);
     guest.hca.faults.add(NicRule::new(1, NicAction::LateDma)).unwrap();
     guest.post(&a, &Wqe::new(opcode::RDMA_WRITE).remote(key.key(), 0).inline(b"stale"));

@@ -55,7 +55,7 @@ pub fn atomic(
     for place in &scratch.source.spans {
         hca.dma.check(place.gpa, place.len).map_err(|_| Stop::NoSource)?;
     }
-    let begun = if hca.dma.ledger().watches_any() { hca.dma.ledger().tick() } else { 0 };
+    let begun = if hca.ledger.watches_any() { hca.ledger.tick() } else { 0 };
     // The host is little-endian, as KVM's is that this runs on.
     let old = match operation {
         Atomic::FetchAdd(add) => cell.fetch_add(add, Ordering::SeqCst),

@@ -40,9 +40,9 @@ pub(in crate::mlx5) fn hca() -> Hca {
     let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
     let master = Arc::new(BusMaster::default());
     master.set(true);
-    let dma = DmaTarget::new(8, ram, master, Ledger::new(RAM));
+    let dma = DmaTarget::new(8, ram, master);
     let (place, _) = MsixPlace::own_bar(2, 8);
-    Hca::new(0, NicConfig::default(), dma, Arc::new(Msix::new(8, place, Arc::new(NoRouter)))).unwrap()
+    Hca::new(0, NicConfig::default(), dma, Ledger::new(), Arc::new(Msix::new(8, place, Arc::new(NoRouter)))).unwrap()
 }
 
 /// An MKC with all rights for any queue pair.

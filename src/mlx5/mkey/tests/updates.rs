@@ -118,7 +118,7 @@ fn a_key_is_registered_zapped_and_revoked_by_umr() {
     assert_eq!((mkc::PD.get(&context), mkc::START_ADDR.get(&context)), (KERNEL_PD, 0x10_0000));
     assert_eq!(first[8..16], 0x1003u64.to_be_bytes());
     // The ledger has it in order.
-    let kinds: Vec<_> = hca.dma.ledger().nic(0).into_iter().map(|record| (record.seq, record.kind)).collect();
+    let kinds: Vec<_> = hca.ledger.nic(0).into_iter().map(|record| (record.seq, record.kind)).collect();
     assert!(matches!(
         kinds[..],
         [
@@ -266,10 +266,10 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
             let early = done.load(Ordering::SeqCst);
             assert_eq!(early, !guard, "{way}");
             assert_eq!(key.zaps.load(Ordering::Relaxed), u64::from(early), "{way}");
-            let copied = hca.dma.ledger().tick();
+            let copied = hca.ledger.tick();
             drop(section);
             thread.join().unwrap();
-            let record = hca.dma.ledger().nic(0)[0];
+            let record = hca.ledger.nic(0)[0];
             assert_eq!(record.seq > copied, guard, "{way}: {record:?}");
             assert_eq!(hca.faults.rule(rule).map(|rule| rule.fired), (!guard).then_some(1), "{way}");
         }

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use blk::{BlockDevice, DiskConfig};
 use common::{Done, rnic, run};
-use rnic::block::{BlockDevice, DiskConfig};
-use rnic::dma::ledger::Ledger;
-use rnic::image::Manifest;
+use image::Manifest;
+use probe::ledger::Ledger;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Widest line of any help.

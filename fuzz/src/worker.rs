@@ -114,7 +114,7 @@ fn invent(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
             _ => {
                 let byte = random.next() as u8;
                 if let Some(old) = program.get_mut(at) {
-                    *old = if byte % 2 == 0 { byte } else { *old ^ 1 << (byte >> 1 & 7) };
+                    *old = if byte.is_multiple_of(2) { byte } else { *old ^ 1 << (byte >> 1 & 7) };
                 }
             }
         }

@@ -100,7 +100,7 @@ fn module_dir(dir: &Path, release: &str) -> Result<PathBuf, ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::vmlinux::testing::bzimage;
+    use crate::vmlinux::testing::bzimage;
 
     fn modules_of(root: &Path, release: &str) -> PathBuf {
         let dir = root.join("lib/modules").join(release);

@@ -4,7 +4,7 @@
 use rnic_agent::proto::Op;
 
 use super::guest::Guest;
-use crate::vmm::VmmError;
+use vmm::VmmError;
 
 /// Starts a shell on the guest's console and joins it to this terminal until it ends or ctrl-A x is typed.
 pub fn attach(guest: Guest) -> Result<(), VmmError> {
@@ -15,5 +15,5 @@ pub fn attach(guest: Guest) -> Result<(), VmmError> {
     if let Err(why) = started {
         eprintln!("rnic: no shell could be started: {why}");
     }
-    crate::vmm::run::join(guest.into_vm())
+    vmm::run::join(guest.into_vm())
 }

@@ -12,11 +12,11 @@ use rnic_agent::client::{CallError, Client};
 use rnic_agent::proto::{Hello, JobState, Op, Value};
 
 use super::verdict::Stop;
-use crate::block::{DiskConfig, DiskHandle};
-use crate::dma::ledger::Ledger;
-use crate::image::KernelSource;
-use crate::mlx5::{NicConfig, NicHandle};
-use crate::vmm::{Console, Echo, Outcome, Vm, VmConfig};
+use blk::{DiskConfig, DiskHandle};
+use image::KernelSource;
+use mlx5::{NicConfig, NicHandle};
+use probe::ledger::Ledger;
+use vmm::{Console, Echo, Outcome, Vm, VmConfig};
 
 /// RAM of a lab guest.
 const MEMORY: u64 = 512 << 20;

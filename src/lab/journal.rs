@@ -38,8 +38,8 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::plan::all_rows;
-    use crate::lab::verdict::{Observed, Verdict};
+    use crate::plan::all_rows;
+    use crate::verdict::{Observed, Verdict};
 
     fn result(index: usize, verdict: Verdict) -> RowResult {
         RowResult::new(&all_rows()[index], "6.1", "6.1.192-2", Some("LOST"), &Observed::new(verdict))

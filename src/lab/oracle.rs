@@ -4,7 +4,7 @@
 
 pub mod nic;
 
-use crate::dma::ledger::{BlkOp, DiskTotals, Ledger, OpCounts, ReleaseWhy, RequestRecord, Seq};
+use probe::ledger::{BlkOp, DiskTotals, Ledger, OpCounts, ReleaseWhy, RequestRecord, Seq};
 
 /// E1: the DMA of `read` landed in a page of `write` after `write` had arrived and before its data was taken.
 pub fn landed_before_data(read: &RequestRecord, write: &RequestRecord) -> bool {
@@ -87,7 +87,7 @@ pub fn changed_since_arrival(record: &RequestRecord, gpa: u64) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dma::ledger::{PageTouch, RequestStart};
+    use probe::ledger::{PageTouch, RequestStart};
 
     fn start(op: BlkOp) -> RequestStart {
         let touch = PageTouch {

@@ -16,8 +16,8 @@ use super::guest::{Guest, GuestParts};
 use super::plan::{Row, Writer};
 use super::report::{Report, RowResult};
 use super::verdict::{Observed, Stop, Verdict};
-use crate::image::KernelSource;
-use crate::mlx5::NicConfig;
+use image::KernelSource;
+use mlx5::NicConfig;
 use play::{Played, play};
 
 /// A kernel with what its guests need.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::dma::{DmaError, DmaTarget, GuestRam};
+use dma::{DmaError, DmaTarget, GuestRam};
 
 /// The smallest page of a list; `log_page_size` counts from it.
 const PAGE_4K: u64 = 4096;

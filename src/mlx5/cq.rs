@@ -10,9 +10,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::buffer::GuestBuffer;
 use super::eq::Event;
 use super::hca::Hca;
-use super::spec::cq::{CQE_SIZE, cqe};
-use super::spec::eq::{eqe_comp, eqe_cq_err, event};
 use super::sync::lock;
+use mlx5_spec::cq::{CQE_SIZE, cqe};
+use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 
 /// A CQE could not be written.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -190,7 +190,7 @@ impl Cq {
         state.producer.wrapping_sub(state.consumer) < size
     }
 
-    fn write(&self, hca: &Hca, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), crate::dma::DmaError> {
+    fn write(&self, hca: &Hca, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), dma::DmaError> {
         let slot = u64::from(index & ((1 << self.log_size) - 1)) << self.log_stride;
         let at = slot + self.offset;
         // The last dword holds the owner bit (rule 4).

@@ -7,8 +7,8 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::buffer::GuestBuffer;
 use super::hca::Hca;
-use super::spec::eq::{EQE_SIZE, eqe};
 use super::sync::lock;
+use mlx5_spec::eq::{EQE_SIZE, eqe};
 
 /// Events that wait for room in a full queue. Completions come at most once a CQ and arm, commands 32 at most, page faults are
 /// capped: only a guest that provokes asynchronous events without reading them gets here.
@@ -30,13 +30,13 @@ impl Event {
     }
 
     /// The same with a field of `spec::eq` set.
-    pub fn with(mut self, field: super::spec::bits::Field, value: u32) -> Self {
+    pub fn with(mut self, field: mlx5_spec::bits::Field, value: u32) -> Self {
         field.set(&mut self.bytes, value);
         self
     }
 
     /// The same with a 64-bit field set.
-    pub fn with64(mut self, field: super::spec::bits::Field64, value: u64) -> Self {
+    pub fn with64(mut self, field: mlx5_spec::bits::Field64, value: u64) -> Self {
         field.set(&mut self.bytes, value);
         self
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::sync::lock;
-use crate::fault::RuleId;
+use probe::RuleId;
 
 /// At most this many rules a device.
 const MAX_RULES: usize = 256;
@@ -17,7 +17,7 @@ const MAX_STALL_MS: u32 = 2000;
 /// What a rule looks at. Whatever is not known where it is asked about matches every rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WqeShape {
-    /// `spec::wqe::opcode`, or [`WqeShape::ANY_OPCODE`].
+    /// `mlx5_spec::wqe::opcode`, or [`WqeShape::ANY_OPCODE`].
     pub opcode: u8,
     /// Queue pair; 0 for commands.
     pub qpn: u32,
@@ -69,9 +69,9 @@ pub enum NicAction {
     },
     /// A command fails with this status before it does anything.
     CommandStatus {
-        /// `spec::cmd::Opcode`.
+        /// `mlx5_spec::cmd::Opcode`.
         opcode: u16,
-        /// `spec::cmd::status`.
+        /// `mlx5_spec::cmd::status`.
         status: u8,
     },
     /// A payload write is carried out but not put on record in the ledger.

@@ -17,10 +17,10 @@ use super::qp::{Qp, QpAttrs};
 use super::quiesce::Quiesce;
 use super::srq::Srq;
 use super::table::Table;
-use crate::dma::DmaTarget;
-use crate::dma::ledger::{Ledger, NicCounters};
-use crate::pci::msix::Msix;
-use crate::pci::rationed::Rationed;
+use dma::DmaTarget;
+use pci::msix::Msix;
+use pci::rationed::Rationed;
+use probe::ledger::{Ledger, NicCounters};
 
 /// The first UAR page: 0 to 15 of BAR0 hold the init segment (contract T2, D4).
 pub const FIRST_UAR: u32 = 16;

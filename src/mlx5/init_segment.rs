@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::command::queue::{LOG_SIZE, LOG_STRIDE};
-use super::spec::init::{
+use mlx5_spec::init::{
     CMDIF_REV, CMDQ_ADDR_H, CMDQ_ADDR_L_SZ, COMMAND_DOORBELL, HEALTH_BUFFER, HEALTH_COUNTER, INTERNAL_TIMER,
     nic_interface, segment,
 };
@@ -67,7 +67,7 @@ impl InitSegment {
 
     /// Writes dwords (8 bytes at once are two). Anything else is not understood: `None`.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Order> {
-        if !matches!(data.len(), 4 | 8) || offset % 4 != 0 {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(4) {
             return None;
         }
         let mut order = None;

@@ -10,9 +10,9 @@ use super::hca::{Counters, Hca};
 use super::nic::NicHandle;
 use super::qp::Qp;
 use super::reset;
-use super::spec::qp::{service_type, state};
 use super::srq::Srq;
 use super::sync::lock;
+use mlx5_spec::qp::{service_type, state};
 
 /// At most this many objects of a kind are listed; `count` tells how many there are.
 const MOST: usize = 4096;

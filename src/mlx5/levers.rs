@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::fault_rules::WqeShape;
 use super::hca::Hca;
 use super::sync::lock;
-use crate::dma::ledger::{Ledger, NicKind, ReleaseWhy};
+use probe::ledger::{Ledger, NicKind, ReleaseWhy};
 
 pub use describe::{Gate, MAX_LIMIT, NicLever, NicLeverError, NicLeverId, NicLeverState};
 

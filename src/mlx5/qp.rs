@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, RwLock};
 use super::buffer::GuestBuffer;
 use super::cq::Cq;
 use super::engine::Responder;
-use super::spec::qp::{service_type, state};
 use super::srq::Srq;
 use super::sync::{read, write};
+use mlx5_spec::qp::{service_type, state};
 
 /// Where the work queues lie in the buffer (contract 7.2): RQ at 0, SQ behind it, each wrapping by itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,9 +4,9 @@
 use super::buffer::{Geometry, GuestBuffer};
 use super::cq::{Cq, CqError, CqSpec};
 use super::eq::{Eq, EqSpec, Event};
-use super::spec::cq::{CQE_SIZE, cqe};
-use super::spec::eq::{EQE_SIZE, eqe, eqe_comp, eqe_cq_err, event};
 use super::testing::{Bench, RAM};
+use mlx5_spec::cq::{CQE_SIZE, cqe};
+use mlx5_spec::eq::{EQE_SIZE, eqe, eqe_comp, eqe_cq_err, event};
 
 const EQ_PAGE: u64 = 0x10_0000;
 const CQ_PAGE: u64 = 0x11_0000;

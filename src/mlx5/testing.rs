@@ -8,10 +8,10 @@ use vm_memory::{Bytes, GuestAddress};
 use super::NicConfig;
 use super::buffer::{Geometry, GuestBuffer};
 use super::hca::Hca;
-use crate::dma::ledger::Ledger;
-use crate::dma::{BusMaster, DmaTarget, GuestRam};
-use crate::pci::msix::{Msix, MsixPlace};
-use crate::pci::testing::FakeRouter;
+use dma::{BusMaster, DmaTarget, GuestRam};
+use pci::msix::{Msix, MsixPlace};
+use pci::testing::FakeRouter;
+use probe::ledger::Ledger;
 
 /// Guest memory of the tests.
 pub const RAM: u64 = 16 << 20;

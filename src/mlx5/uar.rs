@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::hca::{FIRST_UAR, Hca};
-use super::spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, arm_cmd, cq_arm, eq};
 use super::sync::lock;
-use crate::pci::rationed::Rationed;
-use crate::pci::{Doorbell, DoorbellHost};
+use mlx5_spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, arm_cmd, cq_arm, eq};
+use pci::rationed::Rationed;
+use pci::{Doorbell, DoorbellHost};
 
 /// BAR with the UAR pages.
 pub const BAR: u8 = 0;
@@ -39,7 +39,7 @@ pub fn write(hca: &Hca, uar: u32, offset: u64, data: &[u8]) -> bool {
             let queue = hca.eqs.get(eq::EQN.get(data)).filter(|eq| eq.uar == uar);
             queue.map(|queue| queue.update(hca, eq::CI.get(data), offset == EQ_ARM)).is_some()
         }
-        (SQ_DOORBELL.., 8) if offset % 8 == 0 => {
+        (SQ_DOORBELL.., 8) if offset.is_multiple_of(8) => {
             hca.engines.ring(uar);
             true
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::capability::{Capability, ID_PCIE, PCIE_DEVICE_CONTROL, PCIE_INITIATE_FLR};
-use crate::dma::BusMaster;
+use dma::BusMaster;
 
 /// Bytes of a PCI Express function's configuration space.
 pub const CONFIG_SIZE: usize = 4096;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::config::{ConfigSpace, Identity};
 use super::{Doorbell, PciDevice};
-use crate::dma::BusMaster;
+use dma::BusMaster;
 
 /// Red Hat's generic PCIe host bridge: no kernel has quirks for it.
 const IDENTITY: Identity = Identity {

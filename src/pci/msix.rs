@@ -239,7 +239,7 @@ impl Msix {
     }
 
     fn right_size(&self, what: &str, offset: u64, len: usize) -> bool {
-        let right = matches!(len, 4 | 8) && offset % len as u64 == 0;
+        let right = matches!(len, 4 | 8) && offset.is_multiple_of(len as u64);
         if !right && let Some(count) = self.wrong_sizes.next() {
             log::warn!("MSI-X {what} of {len} bytes at {offset:#x} ignored ({count} so far): use 4 or 8 aligned bytes");
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Stand-ins for the host of a device: tests of every room that has PCI devices use them.
+#![allow(missing_docs, reason = "fields say what they are by their names")]
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use super::capability::{Capability, PortType};
 use super::config::{BarSpec, COMMAND, ConfigSpace, Identity};
 use super::msix::{MESSAGE_CONTROL, Msix, MsixPlace};
 use super::{Doorbell, DoorbellHost, MsiRouter, PciDevice};
-use crate::dma::BusMaster;
+use dma::BusMaster;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Remembers every route and every message.

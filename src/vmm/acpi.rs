@@ -18,7 +18,7 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{VmmError, layout};
-use crate::dma::GuestRam;
+use dma::GuestRam;
 
 const OEM: [u8; 6] = *b"RNIC  ";
 const OEM_TABLE: [u8; 8] = *b"RNICVMM ";

@@ -12,12 +12,12 @@ use super::error::VmmError;
 use super::irq::{Interrupts, IoEvents};
 use super::vm::VmConfig;
 use super::{MAX_CPUS, acpi, boot, cpuid, layout, memory};
-use crate::block::transport::VirtioPci;
-use crate::block::{BlockDevice, DiskConfig, DiskHandle};
-use crate::dma::GuestRam;
-use crate::dma::ledger::Ledger;
-use crate::mlx5::{Nic, NicConfig, NicHandle};
-use crate::pci::PciBus;
+use blk::{BlockDevice, DiskConfig, DiskHandle};
+use dma::GuestRam;
+use mlx5::{Nic, NicConfig, NicHandle};
+use pci::PciBus;
+use probe::ledger::Ledger;
+use virtio::VirtioPci;
 
 /// What is in guest memory when the first vCPU starts, and how many vCPUs there are.
 pub struct Image {

@@ -13,8 +13,8 @@ use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{VmmError, layout};
-use crate::dma::GuestRam;
-use crate::image::vmlinux;
+use dma::GuestRam;
+use image::vmlinux;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;

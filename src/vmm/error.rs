@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::block::BlockError;
-use crate::block::transport::TransportError;
-use crate::mlx5::NicError;
-use crate::pci::PciError;
+use blk::BlockError;
+use mlx5::NicError;
+use pci::PciError;
+use virtio::TransportError;
 
 /// A machine could not be put together.
 #[derive(Debug, Error)]

@@ -14,7 +14,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::layout;
-use crate::pci::{Doorbell, DoorbellHost, MsiRouter};
+use pci::{Doorbell, DoorbellHost, MsiRouter};
 
 /// The KVM machine under the devices. A reset of the platform puts another one in its place, devices stay.
 pub struct Host(RwLock<Arc<VmFd>>);

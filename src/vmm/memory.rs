@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guest RAM: one memfd, mapped shared, handed to KVM as memory slots. `unsafe` lives here for the slot calls.
+#![allow(unsafe_code, reason = "KVM is given addresses of guest memory")]
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
@@ -11,7 +12,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion}
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use super::{VmmError, layout};
-use crate::dma::GuestRam;
+use dma::GuestRam;
 
 /// Makes `size` bytes of zeroed guest RAM on a memfd. The size is checked against what the host can give first, since a
 /// memfd alone would promise anything and the guest would die later.

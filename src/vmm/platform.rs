@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::layout;
 use super::outcome::{Ending, Outcome};
 use super::serial::Uart;
-use crate::pci::PciBus;
+use pci::PciBus;
 
 /// Sleep type of S5 with the enable bit (ACPI 6.5 §4.8.3.7: SLP_TYP in bits 4:2, SLP_EN bit 5).
 const SLEEP_S5: u8 = 5 << 2 | 1 << 5;

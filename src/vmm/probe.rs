@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::error::VmmError;
 use super::memory;
-use crate::dma::GuestRam;
+use dma::GuestRam;
 
 /// Iterations of the timed loop, two instructions each.
 const LOOPS: u32 = 1_000_000;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The few system calls of the front end that the standard library does not wrap: signals as a descriptor, and a terminal
 //! that is always given back as it was found. `unsafe` is allowed in this file.
+#![allow(unsafe_code, reason = "signals, the terminal and the heap have no safe interface")]
 
 use std::io;
 use std::mem::MaybeUninit;

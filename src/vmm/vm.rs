@@ -18,11 +18,11 @@ use super::platform::{Platform, lock};
 use super::serial::{Output, Uart};
 use super::vcpu::Vcpus;
 use super::{boot, cpuid, layout, memory, sys};
-use crate::block::{DiskConfig, DiskHandle};
-use crate::dma::GuestRam;
-use crate::dma::ledger::{Ledger, Note};
-use crate::mlx5::{NicConfig, NicHandle};
-use crate::pci::PciBus;
+use blk::{DiskConfig, DiskHandle};
+use dma::GuestRam;
+use mlx5::{NicConfig, NicHandle};
+use pci::PciBus;
+use probe::ledger::{Ledger, Note};
 
 /// Lines of the agent channel that may wait for a reader.
 const AGENT_LINES: usize = 4096;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rnic::image::{KernelEntry, Manifest};
+use image::{KernelEntry, Manifest};
 
 use crate::common::{Done, Running, rnic};
 

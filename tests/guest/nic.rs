@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rnic::image::{initramfs, resolve_kernel};
+use image::{initramfs, resolve_kernel};
 
 use crate::common::{Done, rnic};
 use crate::machine::{Disk, LIMIT, exec_after, kernel, value};

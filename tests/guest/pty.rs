@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A pseudo-terminal and its settings. `unsafe` is allowed in this file.
+#![allow(unsafe_code, reason = "a pseudo terminal has no safe interface")]
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rnic::mlx5::NicConfig;
-use rnic::mlx5::spec::caps::{cap_mode, cap_type, cmd_hca_cap};
-use rnic::mlx5::spec::cmd::{Opcode, status};
+use mlx5::NicConfig;
+use mlx5_spec::caps::{cap_mode, cap_type, cmd_hca_cap};
+use mlx5_spec::cmd::{Opcode, status};
 use rnic_testdrive::command::Input;
 use rnic_testdrive::driver::{health_counter, query_caps};
 use rnic_testdrive::{Driver, Machine, MachineConfig, ProbeOptions, Wqe};
@@ -92,7 +92,7 @@ fn odp_off_offers_no_paging() {
 fn capabilities_that_were_set_are_read_back() {
     let driver = Driver::probe(&crate::scene::machine()).unwrap();
     let atomic = query_caps(&driver.commands, cap_type::ATOMIC, cap_mode::CUR).unwrap();
-    assert_eq!(rnic::mlx5::spec::caps::atomic_caps::ATOMIC_REQ_8B_ENDIANNESS_MODE.get(&atomic), 1);
+    assert_eq!(mlx5_spec::caps::atomic_caps::ATOMIC_REQ_8B_ENDIANNESS_MODE.get(&atomic), 1);
     assert_eq!(driver.capability(cmd_hca_cap::PG).unwrap(), 1);
     assert_eq!(driver.capability(cmd_hca_cap::XRC).unwrap(), 1);
     assert_eq!(driver.capability(cmd_hca_cap::LOG_BF_REG_SIZE).unwrap(), 9);

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
-use rnic::mlx5::spec::mkey::{MTT_READ, MTT_WRITE, TERMINATOR_KEY};
-use rnic::mlx5::spec::{odp, qp, small, uar};
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::mkey::{MTT_READ, MTT_WRITE, TERMINATOR_KEY};
+use mlx5_spec::{odp, qp, small, uar};
 use rnic_testdrive::command::Input;
 use rnic_testdrive::driver::CONTROL_VECTOR;
 use rnic_testdrive::{Access, Driver, MkeySpec, Mr, Sge, Wqe};

@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rnic::mlx5::spec::eq::{eqe_comp, eqe_cq_err, event};
-use rnic::mlx5::spec::qp::{qpc, state};
+use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
+use mlx5_spec::qp::{qpc, state};
 use rnic_testdrive::cq::CqSpec;
 use rnic_testdrive::{Cq, Driver, PATIENCE, ProbeOptions, Qp, QpSpec, Wqe};
 
@@ -163,8 +163,8 @@ fn a_queue_obeys_only_its_own_uar_page() {
     let pair = Pair::new();
     let foreign = pair.driver.alloc_uar().unwrap();
     let mut arm = [0; 8];
-    rnic::mlx5::spec::uar::cq_arm::CQN.set(&mut arm, pair.one_cq.cqn);
-    pair.driver.doorbell(foreign, rnic::mlx5::spec::uar::CQ_ARM, arm);
+    mlx5_spec::uar::cq_arm::CQN.set(&mut arm, pair.one_cq.cqn);
+    pair.driver.doorbell(foreign, mlx5_spec::uar::CQ_ARM, arm);
     pair.one.run(write(&pair)).unwrap();
     no_event(&pair);
 }

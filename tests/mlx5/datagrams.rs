@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use rnic::mlx5::spec::cq::{cqe, opcode as cqe_opcode, syndrome};
-use rnic::mlx5::spec::qp::{qpc, service_type, state};
-use rnic::mlx5::spec::wqe::GRH_SIZE;
+use mlx5_spec::cq::{cqe, opcode as cqe_opcode, syndrome};
+use mlx5_spec::qp::{qpc, service_type, state};
+use mlx5_spec::wqe::GRH_SIZE;
 use rnic_testdrive::{Qp, QpSpec, Wqe};
 
 use crate::scene::Pair;

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
-use rnic::mlx5::spec::eq::{eqe_qp_srq, event};
-use rnic::mlx5::spec::mkey::access_mode;
-use rnic::mlx5::spec::qp::{qpc, state};
+use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::eq::{eqe_qp_srq, event};
+use mlx5_spec::mkey::access_mode;
+use mlx5_spec::qp::{qpc, state};
 use rnic_testdrive::{Access, MkeySpec, PATIENCE, Sge, Wqe};
 
 use crate::scene::{LEN, Pair};

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use rnic::mlx5::levers::NicLever;
-use rnic::mlx5::spec::wqe::opcode;
+use mlx5::levers::NicLever;
+use mlx5_spec::wqe::opcode;
 use rnic_testdrive::{Access, OdpMr, PATIENCE, Wqe};
 
 use crate::scene::Pair;

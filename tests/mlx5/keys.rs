@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Memory keys and UMR (contract 8).
 
-use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
-use rnic::mlx5::spec::mkey::{MKC_SIZE, access_mode, mkc, umr_flags, umr_mask};
-use rnic::mlx5::spec::wqe::opcode;
+use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::mkey::{MKC_SIZE, access_mode, mkc, umr_flags, umr_mask};
+use mlx5_spec::wqe::opcode;
 use rnic_testdrive::mkey::{mtt_words, octwords};
 use rnic_testdrive::{Access, Error, MkeySpec, UmrSpec, Wqe};
 

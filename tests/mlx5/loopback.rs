@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Reliable connections inside the device: each opcode with its data checked.
 
-use rnic::mlx5::spec::cq::opcode as cqe_opcode;
-use rnic::mlx5::spec::wqe::opcode;
+use mlx5_spec::cq::opcode as cqe_opcode;
+use mlx5_spec::wqe::opcode;
 use rnic_testdrive::{Qp, QpSpec, Sge, Wqe};
 
 use crate::scene::{LEN, Pair};
@@ -60,12 +60,12 @@ fn send_consumes_a_receive_and_tells_both_sides() {
     let cqe = pair.other_cq.wait_ok().unwrap();
     assert_eq!((cqe.opcode(), cqe.byte_count(), cqe.qpn()), (cqe_opcode::RESP_SEND, 3000, pair.other.qpn));
     assert_eq!(cqe.wqe_counter(), counter);
-    assert_eq!(rnic::mlx5::spec::cq::cqe::SRQN_UIDX.get(&cqe.bytes), 0x1234);
+    assert_eq!(mlx5_spec::cq::cqe::SRQN_UIDX.get(&cqe.bytes), 0x1234);
     pair.assert_copied((&pair.local, 0), (&pair.remote, 10), 100);
     pair.assert_copied((&pair.local, 100), (&pair.remote, 5000), 2900);
     let cqe = pair.one_cq.wait_ok().unwrap();
     assert_eq!((cqe.opcode(), cqe.wqe_counter(), cqe.qpn()), (cqe_opcode::REQ, index, pair.one.qpn));
-    assert_eq!(rnic::mlx5::spec::cq::cqe::SEND_OPCODE.get(&cqe.bytes), opcode::SEND);
+    assert_eq!(mlx5_spec::cq::cqe::SEND_OPCODE.get(&cqe.bytes), opcode::SEND);
     pair.tear_down();
 }
 

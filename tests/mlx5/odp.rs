@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
-use rnic::mlx5::spec::eq::event;
-use rnic::mlx5::spec::odp::wqe_fault_type;
-use rnic::mlx5::spec::qp::{qpc, state};
+use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::eq::event;
+use mlx5_spec::odp::wqe_fault_type;
+use mlx5_spec::qp::{qpc, state};
 use rnic_testdrive::odp::FaultService;
 use rnic_testdrive::{Access, OdpMr, PATIENCE, PageFault, Qp, QpSpec, Sge, Srq, Wqe};
 

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
-use rnic::mlx5::spec::qp::{qpc, state};
+use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::qp::{qpc, state};
 use rnic_testdrive::{Peer, Qp, QpSpec, Wqe};
 
 use crate::scene::Pair;

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rnic::dma::ledger::NicKind;
-use rnic::mlx5::fault_rules::{NicAction, NicRule};
-use rnic::mlx5::spec::wqe::opcode;
+use mlx5::fault_rules::{NicAction, NicRule};
+use mlx5_spec::wqe::opcode;
+use probe::ledger::NicKind;
 use rnic_testdrive::odp::FaultService;
 use rnic_testdrive::{Access, Buffer, Cq, Driver, Guest, Machine, MachineConfig, Mr, OdpMr, Qp, QpSpec, UmrSpec, Wqe};
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Shared receive queues.
 
-use rnic::mlx5::spec::cq::{opcode as cqe_opcode, syndrome};
-use rnic::mlx5::spec::eq::{eqe_qp_srq, event};
+use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::eq::{eqe_qp_srq, event};
 use rnic_testdrive::{PATIENCE, Qp, QpSpec, Srq, Wqe};
 
 use crate::scene::Pair;

@@ -210,7 +210,7 @@ impl Content {
             first: file_offset / SECTOR as u64,
             sectors: self.len.div_ceil(SECTOR as u64),
         };
-        !self.more && file_offset % SECTOR as u64 == 0 && self.runs == [expected]
+        !self.more && file_offset.is_multiple_of(SECTOR as u64) && self.runs == [expected]
     }
 
     /// True when all bytes are zero (and there are some).

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The agent as an ordinary process, driven over a socket and over a pseudo-terminal. What needs a guest (mounts, power) is in
 //! the project's guest tests.
+#![allow(unsafe_code, reason = "a pseudo terminal has no safe interface")]
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -6,9 +6,9 @@ use rnic_agent::pattern::{Content, Pattern};
 use rnic_agent::proto::{FsType, Op, OpenFlags, Value};
 
 use super::{Bench, DIR, PAGE, PAGE_AT, mount};
-use crate::block::PowerCut;
-use crate::dma::ledger::Seq;
-use crate::lab::verdict::{Stop, errno_name};
+use crate::verdict::{Stop, errno_name};
+use blk::PowerCut;
+use probe::ledger::Seq;
 
 /// Where the second guest mounts what a power cut left.
 const CUT_DIR: &str = "/mnt/cut";

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::Bench;
 use super::verbs::{COMPLETION_LIMIT, wqe};
-use crate::dma::ledger::{NicRecord, Seq};
-use crate::lab::verdict::Stop;
-use crate::mlx5::NicHandle;
-use crate::mlx5::fault_rules::NicRule;
-use crate::mlx5::levers::{NicLever, NicLeverId};
+use crate::verdict::Stop;
+use mlx5::NicHandle;
+use mlx5::fault_rules::NicRule;
+use mlx5::levers::{NicLever, NicLeverId};
+use probe::ledger::{NicRecord, Seq};
 
 /// Longest gate at the NIC.
 const GATE: Duration = Duration::from_secs(45);

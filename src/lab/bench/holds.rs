@@ -6,9 +6,9 @@ use std::time::Duration;
 use rnic_agent::proto::{JobState, Op, Value};
 
 use super::{Bench, Disk, Fsync, PAGE_AT};
-use crate::block::{HoldPoint, Lever, LeverId};
-use crate::dma::ledger::{BlkOp, RequestRecord};
-use crate::lab::verdict::Stop;
+use crate::verdict::Stop;
+use blk::{HoldPoint, Lever, LeverId};
+use probe::ledger::{BlkOp, RequestRecord};
 
 /// Longest hold. Far below the guest's 120 s hung-task limit.
 const HOLD: Duration = Duration::from_secs(45);
@@ -24,7 +24,7 @@ impl Bench<'_> {
         id
     }
 
-    fn disk(&self, disk: Disk) -> &crate::block::DiskHandle {
+    fn disk(&self, disk: Disk) -> &blk::DiskHandle {
         match disk {
             Disk::Fs => self.guest.fs_disk(),
             Disk::Source => self.guest.source_disk(),

@@ -14,9 +14,9 @@ use super::oracle;
 use super::plan::{Folio, Plant, Row};
 use super::report::Figure;
 use super::verdict::Stop;
-use crate::block::LeverId;
-use crate::dma::ledger::{Note, Seq};
-use crate::fault::RuleId;
+use blk::LeverId;
+use probe::RuleId;
+use probe::ledger::{Note, Seq};
 
 mod cuts;
 mod gates;

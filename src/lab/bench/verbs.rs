@@ -9,9 +9,9 @@ use rnic_agent::pattern::Content;
 use rnic_agent::proto::{MrInfo, NicInfo, Op, PairInfo, Value, VerbsOp, Wc, Wr, WrKind, access};
 
 use super::{Bench, FILE_LEN, PAGE, PAGE_AT};
-use crate::lab::guest::Via;
-use crate::lab::plan::{Registration, Writer};
-use crate::lab::verdict::Stop;
+use crate::guest::Via;
+use crate::plan::{Registration, Writer};
+use crate::verdict::Stop;
 
 /// Entries of each queue.
 const DEPTH: u32 = 16;

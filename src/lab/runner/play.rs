@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use crate::dma::ledger::BlkOp;
-use crate::fault::{FaultAction, RequestMatch, Rule};
-use crate::lab::bench::Bench;
-use crate::lab::guest::Guest;
-use crate::lab::plan::{Plant, Row};
-use crate::lab::report::Figure;
-use crate::lab::verdict::{Finding, Stop, Verdict};
+use crate::bench::Bench;
+use crate::guest::Guest;
+use crate::plan::{Plant, Row};
+use crate::report::Figure;
+use crate::verdict::{Finding, Stop, Verdict};
+use probe::ledger::BlkOp;
+use probe::{FaultAction, RequestMatch, Rule};
 
 /// What came of a row's story.
 pub(super) struct Played {

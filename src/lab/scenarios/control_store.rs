@@ -6,11 +6,11 @@ use std::time::Duration;
 use rnic_agent::proto::Op;
 
 use super::overlap::expected_page;
-use crate::block::{HoldPoint, PowerCut};
-use crate::dma::ledger::BlkOp;
-use crate::lab::bench::{Bench, Disk, PAGE, PAGE_AT, errno_of};
-use crate::lab::oracle;
-use crate::lab::verdict::{Finding, Stop, Verdict};
+use crate::bench::{Bench, Disk, PAGE, PAGE_AT, errno_of};
+use crate::oracle;
+use crate::verdict::{Finding, Stop, Verdict};
+use blk::{HoldPoint, PowerCut};
+use probe::ledger::BlkOp;
 
 /// A store that takes longer than this waits for the held write.
 const STORE_LIMIT: Duration = Duration::from_secs(4);
@@ -59,7 +59,7 @@ fn store_under_write(bench: &mut Bench<'_>, point: HoldPoint) -> Result<Finding,
             Some(newer) => format!("{} followed", oracle::describe(newer)),
             None => "no write followed".to_string(),
         },
-        errno.map_or("0".into(), crate::lab::verdict::errno_name),
+        errno.map_or("0".into(), crate::verdict::errno_name),
         cut.at,
         cut.text(),
     ));

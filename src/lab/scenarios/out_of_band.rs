@@ -4,8 +4,8 @@
 use rnic_agent::proto::{Advice, Op, kpf};
 
 use super::overlap::{Healed, expected_page, heal};
-use crate::lab::bench::{Bench, FILE_LEN, PAGE};
-use crate::lab::verdict::{Finding, Stop, Verdict};
+use crate::bench::{Bench, FILE_LEN, PAGE};
+use crate::verdict::{Finding, Stop, Verdict};
 
 /// Trials of a step that the kernel may or may not take: a race with a worker, a page that reclaim may leave alone.
 const TRIALS: u32 = 6;

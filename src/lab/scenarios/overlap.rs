@@ -6,11 +6,11 @@ use std::time::Duration;
 use rnic_agent::pattern::{Content, fill, identify};
 use rnic_agent::proto::Op;
 
-use crate::block::{HoldPoint, PowerCut};
-use crate::dma::ledger::BlkOp;
-use crate::lab::bench::{Bench, Disk, PAGE, PAGE_AT, errno_of};
-use crate::lab::oracle;
-use crate::lab::verdict::{Finding, Stop, Verdict, errno_name};
+use crate::bench::{Bench, Disk, PAGE, PAGE_AT, errno_of};
+use crate::oracle;
+use crate::verdict::{Finding, Stop, Verdict, errno_name};
+use blk::{HoldPoint, PowerCut};
+use probe::ledger::BlkOp;
 
 /// How long a held write waits before the read is let into its page: a file system may compute a checksum in a worker.
 const CHECKSUM_TIME: Duration = Duration::from_millis(100);

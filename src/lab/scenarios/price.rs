@@ -7,8 +7,8 @@
 use rnic_agent::client::CallError;
 use rnic_agent::proto::{Between, MrInfo, Op, Timed, VerbsOp, Wr, WrKind};
 
-use crate::lab::bench::{Bench, PAGE, PAGE_AT};
-use crate::lab::verdict::{Finding, Stop, Verdict};
+use crate::bench::{Bench, PAGE, PAGE_AT};
+use crate::verdict::{Finding, Stop, Verdict};
 
 /// Bytes of the memory that is registered.
 const REGION: u64 = 16 << 20;

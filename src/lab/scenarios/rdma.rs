@@ -5,11 +5,11 @@ use rnic_agent::proto::FsType::{self, Btrfs, Ext4, Xfs};
 use rnic_agent::proto::{Op, Wc};
 
 use super::{price, rdma_cache, rdma_clean, rdma_exit, rdma_held};
-use crate::lab::bench::{Bench, Fsync, status};
-use crate::lab::oracle;
-use crate::lab::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
-use crate::lab::plan::{Folio, Plant, Scenario, Writer};
-use crate::lab::verdict::{Finding, Stop, Verdict, errno_name};
+use crate::bench::{Bench, Fsync, status};
+use crate::oracle;
+use crate::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
+use crate::plan::{Folio, Plant, Scenario, Writer};
+use crate::verdict::{Finding, Stop, Verdict, errno_name};
 
 type Run = fn(&mut Bench<'_>) -> Result<Finding, Stop>;
 
@@ -138,7 +138,7 @@ pub(super) fn error_completion(
     tag: char,
 ) -> Finding {
     bench.say(format!("the RDMA WRITE ended with \"{}\"; the file has {page}", status(wc)));
-    let intact = page.is(&bench.pattern(tag), crate::lab::bench::PAGE_AT);
+    let intact = page.is(&bench.pattern(tag), crate::bench::PAGE_AT);
     Finding::new(if intact { Verdict::ErrCqe } else { Verdict::Lost })
 }
 
@@ -163,6 +163,6 @@ pub(super) fn landed(bench: &Bench<'_>, since: u64) -> Result<(String, Option<u6
 
 /// sync_file_range(2) of the page under test: starts its write and does not wait for it.
 pub(super) fn start_writeback(bench: &Bench<'_>) -> Op {
-    use crate::lab::bench::{PAGE, PAGE_AT};
+    use crate::bench::{PAGE, PAGE_AT};
     Op::SyncFileRange { h: bench.file(), off: PAGE_AT, len: PAGE, wait_before: false, write: true, wait_after: false }
 }

@@ -4,9 +4,9 @@
 use rnic_agent::proto::{Op, OpenFlags};
 
 use super::rdma::{clean, refused};
-use crate::lab::bench::{Bench, DIR, FILE_LEN, PAGE, PAGE_AT, status};
-use crate::lab::oracle;
-use crate::lab::verdict::{Finding, Stop, Verdict};
+use crate::bench::{Bench, DIR, FILE_LEN, PAGE, PAGE_AT, status};
+use crate::oracle;
+use crate::verdict::{Finding, Stop, Verdict};
 
 /// H13: an O_DIRECT write takes the clean page out of the page cache; the mapping gets a new one, a pin keeps the old.
 pub fn replaced(bench: &mut Bench<'_>) -> Result<Finding, Stop> {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use rnic_agent::proto::{Op, Wc};
 
 use super::rdma::{clean, error_completion, landed, refused};
-use crate::block::PowerCut;
-use crate::lab::bench::{Bench, DIR, PAGE_AT, mount, status, wqe};
-use crate::lab::oracle;
-use crate::lab::verdict::{Finding, Stop, Verdict, errno_name};
-use crate::mlx5::fault_rules::{NicAction, NicRule};
+use crate::bench::{Bench, DIR, PAGE_AT, mount, status, wqe};
+use crate::oracle;
+use crate::verdict::{Finding, Stop, Verdict, errno_name};
+use blk::PowerCut;
+use mlx5::fault_rules::{NicAction, NicRule};
 
 /// enum ibv_wc_status: the key does not allow it.
 const REMOTE_ACCESS_ERROR: u32 = 10;

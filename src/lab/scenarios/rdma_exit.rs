@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rnic_agent::proto::{MrInfo, Op, Value, VerbsOp, Wr, WrKind, access};
 
-use crate::dma::ledger::Seq;
-use crate::lab::bench::{Bench, PAGE, errno_of};
-use crate::lab::oracle;
-use crate::lab::verdict::{Finding, Stop, Verdict};
+use crate::bench::{Bench, PAGE, errno_of};
+use crate::oracle;
+use crate::verdict::{Finding, Stop, Verdict};
+use probe::ledger::Seq;
 
 /// Pairs of queue pairs in each of the two processes.
 const PAIRS: usize = 16;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use rnic_agent::proto::{Op, Wc};
 
 use super::rdma::{refused, start_writeback};
-use crate::block::{HoldPoint, LeverId, PowerCut};
-use crate::dma::ledger::{BlkOp, NicRecord, RequestRecord};
-use crate::lab::bench::{Bench, Disk, errno_of, status};
-use crate::lab::oracle;
-use crate::lab::verdict::{Finding, Stop, Verdict, errno_name};
+use crate::bench::{Bench, Disk, errno_of, status};
+use crate::oracle;
+use crate::verdict::{Finding, Stop, Verdict, errno_name};
+use blk::{HoldPoint, LeverId, PowerCut};
+use probe::ledger::{BlkOp, NicRecord, RequestRecord};
 
 /// How long a held write waits before the NIC is let at its page: a file system may compute a checksum in a worker.
 const CHECKSUM_TIME: Duration = Duration::from_millis(100);
@@ -122,12 +122,12 @@ pub fn checksummed(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     if let Some(why) = window.missed(bench.nic_is_ours()) {
         return Err(Stop::Inconclusive(why));
     }
-    if let Some(landed) = window.landed.as_ref().filter(|_| window.during) {
-        if !oracle::nic::landed_before_data(landed, &window.write) {
-            return Err(Stop::Inconclusive(
-                "the NIC's write did not fall between arrival and data of the held write".into(),
-            ));
-        }
+    if let Some(landed) = window.landed.as_ref().filter(|_| window.during)
+        && !oracle::nic::landed_before_data(landed, &window.write)
+    {
+        return Err(Stop::Inconclusive(
+            "the NIC's write did not fall between arrival and data of the held write".into(),
+        ));
     }
     if let Err(errno) = window.writeback {
         return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));

@@ -4,10 +4,10 @@
 use rnic_agent::proto::Op;
 
 use super::overlap::{expected_page, heal};
-use crate::block::PowerCut;
-use crate::lab::bench::{Bench, PAGE};
-use crate::lab::oracle;
-use crate::lab::verdict::{Finding, Stop, Verdict};
+use crate::bench::{Bench, PAGE};
+use crate::oracle;
+use crate::verdict::{Finding, Stop, Verdict};
+use blk::PowerCut;
 
 /// fsync and FICLONE while the read is held; then the read lands, completes, and fsync writes it: where to?
 pub fn clone_under_read(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
@@ -48,6 +48,6 @@ pub fn clone_under_read(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
 }
 
 /// Sector on the disk to which `record` moved page `gpa`.
-fn lba_of(record: &crate::dma::ledger::RequestRecord, gpa: u64) -> u64 {
+fn lba_of(record: &probe::ledger::RequestRecord, gpa: u64) -> u64 {
     record.pages.iter().find(|touch| touch.gpa == gpa).map_or(record.lba, |touch| touch.lba)
 }

@@ -5,9 +5,9 @@
 
 use super::CommandError;
 use super::request::{Reply, Request};
-use crate::mlx5::NicConfig;
-use crate::mlx5::spec::bits::Field;
-use crate::mlx5::spec::caps::{
+use crate::NicConfig;
+use mlx5_spec::bits::Field;
+use mlx5_spec::caps::{
     CAP_SIZE, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap as cap, odp_caps, odp_transport,
     port_type, query_in, query_out, set_in, umr_fence,
 };

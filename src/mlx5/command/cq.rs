@@ -4,14 +4,14 @@
 use super::CommandError;
 use super::caps::LOG_MAX_CQ_SIZE;
 use super::request::{Reply, Request, at_most, find, refuse_if};
-use crate::mlx5::cq::{Cq, CqSpec};
-use crate::mlx5::hca::Hca;
-use crate::mlx5::spec::cq::{
+use crate::cq::{Cq, CqSpec};
+use crate::hca::Hca;
+use crate::srq::SrqKind;
+use crate::sync::lock;
+use mlx5_spec::cq::{
     CQC_SIZE, cqc, cqe_sz, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in,
     query_out, status,
 };
-use crate::mlx5::srq::SrqKind;
-use crate::mlx5::sync::lock;
 
 /// CREATE_CQ.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {

@@ -4,9 +4,9 @@
 use super::CommandError;
 use super::caps::LOG_MAX_EQ_SIZE;
 use super::request::{Reply, Request, at_most, find, refuse_if};
-use crate::mlx5::VECTORS;
-use crate::mlx5::eq::{Eq, EqSpec};
-use crate::mlx5::spec::eq::{EQC_SIZE, EQE_SIZE, create_in, create_out, destroy_in, eqc, query_in, query_out, state};
+use crate::VECTORS;
+use crate::eq::{Eq, EqSpec};
+use mlx5_spec::eq::{EQC_SIZE, EQE_SIZE, create_in, create_out, destroy_in, eqc, query_in, query_out, state};
 
 /// CREATE_EQ: empty and unarmed.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {

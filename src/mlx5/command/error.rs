@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use crate::mlx5::spec::cmd::{Opcode, status};
+use mlx5_spec::cmd::{Opcode, status};
 
 /// Syndromes of commands that we do not have: this | opcode. The driver prints it (contract 3.3).
 const UNSUPPORTED: u32 = 0x00aa_0000;

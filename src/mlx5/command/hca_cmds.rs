@@ -3,9 +3,9 @@
 
 use super::CommandError;
 use super::request::{Reply, Request};
-use crate::mlx5::reset;
-use crate::mlx5::spec::mkey::TERMINATOR_KEY;
-use crate::mlx5::spec::small::{
+use crate::reset;
+use mlx5_spec::mkey::TERMINATOR_KEY;
+use mlx5_spec::small::{
     manage_pages_op_mod, query_adapter_out, query_issi_out, query_pages_out, query_special_contexts_out, set_issi_in,
     teardown_hca_out,
 };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::table::{Command, Shows};
 use super::{CommandError, Reply};
-use crate::mlx5::spec::cmd::{Opcode, in_header};
+use mlx5_spec::cmd::{Opcode, in_header};
 
 /// Target of the lines, for log filters.
 pub const TARGET: &str = "rnic::mlx5::commands";
@@ -59,7 +59,7 @@ fn fields(text: &mut String, shows: Shows, bytes: &[u8]) {
 mod tests {
     use super::super::table;
     use super::*;
-    use crate::mlx5::spec::cq::create_out;
+    use mlx5_spec::cq::create_out;
 
     #[test]
     fn a_line_has_name_inputs_outcome_and_time() {

@@ -3,8 +3,8 @@
 
 use super::CommandError;
 use super::request::{Reply, Request, find};
-use crate::mlx5::mkey::{self, MkeyError};
-use crate::mlx5::spec::mkey::{MKC_SIZE, OCTWORD_SIZE, create_in, create_out, destroy_in, mkc, query_in, query_out};
+use crate::mkey::{self, MkeyError};
+use mlx5_spec::mkey::{MKC_SIZE, OCTWORD_SIZE, create_in, create_out, destroy_in, mkc, query_in, query_out};
 
 /// CREATE_MKEY.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {

@@ -47,10 +47,10 @@ pub use self::vport::port_gid;
 use super::NicConfig;
 use super::eq::Event;
 use super::hca::Hca;
-use super::spec::cmd::{ENTRY_SIZE, Opcode, delivery, in_header};
-use super::spec::eq::{eqe_cmd, event};
 use super::sync::lock;
 use super::uar::UarDoorbells;
+use mlx5_spec::cmd::{ENTRY_SIZE, Opcode, delivery, in_header};
+use mlx5_spec::eq::{eqe_cmd, event};
 
 /// epoll data of the wake eventfd; slots have their number.
 const WAKE: u64 = u64::MAX;

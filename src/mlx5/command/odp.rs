@@ -3,7 +3,7 @@
 
 use super::CommandError;
 use super::request::{Reply, Request};
-use crate::mlx5::spec::odp::resume_in;
+use mlx5_spec::odp::resume_in;
 
 /// Wakes who waits for the fault. A token that nobody waits for is none of the driver's doing: its queue pair may be gone.
 pub fn resume(request: &mut Request<'_>) -> Result<Reply, CommandError> {

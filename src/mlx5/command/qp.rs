@@ -7,16 +7,16 @@ use std::sync::atomic::Ordering;
 use super::CommandError;
 use super::caps::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
 use super::request::{Reply, Request, at_most, find};
-use crate::mlx5::buffer::GuestBuffer;
-use crate::mlx5::cq::Cq;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
-use crate::mlx5::spec::qp::{
+use crate::buffer::GuestBuffer;
+use crate::cq::Cq;
+use crate::hca::Hca;
+use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
+use crate::srq::Srq;
+use crate::sync::lock;
+use mlx5_spec::qp::{
     PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, destroy_in, mtu, qpc, query_in, query_out,
     rq_type, service_type, state,
 };
-use crate::mlx5::srq::Srq;
-use crate::mlx5::sync::lock;
 
 /// Services that can be created.
 const SERVICES: [u32; 7] = [
@@ -124,7 +124,7 @@ impl Named {
 
 /// Decodes a whole context; state, generation and incarnation stay.
 pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
-    let path = |field: crate::mlx5::spec::bits::Field| field.plus(PRIMARY_PATH).get(context);
+    let path = |field: mlx5_spec::bits::Field| field.plus(PRIMARY_PATH).get(context);
     attrs.pd = qpc::PD.get(context);
     attrs.send_cq = named.send_cq.clone();
     attrs.recv_cq = named.recv_cq.clone();

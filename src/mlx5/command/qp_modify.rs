@@ -6,13 +6,13 @@
 use super::CommandError;
 use super::qp::{Named, load};
 use super::request::{Reply, Request, find};
-use crate::mlx5::spec::bits::{Field, Field64};
-use crate::mlx5::spec::cmd::{Opcode, in_header};
-use crate::mlx5::spec::qp::{
+use crate::sync::lock;
+use mlx5_spec::bits::{Field, Field64};
+use mlx5_spec::cmd::{Opcode, in_header};
+use mlx5_spec::qp::{
     ADS_SIZE, PRIMARY_PATH, QPC_SIZE, SECONDARY_PATH, ads, modify_in, modify_out, mtu, opt_param_mask as mask, qpc,
     service_type, state, to_state_in,
 };
-use crate::mlx5::sync::lock;
 
 /// Services for which a rule holds: bit n = service type n.
 type Services = u32;

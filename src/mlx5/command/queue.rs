@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::dma::{DmaError, DmaTarget};
-use crate::mlx5::spec::cmd::{
+use dma::{DmaError, DmaTarget};
+use mlx5_spec::cmd::{
     ENTRY_SIZE, INLINE_SIZE, MAILBOX_ALIGN, MAILBOX_DATA_SIZE, MAILBOX_SIZE, OUT_HEADER_SIZE, TYPE_PCI, delivery,
     entry, mailbox,
 };
@@ -127,7 +127,7 @@ impl Entry {
 }
 
 fn read_block(dma: &DmaTarget, at: u64, misplaced: u8) -> Result<[u8; MAILBOX_SIZE], Undelivered> {
-    if at == 0 || at % MAILBOX_ALIGN != 0 {
+    if at == 0 || !at.is_multiple_of(MAILBOX_ALIGN) {
         return Err(Undelivered(misplaced));
     }
     let mut block = [0; MAILBOX_SIZE];

@@ -3,8 +3,8 @@
 
 use super::request::{Reply, Request};
 use super::{CommandError, Firmware};
-use crate::mlx5::spec::bits::Field;
-use crate::mlx5::spec::reg::{access_in, access_out, ib_proto, ib_width, id, node_desc, op_mod, pmtu, ptys, pvlc};
+use mlx5_spec::bits::Field;
+use mlx5_spec::reg::{access_in, access_out, ib_proto, ib_width, id, node_desc, op_mod, pmtu, ptys, pvlc};
 
 /// Bytes of the port's largest MTU.
 const MTU: u32 = 4096;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{CommandError, Firmware};
-use crate::mlx5::buffer::{Geometry, GuestBuffer};
-use crate::mlx5::hca::Hca;
-use crate::mlx5::spec::bits::{Field, Field64};
-use crate::mlx5::spec::cmd::{in_header, out_header};
-use crate::mlx5::spec::small::PAGE_SIZE;
-use crate::mlx5::table::Table;
-use crate::mlx5::uar::UarDoorbells;
+use crate::buffer::{Geometry, GuestBuffer};
+use crate::hca::Hca;
+use crate::table::Table;
+use crate::uar::UarDoorbells;
+use mlx5_spec::bits::{Field, Field64};
+use mlx5_spec::cmd::{in_header, out_header};
+use mlx5_spec::small::PAGE_SIZE;
 
 /// Bytes of an output that has nothing to say.
 const EMPTY: usize = 16;

@@ -3,12 +3,12 @@
 
 use super::CommandError;
 use super::request::{Reply, Request, find, refuse_if};
-use crate::mlx5::hca::Hca;
-use crate::mlx5::spec::qp::{qpc, rq_type, service_type};
-use crate::mlx5::spec::small::object;
-use crate::mlx5::srq::SrqKind;
-use crate::mlx5::sync::lock;
-use crate::mlx5::table::Table;
+use crate::hca::Hca;
+use crate::srq::SrqKind;
+use crate::sync::lock;
+use crate::table::Table;
+use mlx5_spec::qp::{qpc, rq_type, service_type};
+use mlx5_spec::small::object;
 
 type Outcome = Result<Reply, CommandError>;
 

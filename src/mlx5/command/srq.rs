@@ -8,15 +8,15 @@ use std::sync::Arc;
 use super::CommandError;
 use super::caps::{LOG_MAX_SRQ_SIZE, MAX_RECV_WQE};
 use super::request::{Reply, Request, at_most, find, refuse_if};
-use crate::mlx5::buffer::GuestBuffer;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::spec::srq::{
+use crate::buffer::GuestBuffer;
+use crate::hca::Hca;
+use crate::srq::{Srq, SrqKind, SrqState};
+use crate::sync::lock;
+use mlx5_spec::srq::{
     MIN_STRIDE, RMPC_SIZE, XRC_SRQC_SIZE, arm_xrc_srq_in, create_rmp_in, create_rmp_out, create_xrc_srq_in,
     create_xrc_srq_out, destroy_rmp_in, destroy_xrc_srq_in, modify_rmp_in, query_rmp_in, query_rmp_out,
     query_xrc_srq_in, query_xrc_srq_out, rmp_state, rmpc, wq, wq_type, xrc_srqc,
 };
-use crate::mlx5::srq::{Srq, SrqKind, SrqState};
-use crate::mlx5::sync::lock;
 
 type Outcome = Result<Reply, CommandError>;
 

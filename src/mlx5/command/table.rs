@@ -3,9 +3,9 @@
 
 use super::request::{Reply, Request};
 use super::{CommandError, caps, cq, eq, hca_cmds, mkey, odp, qp, qp_modify, regs, small, srq, vport};
-use crate::mlx5::spec::bits::Field;
-use crate::mlx5::spec::cmd::Opcode;
-use crate::mlx5::spec::{
+use mlx5_spec::bits::Field;
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::{
     caps as caps_spec, cq as cq_spec, eq as eq_spec, mkey as mkey_spec, odp as odp_spec, qp as qp_spec,
     reg as reg_spec, small as small_spec, srq as srq_spec, vport as vport_spec,
 };

@@ -3,9 +3,9 @@
 
 use super::CommandError;
 use super::request::{Reply, Request};
-use crate::mlx5::hca::PORT_LID;
-use crate::mlx5::spec::small::query_vport_counter_out;
-use crate::mlx5::spec::vport::{
+use crate::hca::PORT_LID;
+use mlx5_spec::small::query_vport_counter_out;
+use mlx5_spec::vport::{
     GID_SIZE, PKEY_SIZE, WHOLE_TABLE, cap_mask1, hca_vport_context as context, modify_context_in, physical_state, pkey,
     port_state, query_context_in, query_context_out, query_gid_in, query_gid_out, query_pkey_in, query_pkey_out,
 };

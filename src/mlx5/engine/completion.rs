@@ -2,13 +2,13 @@
 //! CQEs as requester and responder write them (contract 7.5). All of them leave through [`Cq::push`].
 
 use super::wqe::Extra;
-use crate::dma::ledger::NicKind;
-use crate::mlx5::cq::{Cq, CqError};
-use crate::mlx5::hca::Hca;
-use crate::mlx5::qp::Qp;
-use crate::mlx5::spec::bits::Field;
-use crate::mlx5::spec::cq::{CQE_SIZE, cqe, opcode, syndrome};
-use crate::mlx5::spec::qp::{NO_USER_INDEX, service_type};
+use crate::cq::{Cq, CqError};
+use crate::hca::Hca;
+use crate::qp::Qp;
+use mlx5_spec::bits::Field;
+use mlx5_spec::cq::{CQE_SIZE, cqe, opcode, syndrome};
+use mlx5_spec::qp::{NO_USER_INDEX, service_type};
+use probe::ledger::NicKind;
 
 /// What a responder's CQE tells beside the WQE.
 #[derive(Debug, Clone, Copy, Default)]

@@ -8,15 +8,15 @@ use super::failure::{Failure, stopped};
 use super::requester::{Cx, FaultEnd, Outcome, Requester, receives};
 use super::transfer::{At, End, Plan, Stop, transfer};
 use super::wqe::Grh;
-use crate::mlx5::command::port_gid;
-use crate::mlx5::hca::{Hca, PORT_LID};
-use crate::mlx5::mkey::Rights;
-use crate::mlx5::qp::{Qp, QpAttrs};
-use crate::mlx5::quiesce::Section;
-use crate::mlx5::spec::cq::syndrome;
-use crate::mlx5::spec::qp::service_type;
-use crate::mlx5::spec::wqe::GRH_SIZE;
-use crate::mlx5::sync::lock;
+use crate::command::port_gid;
+use crate::hca::{Hca, PORT_LID};
+use crate::mkey::Rights;
+use crate::qp::{Qp, QpAttrs};
+use crate::quiesce::Section;
+use crate::sync::lock;
+use mlx5_spec::cq::syndrome;
+use mlx5_spec::qp::service_type;
+use mlx5_spec::wqe::GRH_SIZE;
 
 /// Bytes of the longest datagram: the port's MTU.
 const MAX_DATAGRAM: u64 = 4096;

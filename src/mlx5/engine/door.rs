@@ -12,7 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::mlx5::sync::lock;
+use crate::sync::lock;
 
 /// Epoll data of the engine's own descriptors; UAR indices are smaller.
 const WAKE: u64 = u64::MAX;

@@ -10,14 +10,14 @@ use super::receive::NoWqe;
 use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester};
 use super::transfer::{At, Atomic, CHUNK, End, Mover, Plan, atomic, transfer};
 use super::wqe::{Extra, Kind, Seg};
-use crate::mlx5::fault_rules::NicAction;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::mkey::{self, Access, Rights};
-use crate::mlx5::quiesce::Section;
-use crate::mlx5::spec::cq::{opcode, syndrome};
-use crate::mlx5::spec::qp::service_type;
-use crate::mlx5::srq::{Srq, SrqKind};
-use crate::mlx5::sync::lock;
+use crate::fault_rules::NicAction;
+use crate::hca::Hca;
+use crate::mkey::{self, Access, Rights};
+use crate::quiesce::Section;
+use crate::srq::{Srq, SrqKind};
+use crate::sync::lock;
+use mlx5_spec::cq::{opcode, syndrome};
+use mlx5_spec::qp::service_type;
 
 /// Bytes of the longest message (cap log_max_msg).
 const MAX_MESSAGE: u64 = 1 << 30;
@@ -214,11 +214,11 @@ impl Requester {
         if self.done + moved < total {
             return Outcome::Moved(moved);
         }
-        if let Extra::Inval(key) = self.wqe.extra {
-            if !self.invalidated() {
-                // Nothing is left to move when it comes back, but the section must end first.
-                return if moved > 0 { Outcome::Moved(moved) } else { Outcome::Invalidate(key) };
-            }
+        if let Extra::Inval(key) = self.wqe.extra
+            && !self.invalidated()
+        {
+            // Nothing is left to move when it comes back, but the section must end first.
+            return if moved > 0 { Outcome::Moved(moved) } else { Outcome::Invalidate(key) };
         }
         let (counter, srqn) = (recv.index, recv.srqn);
         let place = Place { counter, owner: receive_owner(cx.hca, &peer.qp, srqn) };

@@ -8,17 +8,17 @@ use super::receive::read_record;
 use super::requester::{Cx, FaultEnd, Missing, Outcome, Park, Requester, Turn, send_record};
 use super::transfer::Stop;
 use super::wqe::{BLOCK, Kind, length};
-use crate::mlx5::eq::Event;
-use crate::mlx5::fault_rules::NicAction;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::mkey::AccessError;
-use crate::mlx5::odp::{Fault, FaultKind, FaultState, RaiseError};
-use crate::mlx5::qp::{Qp, QpAttrs};
-use crate::mlx5::spec::cq::syndrome;
-use crate::mlx5::spec::eq::{eqe_qp_srq, event};
-use crate::mlx5::spec::odp::wqe_fault_type;
-use crate::mlx5::spec::qp::{service_type, state};
-use crate::mlx5::sync::lock;
+use crate::eq::Event;
+use crate::fault_rules::NicAction;
+use crate::hca::Hca;
+use crate::mkey::AccessError;
+use crate::odp::{Fault, FaultKind, FaultState, RaiseError};
+use crate::qp::{Qp, QpAttrs};
+use crate::sync::lock;
+use mlx5_spec::cq::syndrome;
+use mlx5_spec::eq::{eqe_qp_srq, event};
+use mlx5_spec::odp::wqe_fault_type;
+use mlx5_spec::qp::{service_type, state};
 
 /// What both sides see of a failed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,10 +156,10 @@ impl Requester {
             }
         }
         drop(section);
-        if leave_service(cx.hca, &peer.qp, &peer.attrs, state::ERR) {
-            if let Some(kind) = at.event {
-                cx.hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, peer.qp.qpn));
-            }
+        if leave_service(cx.hca, &peer.qp, &peer.attrs, state::ERR)
+            && let Some(kind) = at.event
+        {
+            cx.hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, peer.qp.qpn));
         }
     }
 
@@ -323,8 +323,8 @@ const RELOOK: [(Duration, Duration); 3] = [
 ];
 
 /// Where completions of messages to a queue pair go: XRC's to the SRQ's own.
-pub fn receive_cq(hca: &Hca, attrs: &QpAttrs, srqn: Option<u32>) -> Option<std::sync::Arc<crate::mlx5::cq::Cq>> {
-    let xrc = srqn.and_then(|srqn| hca.srqs.get(srqn)).filter(|srq| srq.kind == crate::mlx5::srq::SrqKind::Xrc);
+pub fn receive_cq(hca: &Hca, attrs: &QpAttrs, srqn: Option<u32>) -> Option<std::sync::Arc<crate::cq::Cq>> {
+    let xrc = srqn.and_then(|srqn| hca.srqs.get(srqn)).filter(|srq| srq.kind == crate::srq::SrqKind::Xrc);
     match xrc {
         Some(srq) => hca.cqs.get(srq.cqn),
         None => attrs.recv_cq.clone(),

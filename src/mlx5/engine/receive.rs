@@ -8,13 +8,13 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::wqe::{MAX_RECV_WQE, Seg, parse_receive};
-use crate::mlx5::eq::Event;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::qp::{Qp, QpAttrs};
-use crate::mlx5::spec::eq::{eqe_qp_srq, event};
-use crate::mlx5::spec::wqe::srq_next;
-use crate::mlx5::srq::{Srq, SrqState};
-use crate::mlx5::sync::lock;
+use crate::eq::Event;
+use crate::hca::Hca;
+use crate::qp::{Qp, QpAttrs};
+use crate::srq::{Srq, SrqState};
+use crate::sync::lock;
+use mlx5_spec::eq::{eqe_qp_srq, event};
+use mlx5_spec::wqe::srq_next;
 
 /// The receiving half of a queue pair: progress in its receive queue and the message that is arriving. Locked by the engine of the peer
 /// whose message arrives, or by the queue pair's own engine when it flushes; commands never take it.

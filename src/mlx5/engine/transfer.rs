@@ -10,10 +10,10 @@ mod copy;
 mod late;
 
 use super::wqe::Seg;
-use crate::dma::ledger::Seq;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::mkey::{self, Access, AccessError, Rights, Span};
-use crate::mlx5::quiesce::Section;
+use crate::hca::Hca;
+use crate::mkey::{self, Access, AccessError, Rights, Span};
+use crate::quiesce::Section;
+use probe::ledger::Seq;
 
 pub use atomic::{Atomic, atomic};
 use copy::{copy_spans, put_bytes};

@@ -11,7 +11,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::door::{Door, Inbox};
 use super::requester::{Cx, Requester, Turn};
 use super::transfer::Scratch;
-use crate::mlx5::hca::Hca;
+use crate::hca::Hca;
 
 /// How long an engine that has had work looks at its last queue pairs' records before it sleeps. A wake-up through an eventfd costs
 /// about as much.
@@ -102,11 +102,11 @@ impl Worker {
                 break;
             }
             self.timers.pop();
-            if let Some(slot) = self.slots.get_mut(&qpn) {
-                if slot.requester.timer == Some(at) {
-                    slot.requester.timer = None;
-                    self.enqueue(qpn);
-                }
+            if let Some(slot) = self.slots.get_mut(&qpn)
+                && slot.requester.timer == Some(at)
+            {
+                slot.requester.timer = None;
+                self.enqueue(qpn);
             }
         }
     }
@@ -120,11 +120,12 @@ impl Worker {
     fn look_at(&mut self, uar: u32) {
         let Self { hca, slots, by_uar, ready, .. } = self;
         for qpn in by_uar.get(&uar).into_iter().flatten() {
-            if let Some(slot) = slots.get_mut(qpn) {
-                if !slot.queued && slot.requester.wants_turn(hca) {
-                    slot.queued = true;
-                    ready.push_back(*qpn);
-                }
+            if let Some(slot) = slots.get_mut(qpn)
+                && !slot.queued
+                && slot.requester.wants_turn(hca)
+            {
+                slot.queued = true;
+                ready.push_back(*qpn);
             }
         }
     }
@@ -137,11 +138,11 @@ impl Worker {
             self.by_uar.entry(qp.uar).or_default().push(qpn);
             self.slots.insert(qpn, Slot { requester: Box::new(Requester::new(qp)), queued: false });
         }
-        if let Some(slot) = self.slots.get_mut(&qpn) {
-            if !slot.queued {
-                slot.queued = true;
-                self.ready.push_back(qpn);
-            }
+        if let Some(slot) = self.slots.get_mut(&qpn)
+            && !slot.queued
+        {
+            slot.queued = true;
+            self.ready.push_back(qpn);
         }
     }
 

@@ -3,9 +3,9 @@
 
 use thiserror::Error;
 
-use crate::mlx5::spec::mkey::TERMINATOR_KEY;
-use crate::mlx5::spec::qp::service_type;
-use crate::mlx5::spec::wqe::{
+use mlx5_spec::mkey::TERMINATOR_KEY;
+use mlx5_spec::qp::service_type;
+use mlx5_spec::wqe::{
     AV_BASE_SIZE, AV_SIZE, DS_UNIT, ZERO_BYTE_COUNT, atomic, av, ctrl, data, inline, opcode, raddr, srq_next, xrc,
 };
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::dma::ledger::ReleaseWhy;
-use crate::mlx5::fault_rules::WqeShape;
+use crate::fault_rules::WqeShape;
+use probe::ledger::ReleaseWhy;
 
 /// No hold lasts longer: guests call a task hung after 120 s.
 pub const MAX_LIMIT: Duration = Duration::from_secs(60);
@@ -15,7 +15,7 @@ pub const MAX_LIMIT: Duration = Duration::from_secs(60);
 /// Which WQE to hold, and for how long at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicLever {
-    /// Only this opcode (`spec::wqe::opcode`).
+    /// Only this opcode (`mlx5_spec::wqe::opcode`).
     pub opcode: Option<u8>,
     /// Only this queue pair.
     pub qpn: Option<u32>,

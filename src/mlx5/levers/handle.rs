@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{NicLever, NicLeverError, NicLeverId, NicLeverState};
-use crate::mlx5::fault_rules::NicFaults;
-use crate::mlx5::nic::NicHandle;
+use crate::fault_rules::NicFaults;
+use crate::nic::NicHandle;
 
 impl NicHandle {
     /// Arms a lever.

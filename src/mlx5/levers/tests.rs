@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::mlx5::mkey::tests::hca;
+use crate::mkey::tests::hca;
 
 const WRITE: WqeShape = WqeShape { opcode: 8, qpn: 0x40, wqe_index: 3, key: 0x1_0001 };
 const WAITER: (u32, u32) = (16, 0x40);

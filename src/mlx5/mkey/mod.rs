@@ -10,7 +10,7 @@
 
 mod state;
 #[cfg(test)]
-pub(in crate::mlx5) mod tests;
+pub(crate) mod tests;
 mod translate;
 pub mod umr;
 mod version;
@@ -22,9 +22,9 @@ use thiserror::Error;
 
 use super::fault_rules::{NicAction, WqeShape};
 use super::hca::Hca;
-use super::spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
 use super::sync::lock;
-use crate::dma::ledger::{NicKind, Seq};
+use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
+use probe::ledger::{NicKind, Seq};
 
 pub use state::MkeyState;
 use state::StateCell;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Rights;
 use super::version::Version;
-use crate::mlx5::spec::bits::{Field, Field64};
-use crate::mlx5::spec::mkey::{MKC_SIZE, mkc, umr_mask};
+use mlx5_spec::bits::{Field, Field64};
+use mlx5_spec::mkey::{MKC_SIZE, mkc, umr_mask};
 
 /// MKC as the driver last set it, decoded (contract 6.6).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

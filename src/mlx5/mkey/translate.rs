@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Access, AccessError, Mkey, MkeyState, Rights, Span};
-use crate::mlx5::fault_rules::{NicAction, WqeShape};
-use crate::mlx5::hca::{FIRST_MKEY, Hca};
-use crate::mlx5::quiesce::{MAX_SECTION, Section};
-use crate::mlx5::spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, access_mode};
+use crate::fault_rules::{NicAction, WqeShape};
+use crate::hca::{FIRST_MKEY, Hca};
+use crate::quiesce::{MAX_SECTION, Section};
+use mlx5_spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, access_mode};
 
 /// Indirections below the key that was named (cap `max_indirection`).
 const MAX_DEPTH: u8 = 4;

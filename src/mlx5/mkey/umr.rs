@@ -10,16 +10,16 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Access, AccessError, Mkey, MkeyState, Rights, Span, fence, record, translate};
-use crate::dma::DmaError;
-use crate::dma::ledger::{NicKind, Seq};
-use crate::mlx5::fault_rules::WqeShape;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::qp::{Qp, QpAttrs};
-use crate::mlx5::spec::cq::syndrome;
-use crate::mlx5::spec::mkey::{ANY_QPN, MKC_SIZE, OCTWORD_SIZE, access_mode, mkc, umr_ctrl, umr_flags, umr_mask};
-use crate::mlx5::spec::qp::{qpc, service_type};
-use crate::mlx5::spec::wqe::{ctrl, data};
-use crate::mlx5::sync::lock;
+use crate::fault_rules::WqeShape;
+use crate::hca::Hca;
+use crate::qp::{Qp, QpAttrs};
+use crate::sync::lock;
+use dma::DmaError;
+use mlx5_spec::cq::syndrome;
+use mlx5_spec::mkey::{ANY_QPN, MKC_SIZE, OCTWORD_SIZE, access_mode, mkc, umr_ctrl, umr_flags, umr_mask};
+use mlx5_spec::qp::{qpc, service_type};
+use mlx5_spec::wqe::{ctrl, data};
+use probe::ledger::{NicKind, Seq};
 
 /// Segments of the WQE: UMR control, context, then the list or the pointer to it.
 const UMR_CTRL: Range<usize> = 16..64;

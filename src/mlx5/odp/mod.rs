@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use super::eq::Event;
 use super::fault_rules::{NicAction, WqeShape};
 use super::hca::Hca;
-use super::spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
-use super::spec::odp::{MAX_TOKEN, rdma_fault_type};
 use super::sync::lock;
-use crate::dma::ledger::NicKind;
+use mlx5_spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
+use mlx5_spec::odp::{MAX_TOKEN, rdma_fault_type};
+use probe::ledger::NicKind;
 
 /// Faults alive at once, well below what the driver's fault EQ (4,096 entries) takes; more wait (contract 9.3).
 pub const MAX_LIVE: usize = 1024;

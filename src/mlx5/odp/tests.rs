@@ -5,11 +5,11 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::mlx5::buffer::{Geometry, GuestBuffer};
-use crate::mlx5::eq::{Eq, EqSpec};
-use crate::mlx5::fault_rules::NicRule;
-use crate::mlx5::mkey::tests::hca;
-use crate::mlx5::spec::eq::{EQE_SIZE, eqe};
+use crate::buffer::{Geometry, GuestBuffer};
+use crate::eq::{Eq, EqSpec};
+use crate::fault_rules::NicRule;
+use crate::mkey::tests::hca;
+use mlx5_spec::eq::{EQE_SIZE, eqe};
 
 /// Bytes of guest memory where the fault EQ lies: 16 pages from here, 1,024 entries.
 const QUEUE: u64 = 0x1_0000;

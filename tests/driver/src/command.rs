@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rnic::mlx5::spec::bits::Field;
-use rnic::mlx5::spec::cmd::{self, Opcode, entry, mailbox};
-use rnic::mlx5::spec::{eq as eq_spec, init};
+use mlx5_spec::bits::Field;
+use mlx5_spec::cmd::{self, Opcode, entry, mailbox};
+use mlx5_spec::{eq as eq_spec, init};
 
 use crate::eq::EventQueue;
 use crate::machine::Machine;

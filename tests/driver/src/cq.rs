@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::cq::{CQE_SIZE, cqc, cqe, create_in, create_out, dbr, destroy_in, opcode, syndrome};
-use rnic::mlx5::spec::uar;
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, create_in, create_out, dbr, destroy_in, opcode, syndrome};
+use mlx5_spec::uar;
 
 use crate::command::Input;
 use crate::driver::Context;

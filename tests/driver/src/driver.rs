@@ -4,11 +4,11 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rnic::mlx5::spec::bits::Field;
-use rnic::mlx5::spec::caps::{self, cap_mode, cap_type, cmd_hca_cap};
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::eq::event;
-use rnic::mlx5::spec::{init, reg, small};
+use mlx5_spec::bits::Field;
+use mlx5_spec::caps::{self, cap_mode, cap_type, cmd_hca_cap};
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::eq::event;
+use mlx5_spec::{init, reg, small};
 
 use crate::command::{Bar, Commands, Input};
 use crate::cq::{Cq, CqSpec};
@@ -140,7 +140,7 @@ impl Context {
 
     /// Writes 8 bytes into a UAR page.
     pub fn doorbell(&self, uar: u32, at: u64, bytes: [u8; 8]) {
-        self.bar.write(u64::from(uar) * rnic::mlx5::spec::uar::PAGE_SIZE + at, &bytes);
+        self.bar.write(u64::from(uar) * mlx5_spec::uar::PAGE_SIZE + at, &bytes);
     }
 }
 

@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::eq::{EQE_SIZE, create_in, create_out, destroy_in, eqc, eqe};
-use rnic::mlx5::spec::uar;
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::eq::{EQE_SIZE, create_in, create_out, destroy_in, eqc, eqe};
+use mlx5_spec::uar;
 
 use crate::command::{Bar, Commands, Input};
 use crate::machine::Machine;

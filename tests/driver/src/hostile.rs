@@ -8,10 +8,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rnic::mlx5::spec::cmd::{ENTRY_SIZE, OPCODES, Opcode, entry};
-use rnic::mlx5::spec::qp::{qpc, state};
-use rnic::mlx5::spec::wqe::opcode;
-use rnic::mlx5::spec::{cmd, uar};
+use mlx5_spec::cmd::{ENTRY_SIZE, OPCODES, Opcode, entry};
+use mlx5_spec::qp::{qpc, state};
+use mlx5_spec::wqe::opcode;
+use mlx5_spec::{cmd, uar};
 
 use crate::memory::PAGE;
 use crate::mkey::{Access, MkeySpec, Mr, UmrSpec, mtt_words};
@@ -124,7 +124,7 @@ impl Victim {
         let ksm = MkeySpec { mode: 3, ..MkeySpec::mtt(pd, Access::ALL, 0, LEN, vec![u64::from(mr.key), VA]) };
         let ksm = driver.create_mkey(&ksm)?;
         let odp = OdpMr::register(&driver, pd, VA, LEN, Access::ALL)?;
-        let umr = QpSpec { service: rnic::mlx5::spec::qp::service_type::REG_UMR, log_rq: 0, ..spec };
+        let umr = QpSpec { service: mlx5_spec::qp::service_type::REG_UMR, log_rq: 0, ..spec };
         let umr = Qp::create(&driver.context, umr)?;
         umr.connect(umr.peer())?;
         one.query()?;
@@ -192,7 +192,7 @@ impl Victim {
         }
         let cq = self.lanes[0].spec.send_cq.clone();
         while let Some(cqe) = cq.poll() {
-            let opcode = rnic::mlx5::spec::cq::cqe::SEND_OPCODE.get(&cqe.bytes);
+            let opcode = mlx5_spec::cq::cqe::SEND_OPCODE.get(&cqe.bytes);
             let (kind, syndrome) = cqe.outcome();
             self.note(u64::from(kind) << 16 | u64::from(syndrome) << 8 | u64::from(opcode));
         }
@@ -234,7 +234,7 @@ impl Victim {
 
     /// Whether the machine is a new one, so that earlier programs do not matter for what follows.
     pub fn is_fresh(&self) -> bool {
-        self.programs % FRESH_AFTER == 0
+        self.programs.is_multiple_of(FRESH_AFTER)
     }
 
     fn note(&mut self, outcome: u64) {
@@ -299,10 +299,10 @@ impl Victim {
                 to.copy_from_slice(&value.to_be_bytes());
             }
         }
-        if program.byte() % 8 == 0 {
+        if program.byte().is_multiple_of(8) {
             input.truncate(program.pick(input.len()).max(4));
         }
-        let out_len = if program.byte() % 4 == 0 { program.pick(0x1200) } else { 0x110 };
+        let out_len = if program.byte().is_multiple_of(4) { program.pick(0x1200) } else { 0x110 };
         let opcode = Opcode(cmd::IN_OPCODE.get(&input) as u16);
         let answer = self.driver.commands.execute(&input, out_len);
         // Unknown opcodes are all alike.
@@ -366,7 +366,7 @@ impl Victim {
     }
 
     fn sge(&self, program: &mut Program<'_>) -> Sge {
-        let key = if program.byte() % 8 == 0 {
+        let key = if program.byte().is_multiple_of(8) {
             program.dword(&self.live)
         } else {
             [self.mr.key, self.odp.mr.key, self.driver.dma_key][program.pick(3)]
@@ -377,7 +377,7 @@ impl Victim {
             2 => self.memory.gpa(0),
             _ => VA + program.pick(LEN as usize + 8) as u64,
         };
-        let len = if program.byte() % 8 == 0 { program.dword(&[]) } else { program.pick(9000) as u32 };
+        let len = if program.byte().is_multiple_of(8) { program.dword(&[]) } else { program.pick(9000) as u32 };
         Sge { key, va, len }
     }
 
@@ -402,7 +402,7 @@ impl Victim {
                 _ => wqe.sge(self.sge(program)),
             };
         }
-        if program.byte() % 8 == 0 {
+        if program.byte().is_multiple_of(8) {
             wqe = wqe.claiming(u32::from(program.byte()));
         }
         let qp = match program.byte() % 6 {

@@ -2,7 +2,7 @@
 //! A driver of the NIC in the process of its test: it finds the function on a PCI bus, maps its BAR, talks through the command queue
 //! and keeps its queues in guest memory, as mlx5_core and mlx5_ib do. There is no VM, so a test takes milliseconds and runs anywhere.
 //!
-//! Read it as documentation of how the device is driven; the layouts are [`rnic::mlx5::spec`]'s.
+//! Read it as documentation of how the device is driven; the layouts are [`mlx5_spec`]'s.
 //!
 //! * [`machine`]: guest memory, bus, interrupts, doorbells, one NIC. [`memory`] gives out pages, [`host`] stands in for KVM.
 //! * [`command`]: the command queue, polled or by events. [`eq`]: event queues and interrupts.
@@ -28,7 +28,7 @@ pub mod wqe;
 
 use std::time::Duration;
 
-use rnic::mlx5::spec::cmd::Opcode;
+use mlx5_spec::cmd::Opcode;
 use thiserror::Error;
 
 pub use cq::{Cq, Cqe};

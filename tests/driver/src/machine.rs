@@ -4,12 +4,12 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use rnic::dma::GuestRam;
-use rnic::dma::ledger::Ledger;
-use rnic::mlx5::{Nic, NicConfig, NicHandle};
-use rnic::pci::config::{COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY};
-use rnic::pci::msix::{ENTRY_SIZE, MESSAGE_CONTROL};
-use rnic::pci::{DoorbellHost, MsiRouter, PciBus};
+use dma::GuestRam;
+use mlx5::{Nic, NicConfig, NicHandle};
+use pci::config::{COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY};
+use pci::msix::{ENTRY_SIZE, MESSAGE_CONTROL};
+use pci::{DoorbellHost, MsiRouter, PciBus};
+use probe::ledger::Ledger;
 use vm_memory::GuestAddress;
 
 use crate::host::{Doorbells, Interrupts};

@@ -3,13 +3,13 @@
 
 use std::sync::{Arc, PoisonError};
 
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::mkey::{
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::mkey::{
     ANY_QPN, MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, create_in, create_out,
     destroy_in, mkc, umr_ctrl, umr_flags, umr_mask,
 };
-use rnic::mlx5::spec::qp::service_type;
-use rnic::mlx5::spec::wqe::opcode;
+use mlx5_spec::qp::service_type;
+use mlx5_spec::wqe::opcode;
 
 use crate::command::Input;
 use crate::cq::{Cq, CqSpec};

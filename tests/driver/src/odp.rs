@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::eq::{eqe_page_fault_rdma as rdma, eqe_page_fault_wqe as wqe, page_fault};
-use rnic::mlx5::spec::mkey::{MTT_READ, MTT_WRITE};
-use rnic::mlx5::spec::odp::{rdma_fault_type, resume_in};
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::eq::{eqe_page_fault_rdma as rdma, eqe_page_fault_wqe as wqe, page_fault};
+use mlx5_spec::mkey::{MTT_READ, MTT_WRITE};
+use mlx5_spec::odp::{rdma_fault_type, resume_in};
 
 use crate::command::Input;
 use crate::driver::Driver;

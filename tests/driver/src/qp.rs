@@ -3,14 +3,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rnic::mlx5::spec::bits::Field;
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::mkey::TERMINATOR_KEY;
-use rnic::mlx5::spec::qp::{
+use mlx5_spec::bits::Field;
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::mkey::TERMINATOR_KEY;
+use mlx5_spec::qp::{
     NO_USER_INDEX, PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, dbr, destroy_in, modify_in,
     opt_param_mask, qpc, query_in, query_out, rq_type, service_type,
 };
-use rnic::mlx5::spec::uar;
+use mlx5_spec::uar;
 
 use crate::command::Input;
 use crate::cq::Cq;

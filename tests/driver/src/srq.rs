@@ -3,9 +3,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rnic::mlx5::spec::cmd::Opcode;
-use rnic::mlx5::spec::srq::{create_rmp_in, create_rmp_out, destroy_rmp_in, modify_rmp_in, rmp_state, rmpc, wq};
-use rnic::mlx5::spec::wqe::srq_next;
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::srq::{create_rmp_in, create_rmp_out, destroy_rmp_in, modify_rmp_in, rmp_state, rmpc, wq};
+use mlx5_spec::wqe::srq_next;
 
 use crate::Result;
 use crate::command::Input;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Send work requests, segment by segment (contract 7.3).
 
-use rnic::mlx5::spec::wqe::{DS_UNIT, atomic, av, ce, ctrl, data, fence, opcode, raddr};
+use mlx5_spec::wqe::{DS_UNIT, atomic, av, ce, ctrl, data, fence, opcode, raddr};
 
 /// A piece of memory in a scatter or gather list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

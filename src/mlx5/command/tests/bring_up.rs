@@ -2,11 +2,11 @@
 //! What a stock driver's probe asks (contract 4.1, 4.2).
 
 use super::*;
-use crate::mlx5::Model;
-use crate::mlx5::spec::eq::{eqe, eqe_cmd, event};
-use crate::mlx5::spec::small::{query_adapter_out, query_issi_out, query_pages_out};
-use crate::mlx5::spec::vport::{hca_vport_context, query_context_out, query_gid_out, query_pkey_out};
-use crate::mlx5::spec::{caps, reg, uar, vport};
+use crate::Model;
+use mlx5_spec::eq::{eqe, eqe_cmd, event};
+use mlx5_spec::small::{query_adapter_out, query_issi_out, query_pages_out};
+use mlx5_spec::vport::{hca_vport_context, query_context_out, query_gid_out, query_pkey_out};
+use mlx5_spec::{caps, reg, uar, vport};
 
 fn query_caps(guest: &mut Guest, kind: u32, mode: u32) -> Vec<u8> {
     let answer = guest.run(&input(Opcode::QUERY_HCA_CAP, kind << 1 | mode, 16), caps::query_out::SIZE).ok();

@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mlx5::spec::cmd::delivery;
-use crate::mlx5::spec::mkey;
+use mlx5_spec::cmd::delivery;
+use mlx5_spec::mkey;
 
 fn alive(guest: &mut Guest) {
     guest.call(Opcode::NOP, 0, 0).ok();
@@ -106,7 +106,7 @@ fn only_the_slot_that_is_rung_for_is_executed() {
 
 #[test]
 fn a_planted_status_is_what_the_driver_gets() {
-    use crate::mlx5::fault_rules::{NicAction, NicRule};
+    use crate::fault_rules::{NicAction, NicRule};
 
     let mut guest = Guest::new(NicConfig::default());
     let action = NicAction::CommandStatus { opcode: Opcode::ALLOC_PD.0, status: status::NO_RES };
@@ -201,7 +201,7 @@ proptest! {
         commands in proptest::collection::vec((0usize..60, any::<u16>(), proptest::collection::vec(any::<u8>(), 8..0x140)), 1..40),
     ) {
         let mut guest = Guest::new(NicConfig::default());
-        let known: Vec<Opcode> = crate::mlx5::spec::cmd::OPCODES.iter().map(|(opcode, _)| *opcode).collect();
+        let known: Vec<Opcode> = mlx5_spec::cmd::OPCODES.iter().map(|(opcode, _)| *opcode).collect();
         for (index, op_mod, mut bytes) in commands {
             let opcode = known[index % known.len()];
             in_header::OPCODE.set(&mut bytes, u32::from(opcode.0));

@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::dma::GuestRam;
-use crate::dma::ledger::Ledger;
-use crate::mlx5::spec::bits::Field;
-use crate::mlx5::spec::cmd::{
+use crate::{Nic, NicConfig, NicHandle};
+use dma::GuestRam;
+use mlx5_spec::bits::Field;
+use mlx5_spec::cmd::{
     ENTRY_SIZE, INLINE_SIZE, MAILBOX_DATA_SIZE, Opcode, TYPE_PCI, entry, in_header, mailbox, out_header, status,
 };
-use crate::mlx5::spec::init::{CMDQ_ADDR_H, CMDQ_ADDR_L_SZ, COMMAND_DOORBELL};
-use crate::mlx5::spec::small::object;
-use crate::mlx5::spec::{cq, eq, qp};
-use crate::mlx5::{Nic, NicConfig, NicHandle};
-use crate::pci::PciDevice;
-use crate::pci::config::{BAR0, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY};
-use crate::pci::testing::{FakeHost, FakeRouter};
+use mlx5_spec::init::{CMDQ_ADDR_H, CMDQ_ADDR_L_SZ, COMMAND_DOORBELL};
+use mlx5_spec::small::object;
+use mlx5_spec::{cq, eq, qp};
+use pci::PciDevice;
+use pci::config::{BAR0, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY};
+use pci::testing::{FakeHost, FakeRouter};
+use probe::ledger::Ledger;
 
 const RAM: u64 = 32 << 20;
 const QUEUE: u64 = 0x1_0000;

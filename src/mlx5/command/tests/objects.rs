@@ -2,8 +2,8 @@
 //! Objects: what they need, who keeps them alive, queue pairs through their states.
 
 use super::*;
-use crate::mlx5::spec::qp::{ads, opt_param_mask, qpc, service_type, state};
-use crate::mlx5::spec::{srq, uar};
+use mlx5_spec::qp::{ads, opt_param_mask, qpc, service_type, state};
+use mlx5_spec::{srq, uar};
 
 struct Basics {
     uar: u32,

@@ -2,7 +2,7 @@
 //! How everything goes at once, and where doorbells are meanwhile.
 
 use super::*;
-use crate::mlx5::spec::qp::{service_type, state};
+use mlx5_spec::qp::{service_type, state};
 
 /// A driver's objects of most kinds.
 fn populate(guest: &mut Guest) -> u32 {

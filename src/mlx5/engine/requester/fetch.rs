@@ -2,11 +2,11 @@
 //! Taking the next send WQE from its queue: copied in whole, once, then parsed.
 
 use super::Requester;
-use crate::mlx5::engine::failure::Failure;
-use crate::mlx5::engine::receive::read_record;
-use crate::mlx5::engine::wqe::{BLOCK, length};
-use crate::mlx5::hca::Hca;
-use crate::mlx5::spec::cq::syndrome;
+use crate::engine::failure::Failure;
+use crate::engine::receive::read_record;
+use crate::engine::wqe::{BLOCK, length};
+use crate::hca::Hca;
+use mlx5_spec::cq::syndrome;
 
 impl Requester {
     /// Copies in and parses the next WQE. False: none is posted.

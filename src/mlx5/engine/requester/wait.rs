@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use super::{Cx, FaultEnd, Requester, Turn};
-use crate::mlx5::engine::failure::Failure;
-use crate::mlx5::engine::transfer::Late;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::odp::FaultState;
-use crate::mlx5::spec::cq::syndrome;
+use crate::engine::failure::Failure;
+use crate::engine::transfer::Late;
+use crate::hca::Hca;
+use crate::odp::FaultState;
+use mlx5_spec::cq::syndrome;
 
 /// What the current WQE waits for.
 pub enum Park {

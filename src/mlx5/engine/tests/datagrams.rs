@@ -2,8 +2,8 @@
 //! UD, QP1, UC.
 
 use super::*;
-use crate::mlx5::spec::cq::syndrome;
-use crate::mlx5::spec::wqe::{AV_SIZE, GRH_SIZE, av, opcode};
+use mlx5_spec::cq::syndrome;
+use mlx5_spec::wqe::{AV_SIZE, GRH_SIZE, av, opcode};
 
 fn address(qpn: u32, qkey: u32) -> [u8; AV_SIZE] {
     let mut bytes = [0; AV_SIZE];
@@ -48,7 +48,7 @@ fn a_datagram_leaves_room_for_the_grh() {
     assert_eq!((outcome(&entry).2, cqe::GRH.get(&entry)), (1, 1));
     let grh = guest.read(to + 256, GRH_SIZE);
     assert_eq!((grh[0] >> 4, grh[6], grh[7], &grh[24..]), (6, 0x1b, 9, &[7; 16][..]));
-    assert_eq!(grh[8..24], crate::mlx5::command::port_gid(0, 0));
+    assert_eq!(grh[8..24], crate::command::port_gid(0, 0));
     assert_eq!(guest.read(to + 256 + 40, 8), b"datagram");
 }
 

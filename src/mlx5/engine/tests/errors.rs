@@ -2,9 +2,9 @@
 //! Messages that fail: which side sees which syndrome, states, events, flushing (contract 7.5, 7.8, 12.2).
 
 use super::*;
-use crate::mlx5::spec::cq::syndrome;
-use crate::mlx5::spec::eq::{eqe_cq_err, eqe_qp_srq, event};
-use crate::mlx5::spec::wqe::opcode;
+use mlx5_spec::cq::syndrome;
+use mlx5_spec::eq::{eqe_cq_err, eqe_qp_srq, event};
+use mlx5_spec::wqe::opcode;
 
 const REQ_ERR: u32 = cqe_opcode::REQ_ERR;
 const RESP_ERR: u32 = cqe_opcode::RESP_ERR;

@@ -2,7 +2,7 @@
 //! Messages that succeed.
 
 use super::*;
-use crate::mlx5::spec::wqe::{atomic, opcode};
+use mlx5_spec::wqe::{atomic, opcode};
 
 const OK_SEND: u32 = cqe_opcode::REQ;
 
@@ -164,7 +164,7 @@ fn work_posted_before_rts_is_done_at_rts() {
 
 #[test]
 fn shared_receive_queue_is_followed_along_its_links() {
-    use crate::mlx5::spec::eq::{eqe_qp_srq, event};
+    use mlx5_spec::eq::{eqe_qp_srq, event};
     let guest = Guest::new();
     let eq = guest.eq(&[event::SRQ_RQ_LIMIT, event::SRQ_LAST_WQE]);
     let srq = guest.srq();
@@ -199,8 +199,8 @@ fn shared_receive_queue_is_followed_along_its_links() {
 
 #[test]
 fn xrc_messages_name_the_queue_that_they_land_in() {
-    use crate::mlx5::spec::cq::syndrome;
-    use crate::mlx5::spec::wqe::xrc;
+    use mlx5_spec::cq::syndrome;
+    use mlx5_spec::wqe::xrc;
     let guest = Guest::new();
     let cq = guest.cq(LOG_CQ, 0);
     let mut queues = Vec::new();

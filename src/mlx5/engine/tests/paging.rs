@@ -4,10 +4,10 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::mlx5::spec::cq::syndrome;
-use crate::mlx5::spec::eq::{eqe_page_fault_rdma as rdma, eqe_page_fault_wqe as wqe_fault, event, page_fault};
-use crate::mlx5::spec::odp::{rdma_fault_type, wqe_fault_type};
-use crate::mlx5::spec::wqe::{atomic, opcode};
+use mlx5_spec::cq::syndrome;
+use mlx5_spec::eq::{eqe_page_fault_rdma as rdma, eqe_page_fault_wqe as wqe_fault, event, page_fault};
+use mlx5_spec::odp::{rdma_fault_type, wqe_fault_type};
+use mlx5_spec::wqe::{atomic, opcode};
 
 const VA: u64 = 0x5500_0000_0000;
 

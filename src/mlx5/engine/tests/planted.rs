@@ -4,12 +4,12 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::dma::ledger::{NicKind, NicRecord};
-use crate::mlx5::fault_rules::{NicAction, NicRule};
-use crate::mlx5::levers::NicLever;
-use crate::mlx5::spec::cq::syndrome;
-use crate::mlx5::spec::eq::event;
-use crate::mlx5::spec::wqe::opcode;
+use crate::fault_rules::{NicAction, NicRule};
+use crate::levers::NicLever;
+use mlx5_spec::cq::syndrome;
+use mlx5_spec::eq::event;
+use mlx5_spec::wqe::opcode;
+use probe::ledger::{NicKind, NicRecord};
 
 fn kinds(guest: &Guest) -> Vec<NicKind> {
     guest.hca.ledger.nic(0).iter().map(|record: &NicRecord| record.kind).collect()
@@ -149,7 +149,7 @@ fn a_fault_can_be_answered_by_rnr() {
     soon("RNR NAK", || (guest.hca.counters.rnr_naks.get() > 2).then_some(()));
     assert_eq!(guest.hca.page_faults.live().len(), 1);
     key.entries[0].store(to | 3, Ordering::Release);
-    let token = crate::mlx5::spec::eq::eqe_page_fault_rdma::TOKEN.get(&entry);
+    let token = mlx5_spec::eq::eqe_page_fault_rdma::TOKEN.get(&entry);
     guest.hca.page_faults.resume(&guest.hca, token, false);
     assert_eq!(guest.outcome(&a.send_cq).1, 0);
     assert_eq!(guest.read(to, 5), b"again");

@@ -5,7 +5,7 @@
 use super::super::requester::{Cx, Requester, Turn};
 use super::super::transfer::Scratch;
 use super::*;
-use crate::mlx5::spec::wqe::opcode;
+use mlx5_spec::wqe::opcode;
 
 /// Executes all that is posted; the engines' threads are not running.
 fn drain(guest: &Guest, requester: &mut Requester, scratch: &mut Scratch) {

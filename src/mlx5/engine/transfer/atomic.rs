@@ -7,9 +7,9 @@ use vm_memory::VolatileMemory;
 
 use super::copy::{put_bytes, refused, slice};
 use super::{End, Found, Mover, Scratch, Side, Stop, record};
-use crate::mlx5::hca::Hca;
-use crate::mlx5::mkey::{Access, AccessError};
-use crate::mlx5::quiesce::Section;
+use crate::hca::Hca;
+use crate::mkey::{Access, AccessError};
+use crate::quiesce::Section;
 
 /// An atomic operation.
 #[derive(Debug, Clone, Copy)]

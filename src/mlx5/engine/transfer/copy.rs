@@ -4,9 +4,9 @@
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::Stop;
-use crate::dma::{DmaError, GuestRam};
-use crate::mlx5::hca::Hca;
-use crate::mlx5::mkey::Span;
+use crate::hca::Hca;
+use crate::mkey::Span;
+use dma::{DmaError, GuestRam};
 
 /// Guest memory of `span`'s first bytes; shorter than asked for at the end of a region.
 pub(super) fn slice(ram: &GuestRam, gpa: u64, len: u64) -> Option<VolatileSlice<'_>> {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::copy::{copy_spans, put_bytes};
 use super::{Found, Mover, Scratch, Side, record};
-use crate::dma::ledger::Seq;
-use crate::mlx5::hca::Hca;
-use crate::mlx5::mkey::Mkey;
+use crate::hca::Hca;
+use crate::mkey::Mkey;
+use probe::ledger::Seq;
 
 /// A piece whose copy a planted fault puts off: exactly what rule 3 forbids, for a negative control.
 pub struct Late {

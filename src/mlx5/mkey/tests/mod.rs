@@ -9,17 +9,17 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::dma::ledger::Ledger;
-use crate::dma::{BusMaster, DmaTarget, GuestRam};
-use crate::mlx5::NicConfig;
-use crate::mlx5::fault_rules::NicRule;
-use crate::mlx5::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
-use crate::mlx5::spec::bits::Field;
-use crate::mlx5::spec::mkey::{ANY_QPN, TERMINATOR_KEY};
-use crate::mlx5::spec::qp::{QPC_SIZE, qpc, service_type};
-use crate::mlx5::spec::wqe::ctrl;
-use crate::pci::MsiRouter;
-use crate::pci::msix::{Msix, MsixPlace};
+use crate::NicConfig;
+use crate::fault_rules::NicRule;
+use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
+use dma::{BusMaster, DmaTarget, GuestRam};
+use mlx5_spec::bits::Field;
+use mlx5_spec::mkey::{ANY_QPN, TERMINATOR_KEY};
+use mlx5_spec::qp::{QPC_SIZE, qpc, service_type};
+use mlx5_spec::wqe::ctrl;
+use pci::MsiRouter;
+use pci::msix::{Msix, MsixPlace};
+use probe::ledger::Ledger;
 
 const RAM: u64 = 2 << 20;
 const PD: u32 = 0x11;
@@ -36,7 +36,7 @@ impl MsiRouter for NoRouter {
 }
 
 /// An HCA with RAM from 0 to 2 MiB; bus mastering is on.
-pub(in crate::mlx5) fn hca() -> Hca {
+pub(crate) fn hca() -> Hca {
     let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
     let master = Arc::new(BusMaster::default());
     master.set(true);

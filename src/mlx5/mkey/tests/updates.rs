@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::*;
-use crate::mlx5::hca::Counter;
-use crate::mlx5::mkey::umr::{self, UmrError};
-use crate::mlx5::spec::mkey::{umr_ctrl, umr_flags, umr_mask};
-use crate::mlx5::spec::wqe::{ctrl, data, opcode};
+use crate::hca::Counter;
+use crate::mkey::umr::{self, UmrError};
+use mlx5_spec::mkey::{umr_ctrl, umr_flags, umr_mask};
+use mlx5_spec::wqe::{ctrl, data, opcode};
 
 /// A UMR WQE in the making.
 struct Umr {

@@ -109,7 +109,7 @@ fn write(file: &File, off: u64, len: u64, pattern: &Pattern) -> Outcome {
 
 fn read(file: &File, off: u64, len: u64) -> Outcome {
     check_range(off, len, MAX_TRANSFER)?;
-    if off % SECTOR as u64 != 0 {
+    if !off.is_multiple_of(SECTOR as u64) {
         return Err(failure(libc::EINVAL, format!("offset {off} is not a multiple of 512")));
     }
     let mut buffer = Aligned::new(len.min(CHUNK));

@@ -71,7 +71,7 @@ fn store(mapping: &Mapping, off: u64, len: u64, pattern: &Pattern) -> Outcome {
 
 fn load(mapping: &Mapping, off: u64, len: u64) -> Outcome {
     let mut bytes = copy_buffer(mapping, off, len)?;
-    if off % SECTOR as u64 != 0 {
+    if !off.is_multiple_of(SECTOR as u64) {
         return Err(failure(libc::EINVAL, format!("offset {off} is not a multiple of 512")));
     }
     mapping.load(off, &mut bytes).map_err(failed("load"))?;

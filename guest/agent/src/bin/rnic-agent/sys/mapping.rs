@@ -162,6 +162,7 @@ fn transfer(bounce: &File, addr: usize, len: usize, direction: Direction) -> io:
         let (at, left, off) = (addr + done, len - done, done as i64);
         // SAFETY: `addr..addr + len` is inside a reserved range (see `Mapping::address`) without Rust references.
         let n = match direction {
+            // SAFETY: as above; the kernel writes at most `left` bytes there.
             Direction::ToMemory => unsafe { libc::pread(fd, at as *mut _, left, off) },
             // SAFETY: as above; the kernel only reads.
             Direction::FromMemory => unsafe { libc::pwrite(fd, at as *const _, left, off) },

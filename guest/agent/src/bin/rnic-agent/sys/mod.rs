@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The system calls that std does not offer. All `unsafe` of the agent is in this directory.
+#![allow(unsafe_code, reason = "the one place of system calls and of libibverbs")]
 
 use std::ffi::CString;
 use std::io;

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! virtio-blk over virtio-pci (virtio 1.2, modern only), with levers and power-cut images.
+
+mod device;
+mod disk;
+mod evidence;
+mod file_io;
+mod flight;
+mod handle;
+mod lever;
+mod power_cut;
+mod request;
+mod stats;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod undo;
+mod worker;
+
+pub use device::{BlockDevice, DiskConfig};
+pub use disk::BlockError;
+pub use handle::DiskHandle;
+pub use lever::{Lever, LeverError, LeverId, LeverState, MAX_LIMIT, ReleaseReport};
+pub use power_cut::FrozenImage;
+pub use request::{S_IOERR, S_OK, S_UNSUPP};
+pub use stats::DiskStats;
+pub use undo::PowerCut;
+
+pub use probe::ledger::{BlkOp, HoldPoint};

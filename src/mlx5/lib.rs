@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The NIC: a ConnectX-class (mlx5) RDMA device for unmodified drivers. Nothing here knows of KVM.
+//!
+//! * [`spec`]: wire layouts, opcodes, bit fields. Data only.
+//! * [`nic`]: the PCI function: BARs, initialization segment, doorbells, resets.
+//! * [`command`]: the command queue and a table of commands.
+//! * [`hca`]: what all planes share: object tables ([`table`]), [`eq`], [`cq`], [`qp`], [`srq`], [`mkey`].
+//! * [`engine`]: the data path. [`quiesce`] is how translations die without DMA in flight (rule 3).
+//! * [`odp`]: page faults. [`fault_rules`] and [`levers`]: how the lab makes it misbehave and wait.
+
+pub mod buffer;
+pub mod command;
+pub mod cq;
+pub mod engine;
+pub mod eq;
+pub mod fault_rules;
+pub mod hca;
+pub mod init_segment;
+pub mod inspect;
+pub mod levers;
+pub mod mkey;
+pub mod nic;
+pub mod odp;
+pub mod qp;
+#[cfg(test)]
+mod queue_tests;
+pub mod quiesce;
+mod reset;
+pub mod srq;
+mod sync;
+pub mod table;
+#[cfg(test)]
+mod testing;
+pub mod uar;
+
+pub use command::log::TARGET as COMMAND_LOG;
+pub use mlx5_spec as spec;
+pub use nic::{Nic, NicError, NicHandle};
+
+/// 4 KiB UAR pages that BAR0 has room for, the first 16 being the initialization segment's.
+pub const UAR_PAGES: u32 = 8192;
+/// Bytes of BAR0.
+pub const BAR0_SIZE: u64 = UAR_PAGES as u64 * 4096;
+/// MSI-X vectors offered.
+pub const VECTORS: u16 = 64;
+
+/// Which device the NIC says it is (contract 1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Model {
+    /// 15b3:1018, ConnectX-5 virtual function: the driver leaves physical-function chores alone.
+    #[default]
+    Cx5Vf,
+    /// 15b3:1017, ConnectX-5 physical function.
+    Cx5,
+}
+
+impl Model {
+    /// Names on the command line, with device ids.
+    pub const ALL: [(Model, &'static str, u16); 2] = [(Model::Cx5Vf, "cx5vf", 0x1018), (Model::Cx5, "cx5", 0x1017)];
+
+    /// PCI device id.
+    pub fn device_id(self) -> u16 {
+        Self::ALL.iter().find(|(model, ..)| *model == self).map_or(0, |(.., id)| *id)
+    }
+}
+
+/// How a NIC is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Identity.
+    pub model: Model,
+    /// Offer on-demand paging.
+    pub odp: bool,
+    /// Log every command (target `rnic::mlx5::commands`, level info).
+    pub log_commands: bool,
+    /// Data path threads, 1 to 16.
+    pub engines: u8,
+}
+
+impl Default for NicConfig {
+    fn default() -> Self {
+        Self { model: Model::default(), odp: true, log_commands: false, engines: 2 }
+    }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Which block requests a rule or a lever means.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::{BlkOp, PAGE_SIZE};
+
+/// What a matcher can see of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestShape<'a> {
+    /// Kind.
+    pub op: BlkOp,
+    /// Sectors (512 bytes) covered.
+    pub lba: &'a [Range<u64>],
+    /// Guest memory of the data: address and length in bytes.
+    pub memory: &'a [(u64, u64)],
+}
+
+/// All given conditions must hold; an empty matcher means every request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestMatch {
+    /// Only this kind.
+    #[serde(default)]
+    pub op: Option<BlkOp>,
+    /// Only requests that cover a sector (512 bytes) of this range.
+    #[serde(default)]
+    pub lba: Option<Range<u64>>,
+    /// Only requests with data in the guest page that holds this address.
+    #[serde(default)]
+    pub page: Option<u64>,
+}
+
+impl RequestMatch {
+    /// Whether the request is meant.
+    pub fn matches(&self, request: &RequestShape<'_>) -> bool {
+        let op = self.op.is_none_or(|op| op == request.op);
+        let lba = self
+            .lba
+            .as_ref()
+            .is_none_or(|want| request.lba.iter().any(|range| range.start < want.end && want.start < range.end));
+        let page = self.page.is_none_or(|gpa| {
+            let base = gpa & !(PAGE_SIZE - 1);
+            let last = base | (PAGE_SIZE - 1);
+            request.memory.iter().any(|&(addr, len)| len != 0 && addr <= last && base <= addr.saturating_add(len - 1))
+        });
+        op && lba && page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_condition_can_fail_alone() {
+        let request = RequestShape { op: BlkOp::Write, lba: &[8..16, 100..101], memory: &[(0x1800, 0x1000)] };
+        let hit = |op, lba, page| RequestMatch { op, lba, page }.matches(&request);
+        assert!(hit(None, None, None));
+        assert!(hit(Some(BlkOp::Write), Some(15..20), Some(0x2000)));
+        assert!(!hit(Some(BlkOp::Read), None, None));
+        assert!(hit(None, Some(100..200), None));
+        assert!(!hit(None, Some(16..100), None));
+        assert!(hit(None, None, Some(0x1000)));
+        assert!(hit(None, None, Some(0x27ff)));
+        assert!(!hit(None, None, Some(0x3000)));
+        assert!(!hit(None, None, Some(0)));
+    }
+
+    #[test]
+    fn wrapped_memory_does_not_panic() {
+        let request = RequestShape { op: BlkOp::Read, lba: &[], memory: &[(u64::MAX, u64::MAX), (4, 0)] };
+        assert!(RequestMatch { page: Some(u64::MAX), ..RequestMatch::default() }.matches(&request));
+        assert!(!RequestMatch { page: Some(0), ..RequestMatch::default() }.matches(&request));
+    }
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `rnic lab`: scenarios, verdicts, evidence.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use image::{self, KernelSource};
+use indicatif::{ProgressBar, ProgressStyle};
+use lab::journal::Journal;
+use lab::plan::{Selection, select};
+use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
+use lab::runner::{self, KernelPlan, LabConfig, News};
+
+use super::parts::own_initramfs;
+
+/// Kernels of the core set: before and after long-term pins of file mappings were refused.
+const CORE_KERNELS: [&str; 2] = ["6.1", "7.3"];
+/// Kernels of `--all`.
+const ALL_KERNELS: [&str; 3] = ["6.1", "6.12", "7.3"];
+
+/// Options of `rnic lab`.
+#[derive(Args)]
+#[command(
+    after_help = "Exit status: 0 all rows as expected, 1 some differ (or harm data, on a kernel of your own), 2 some inconclusive."
+)]
+pub struct LabArgs {
+    /// Every scenario, file system, folio size and kernel instead of the core set.
+    #[arg(long)]
+    all: bool,
+    /// Only these scenarios (all their rows), for example H12. May be given several times.
+    #[arg(long)]
+    scenario: Vec<String>,
+    /// Only these file systems.
+    #[arg(long)]
+    fs: Vec<String>,
+    /// Only these modes (how the page is reached: pinned, odp, dio...). May be given several times.
+    #[arg(long)]
+    mode: Vec<String>,
+    /// Kernels: a name (6.1, 6.12, 7.3) or a path with --modules. May be given several times.
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// The directory that holds lib/modules/VERSION for a kernel given by path.
+    #[arg(long)]
+    modules: Option<PathBuf>,
+    /// List scenarios and verdicts and do nothing.
+    #[arg(long)]
+    list: bool,
+    /// Print the report as JSON on standard output; rows go to standard error.
+    #[arg(long)]
+    json: bool,
+    /// Write the report as JSON to a file as well.
+    #[arg(long, value_name = "FILE")]
+    json_file: Option<PathBuf>,
+    /// Keep rows that have ended in FILE, and do not run those again that it has: for a host that may die in between.
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+    /// Leave the last guest running with a console when the rows are done.
+    #[arg(long)]
+    keep: bool,
+    /// Kernels that run side by side. An emulated host is steadier with one.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Same seed, same data and same lever schedule [default: from the clock].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Copy the guests' consoles to standard error.
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// Runs the lab.
+pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
+    if args.list {
+        print_list(&mut std::io::stdout())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(path) = &args.json_file {
+        report_place(path)?;
+    }
+    let (mut journal, done) = match &args.journal {
+        Some(path) => open_journal(path).map(|(journal, done)| (Some(journal), done))?,
+        None => (None, Vec::new()),
+    };
+    let rows = select(&Selection {
+        all: args.all,
+        scenarios: args.scenario.clone(),
+        filesystems: args.fs.clone(),
+        modes: args.mode.clone(),
+    })?;
+    let names: Vec<String> = match (args.kernel.is_empty(), args.all) {
+        (false, _) => args.kernel.clone(),
+        (true, true) => ALL_KERNELS.map(String::from).into(),
+        (true, false) => CORE_KERNELS.map(String::from).into(),
+    };
+    let kernels = names
+        .iter()
+        .map(|name| {
+            let kernel = image::resolve_kernel(name, args.modules.as_deref())?;
+            let initramfs = Arc::new(own_initramfs(&kernel)?);
+            Ok(KernelPlan { kernel, initramfs })
+        })
+        .collect::<Result<Vec<_>, super::Error>>()?;
+    let work = WorkDir::new()?;
+    let left = work.0.clone();
+    vmm::on_ending_signal(move |signal| {
+        // Guests end with the process; their disks have no names any more, the directory has.
+        drop(std::fs::remove_dir_all(left));
+        std::process::exit(128 + signal);
+    })?;
+    let seed = args.seed.unwrap_or_else(clock_seed);
+    let total = rows.len() * kernels.len();
+    let mut screen = Screen::new(args.json, total)?;
+    screen.line(&format!("rnic {} on {}; seed {seed}", env!("CARGO_PKG_VERSION"), runner::host_line()));
+    for plan in &kernels {
+        screen.line(&format!("kernel {}: {}", plan.kernel.name, version(&plan.kernel)));
+    }
+    screen.head()?;
+    if !done.is_empty() {
+        screen.line(&format!("going on: {} rows have ended before", done.len()));
+    }
+    let config = LabConfig { kernels, rows, done, jobs: args.jobs, seed, work: work.0.clone(), verbose: args.verbose };
+    let (report, kept) = runner::run(config, args.keep, |news| {
+        if let (News::Row(row), Some(journal)) = (news, &mut journal)
+            && let Err(error) = journal.add(row)
+        {
+            log::warn!("the journal cannot be written: {error}; a run that goes on will run this row again");
+        }
+        screen.news(news);
+    });
+    screen.end(&report);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    if let Some(path) = &args.json_file {
+        write_whole(path, &serde_json::to_string_pretty(&report)?)?;
+    }
+    if let Some(guest) = kept {
+        lab::console::attach(guest)?;
+    }
+    Ok(ExitCode::from(report.exit_status()))
+}
+
+fn version(kernel: &KernelSource) -> String {
+    match &kernel.package_version {
+        Some(package) => format!("{} (Debian {package})", kernel.release),
+        None => kernel.release.clone(),
+    }
+}
+
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| now.as_nanos() as u64)
+}
+
+fn open_journal(path: &Path) -> Result<(Journal, Vec<RowResult>), super::Error> {
+    Journal::open(path).map_err(|error| {
+        format!(
+            "the journal {} cannot be used: {error}; give --journal a file in a directory that exists",
+            path.display()
+        )
+        .into()
+    })
+}
+
+/// Refuses a report's path that cannot work before the guests have run for minutes.
+fn report_place(path: &Path) -> Result<(), super::Error> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if dir.is_dir() && !path.is_dir() {
+        return Ok(());
+    }
+    Err(format!("the report {} cannot be written: give --json-file a file in a directory that exists", path.display())
+        .into())
+}
+
+/// Nothing half-written: the file is complete or not there.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    std::fs::write(&name, text)?;
+    std::fs::rename(&name, path)
+}
+
+/// Where the run's disks lie; removed at its end.
+struct WorkDir(PathBuf);
+
+impl WorkDir {
+    fn new() -> Result<Self, super::Error> {
+        let path = std::env::temp_dir().join(format!("rnic-lab-{}", std::process::id()));
+        std::fs::create_dir(&path)
+            .map_err(|e| format!("cannot make {}: {e}; set TMPDIR to a directory with 2 GB of room", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            log::warn!("{} stays behind: {error}", self.0.display());
+        }
+    }
+}
+
+/// Rows as they come on one stream, what is going on below them on a terminal.
+struct Screen {
+    bar: ProgressBar,
+    json: bool,
+}
+
+impl Screen {
+    fn new(json: bool, total: usize) -> Result<Self, super::Error> {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total as u64) } else { ProgressBar::hidden() };
+        bar.set_style(ProgressStyle::with_template("{spinner} row {pos} of {len}, about {eta} left: {msg}")?);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Ok(Self { bar, json })
+    }
+
+    fn out(&self) -> Box<dyn Write> {
+        if self.json { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) }
+    }
+
+    fn line(&self, text: &str) {
+        // A closed output is found out by the next write that matters.
+        self.bar.suspend(|| drop(writeln!(self.out(), "{text}")));
+    }
+
+    fn head(&self) -> std::io::Result<()> {
+        self.bar.suspend(|| print_head(&mut self.out()))
+    }
+
+    fn news(&mut self, news: &News) {
+        match news {
+            News::Phase(kernel, what) => {
+                self.bar.set_message(format!("{kernel}: {what}"));
+                if self.bar.is_hidden() && what.starts_with("booting") {
+                    eprintln!("{kernel}: {what}");
+                }
+            }
+            News::Row(row) => {
+                self.bar.suspend(|| drop(print_row(&mut self.out(), row)));
+                self.bar.inc(1);
+            }
+            News::Broken(kernel, why) => self.bar.suspend(|| eprintln!("{kernel}: {why}")),
+        }
+    }
+
+    fn end(&self, report: &Report) {
+        self.bar.finish_and_clear();
+        let mut prices = Vec::new();
+        // Writing to memory does not fail.
+        drop(print_prices(&mut prices, &report.rows));
+        if !prices.is_empty() {
+            self.line(String::from_utf8_lossy(&prices).trim_end());
+        }
+        self.line(&report.summary());
+    }
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a guest of ours needs beside its kernel: the agent's program and an initramfs around it.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use image::{KernelSource, initramfs};
+
+/// Names the agent's program when it lies elsewhere.
+const AGENT_VARIABLE: &str = "RNIC_AGENT";
+/// Where it lies seen from this program's directory: in a build tree, and installed. The tree comes first, since cargo may have put
+/// a dynamically linked agent beside this program, which cannot run in an initramfs.
+const AGENT_PLACES: [&str; 2] = ["../guest/x86_64-unknown-linux-gnu/release/rnic-agent", "rnic-agent"];
+
+fn agent() -> Result<PathBuf, super::Error> {
+    if let Some(path) = std::env::var_os(AGENT_VARIABLE) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    let places = AGENT_PLACES.iter().filter_map(|place| Some(own.parent()?.join(place)));
+    let found = places.into_iter().find(|path| path.is_file());
+    found.ok_or_else(|| format!("the guest agent is not built; run guest/agent/build or set {AGENT_VARIABLE}").into())
+}
+
+/// The agent that has verbs: its name beside the other, and where it goes in the initramfs (guest/agent, `boot`).
+const VERBS_AGENT: (&str, &str) = ("rnic-agent-verbs", "lib/modules/rnic-agent-verbs");
+
+/// An initramfs with the agent and all modules that a scenario or a shell may want.
+pub fn own_initramfs(kernel: &KernelSource) -> Result<File, super::Error> {
+    let agent = agent()?;
+    let modules = [&initramfs::LAB_MODULES[..], &initramfs::RDMA_MODULES].concat();
+    let verbs = agent.with_file_name(VERBS_AGENT.0);
+    let with_verbs = [(VERBS_AGENT.1, verbs.as_path(), 0o755)];
+    let files = if verbs.is_file() { with_verbs.as_slice() } else { &[] };
+    let spec = initramfs::Spec { kernel, agent: &agent, modules: &modules, files };
+    let (file, built) = initramfs::build(&spec)?;
+    log::info!("initramfs: {} KiB, {} modules, without {:?}", built.bytes >> 10, built.modules, built.missing);
+    Ok(file)
+}
+
+/// RFC 4648 with padding: commands travel on the kernel command line this way.
+pub fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for index in 0..4 {
+            let letter = ALPHABET[(word >> (18 - 6 * index) & 63) as usize];
+            out.push(if index > chunk.len() { '=' } else { letter.into() });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_of_rfc_4648() {
+        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+}

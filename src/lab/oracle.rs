@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Judgements on the ledger. Everything here compares sequence numbers and hashes of one guest's ledger; nothing knows
-//! what was expected. Numbers E1, E2… and R1… are those of the hazard catalogue (sections 3).
+//! what was expected. Numbers E1, E2… (evidence) and V1… (rules) are those of docs/hazards.md, section 3.
 
 pub mod nic;
 
@@ -18,7 +18,7 @@ pub fn last_write_before(ledger: &Ledger, gpa: u64, since: Seq, before: Seq) -> 
     writes.filter(|r| r.op == BlkOp::Write && r.data.is_some_and(|at| at < before)).max_by_key(|r| r.data)
 }
 
-/// A write of page `gpa` that took its data after `after` and was acknowledged: the overlap was healed by a newer write (R1).
+/// A write of page `gpa` that took its data after `after` and was acknowledged: the overlap was healed by a newer write (V1).
 pub fn newer_write(ledger: &Ledger, gpa: u64, after: Seq) -> Option<RequestRecord> {
     let writes = ledger.touching(gpa, after).into_iter();
     writes.filter(|r| r.op == BlkOp::Write && r.data_begin.is_some_and(|at| at > after)).find(|r| r.status == Some(0))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Levers: a work request is held before anything of it is translated, so that a zap does not wait for the hold (design rule 3).
+//! Levers: a work request is held before anything of it is translated, so that a zap does not wait for the hold (rule 3).
 
 use std::time::{Duration, Instant};
 

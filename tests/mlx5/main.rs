@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The NIC driven in process (design.md, "Tests" 2): no VM, every wait bounded.
+//! The NIC driven in process: no VM, every wait bounded. What each test promises is in SPECIFICATION.md.
 
 mod bring_up;
 mod bug_classes;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rule 3 of the design: no DMA through a dead translation. Pages that a translation has lost are filled with a canary, which must
+//! Rule 3: no DMA through a dead translation. Pages that a translation has lost are filled with a canary, which must
 //! never change, and must never be read. Each test that finds nothing has a twin with a planted fault, which must find something.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -14,7 +14,7 @@ use probe::ledger::{BlkOp, NicRecord, RequestRecord};
 
 /// How long a held write waits before the NIC is let at its page: a file system may compute a checksum in a worker.
 const CHECKSUM_TIME: Duration = Duration::from_millis(100);
-/// R5: when the NIC's write waits for the held write, this wait is the proof of safety; it is bounded.
+/// V5 of docs/hazards.md: when the NIC's write waits for the held write, this wait is the proof of safety; it is bounded.
 const WINDOW: Duration = Duration::from_secs(3);
 /// What must come once nothing is held.
 const AFTER: Duration = Duration::from_secs(30);
@@ -83,7 +83,7 @@ fn let_go(
 }
 
 impl Window {
-    /// Why nothing can be concluded: the NIC's access to the page was not attempted during the hold (design rule 9).
+    /// Why nothing can be concluded: the NIC's access to the page was not attempted during the hold (rule 9).
     fn missed(&self, ours: bool) -> Option<String> {
         let attempted = self.during || self.pending.is_some() || !ours;
         (!attempted).then(|| "the RDMA WRITE neither landed nor faulted while the write was held".into())

@@ -70,7 +70,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::DEVICE_FREQUENCY_KHZ, 1_000_000),
 ];
 
-/// What SET_HCA_CAP may change (contract T3, row 8), up to the most.
+/// What SET_HCA_CAP may change (contract T3; 4.1, row 8), up to the most.
 const GENERAL_WRITABLE: &[Field] = &[cap::PKEY_TABLE_SIZE, cap::LOG_MAX_QP, cap::CMDIF_CHECKSUM, cap::LOG_UAR_PAGE_SZ];
 
 const ATOMIC: &[(Field, u32)] = &[

@@ -288,7 +288,7 @@ impl Commands {
             state.completed |= vector;
         }
         match self.is_device_owned(slot) {
-            // Owner first, then the event (design rule 4).
+            // Owner first, then the event (rule 4).
             true => Err(Error::Device(format!("entry {slot} was reported before it was given back"))),
             false => Ok(()),
         }

@@ -30,9 +30,9 @@ pub enum Verdict {
     Benign,
     /// The guest kernel panicked.
     Panic,
-    /// A negative control: the planted fault was noticed.
+    /// A negative control: the injection was noticed.
     Caught,
-    /// A negative control: the planted fault was not noticed. The lab itself is broken.
+    /// A negative control: the injection was not noticed. The lab itself is broken.
     Missed,
     /// Figures, no judgement.
     Measured,
@@ -72,8 +72,8 @@ const WORDS: [(Verdict, &str, &str); 17] = [
     (Verdict::Safe, "SAFE", "nothing was harmed"),
     (Verdict::Benign, "BENIGN", "the overlap happened and its outcome is legal"),
     (Verdict::Panic, "PANIC", "the guest kernel panicked"),
-    (Verdict::Caught, "CAUGHT", "negative control: the planted fault was noticed"),
-    (Verdict::Missed, "MISSED", "negative control: the planted fault was not noticed, so this lab cannot be trusted"),
+    (Verdict::Caught, "CAUGHT", "negative control: the injection was noticed"),
+    (Verdict::Missed, "MISSED", "negative control: the injection was not noticed, so this lab cannot be trusted"),
     (Verdict::Measured, "MEASURED", "figures, no judgement"),
     (Verdict::NotRun, "NOT-RUN", "this kernel or device cannot be brought into the state that the row asks for"),
     (Verdict::Inconclusive, "INCONCLUSIVE", "a lever did not fire or evidence is missing"),

@@ -70,6 +70,42 @@ fn every_promise_names_its_test_or_says_that_none_enforces_it() {
     none_of("promises without a test", &faults);
 }
 
+/// `Type::name` of a span, with or without an argument list behind it.
+fn item(span: &str) -> Option<(&str, &str)> {
+    let (kind, name) = span.split_once("::")?;
+    let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let name = name.split('(').next().unwrap_or_default();
+    (kind.starts_with(char::is_uppercase) && is_name(kind) && is_name(name)).then_some((kind, name))
+}
+
+/// Whether some source has both words.
+fn is_in_source(sources: &[File], (kind, name): (&str, &str)) -> bool {
+    let has =
+        |text: &str, word: &str| text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|other| other == word);
+    sources.iter().any(|file| has(&file.text, kind) && has(&file.text, name))
+}
+
+#[test]
+fn every_item_that_a_document_names_is_in_the_source() {
+    let (documents, rest): (Vec<_>, Vec<_>) = files().into_iter().partition(|file| file.kind == Kind::Markdown);
+    let sources: Vec<_> = rest.into_iter().filter(|file| file.kind == Kind::Rust).collect();
+    let mut faults = Vec::new();
+    for document in &documents {
+        for (at, line) in document.text.lines().enumerate() {
+            let gone = code_spans(line).filter_map(item).filter(|item| !is_in_source(&sources, *item));
+            faults.extend(gone.map(|(kind, name)| format!("{}:{}: {kind}::{name}", document.path, at + 1)));
+        }
+    }
+    none_of("documents name what the source does not have", &faults);
+    // In pieces, or this file would have them.
+    assert!(!is_in_source(&sources, (["Ben", "ch"].concat().as_str(), ["no_such", "_step"].concat().as_str())));
+    assert!(
+        is_in_source(&sources, ("Quiesce", "wait"))
+            && item("Quiesce::wait(x)").is_some()
+            && item("lab::guest").is_none()
+    );
+}
+
 #[test]
 fn unsafe_code_is_allowed_in_the_files_that_the_architecture_names() {
     let text = fs::read_to_string(root().join("docs/architecture.md")).expect("the architecture is there");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! H10: the same overlap made by a CPU store, which the kernel sees. It must come out BENIGN, or the oracles cry wolf.
+//! H10: the same overlap made by a CPU store, which the kernel sees. It must come out BENIGN, or the oracles give false positives.
 
 use std::time::Duration;
 

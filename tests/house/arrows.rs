@@ -59,6 +59,14 @@ fn differences(said: &(BTreeSet<String>, BTreeSet<Arrow>), built: &(BTreeSet<Str
     crates.chain(gone).chain(unsaid).chain(unused).collect()
 }
 
+/// Arrows of the table that lead to a crate below their own row.
+fn downward(text: &str) -> Vec<String> {
+    let (_, arrows) = table(text);
+    let row = |name: &str| text.find(&format!("\n| `{name}` |"));
+    let wrong = arrows.iter().filter(|(name, known)| row(known) > row(name));
+    wrong.map(|(name, known)| format!("{known} stands below {name}, which knows it")).collect()
+}
+
 #[test]
 fn crates_know_what_the_table_says() {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -68,6 +76,14 @@ fn crates_know_what_the_table_says() {
     let metadata = serde_json::from_slice(&output.stdout).expect("cargo speaks JSON");
     let text = fs::read_to_string(root().join("docs/architecture.md")).expect("the table is there");
     none_of("docs/architecture.md and the workspace differ", &differences(&table(&text), &workspace(&metadata)));
+}
+
+#[test]
+fn each_crate_knows_only_crates_above_its_own() {
+    let text = fs::read_to_string(root().join("docs/architecture.md")).expect("the table is there");
+    none_of("docs/architecture.md", &downward(&text));
+    let turned = "## Crates\n| `a` | | | `b` |\n| `b` | | | nothing |";
+    assert_eq!(downward(turned), ["b stands below a, which knows it"]);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::buffer::GuestBuffer;
+use super::bus::Bus;
 use super::eq::Event;
-use super::hca::Hca;
 use super::sync::lock;
 use mlx5_spec::cq::{CQE_SIZE, cqe};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
@@ -104,20 +104,20 @@ impl Cq {
     ///
     /// The caller is inside a section and has checked there that its queue pair is alive: after 2RST or DESTROY_QP no entry
     /// of the queue pair may appear (contract 6.4).
-    pub fn push(&self, hca: &Hca, mut entry: [u8; CQE_SIZE], solicited: bool) -> Result<(), CqError> {
+    pub fn push(&self, bus: &Bus, mut entry: [u8; CQE_SIZE], solicited: bool) -> Result<(), CqError> {
         let mut state = lock(&self.state);
         if state.dead || state.error {
             return Err(CqError::Dead(self.cqn));
         }
-        if !self.has_room(hca, &mut state) {
+        if !self.has_room(bus, &mut state) {
             state.error = true;
             drop(state);
             let overrun = Event::new(event::CQ_ERROR, 0).with(eqe_cq_err::CQN, self.cqn);
-            hca.async_event(overrun.with(eqe_cq_err::SYNDROME, CQ_OVERRUN));
+            bus.async_event(overrun.with(eqe_cq_err::SYNDROME, CQ_OVERRUN));
             return Err(CqError::Overrun(self.cqn));
         }
         cqe::OWNER.set(&mut entry, state.producer >> self.log_size & 1);
-        self.write(hca, state.producer, &entry).map_err(|_| CqError::Dead(self.cqn))?;
+        self.write(bus, state.producer, &entry).map_err(|_| CqError::Dead(self.cqn))?;
         state.producer = state.producer.wrapping_add(1);
         if solicited {
             state.solicited = Some(state.producer);
@@ -132,14 +132,14 @@ impl Cq {
         }
         drop(state);
         if fire {
-            self.fire(hca);
+            self.fire(bus);
         }
         Ok(())
     }
 
     /// The arm doorbell: `ci` is the consumer index (24 bits). Fires at once when there is already an entry to tell of: a late arm
     /// must not lose the wake-up (contract T19).
-    pub fn arm(&self, hca: &Hca, ci: u32, solicited_only: bool) {
+    pub fn arm(&self, bus: &Bus, ci: u32, solicited_only: bool) {
         let mut state = lock(&self.state);
         if state.dead {
             return;
@@ -154,7 +154,7 @@ impl Cq {
         };
         drop(state);
         if waiting {
-            self.fire(hca);
+            self.fire(bus);
         }
     }
 
@@ -169,19 +169,19 @@ impl Cq {
         (state.producer, state.consumer, state.error)
     }
 
-    fn fire(&self, hca: &Hca) {
-        if let Some(eq) = hca.eqs.get(self.eqn) {
-            eq.push(hca, Event::new(event::COMP, 0).with(eqe_comp::CQN, self.cqn));
+    fn fire(&self, bus: &Bus) {
+        if let Some(eq) = bus.eqs.get(self.eqn) {
+            eq.push(bus, Event::new(event::COMP, 0).with(eqe_comp::CQN, self.cqn));
         }
     }
 
     /// Looks at the doorbell record only when the queue seems full.
-    fn has_room(&self, hca: &Hca, state: &mut State) -> bool {
+    fn has_room(&self, bus: &Bus, state: &mut State) -> bool {
         let size = 1u32 << self.log_size;
         if self.ignore_overrun || state.producer.wrapping_sub(state.consumer) < size {
             return true;
         }
-        let record = hca.dma.ram().ok().and_then(|ram| ram.read_obj::<u32>(GuestAddress(self.record)).ok());
+        let record = bus.dma.ram().ok().and_then(|ram| ram.read_obj::<u32>(GuestAddress(self.record)).ok());
         let Some(record) = record else { return false };
         let step = u32::from_be(record).wrapping_sub(state.consumer) & 0xff_ffff;
         if step <= state.producer.wrapping_sub(state.consumer) {
@@ -190,14 +190,14 @@ impl Cq {
         state.producer.wrapping_sub(state.consumer) < size
     }
 
-    fn write(&self, hca: &Hca, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), dma::DmaError> {
+    fn write(&self, bus: &Bus, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), dma::DmaError> {
         let slot = u64::from(index & ((1 << self.log_size) - 1)) << self.log_stride;
         let at = slot + self.offset;
         // The last dword holds the owner bit (rule 4).
         let (body, last) = entry.split_at(CQE_SIZE - 4);
-        self.buffer.write(&hca.dma, at, body)?;
+        self.buffer.write(&bus.dma, at, body)?;
         fence(Ordering::Release);
-        self.buffer.write(&hca.dma, at + body.len() as u64, last)
+        self.buffer.write(&bus.dma, at + body.len() as u64, last)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
 use super::buffer::GuestBuffer;
-use super::hca::Hca;
+use super::bus::Bus;
 use super::sync::lock;
 use mlx5_spec::eq::{EQE_SIZE, eqe};
 
@@ -98,22 +98,22 @@ impl Eq {
     }
 
     /// Publishes an event, or keeps it until there is room. An armed queue raises its vector once.
-    pub fn push(&self, hca: &Hca, event: Event) {
+    pub fn push(&self, bus: &Bus, event: Event) {
         let mut state = lock(&self.state);
         if state.dead {
             return;
         }
         if state.backlog.len() >= MAX_BACKLOG {
-            hca.counters.events_dropped.add(1);
+            bus.counters.events_dropped.add(1);
             return;
         }
         state.backlog.push_back(event);
-        self.drain(hca, &mut state);
-        self.notify(hca, &mut state);
+        self.drain(bus, &mut state);
+        self.notify(bus, &mut state);
     }
 
     /// A doorbell: the driver has consumed up to `ci` (24 bits), and wants an interrupt for what comes next if `arm`.
-    pub fn update(&self, hca: &Hca, ci: u32, arm: bool) {
+    pub fn update(&self, bus: &Bus, ci: u32, arm: bool) {
         let mut state = lock(&self.state);
         let step = ci.wrapping_sub(state.consumer) & 0xff_ffff;
         // An index that was never produced is the guest's mistake; what it skips is lost to it alone.
@@ -121,8 +121,8 @@ impl Eq {
             state.consumer = state.consumer.wrapping_add(step);
         }
         state.armed |= arm;
-        self.drain(hca, &mut state);
-        self.notify(hca, &mut state);
+        self.drain(bus, &mut state);
+        self.notify(bus, &mut state);
     }
 
     /// No more entries or interrupts after this returns.
@@ -138,7 +138,7 @@ impl Eq {
         (state.producer, state.consumer, state.armed)
     }
 
-    fn drain(&self, hca: &Hca, state: &mut State) {
+    fn drain(&self, bus: &Bus, state: &mut State) {
         let size = 1u32 << self.log_size;
         while state.producer.wrapping_sub(state.consumer) < size {
             let Some(event) = state.backlog.pop_front() else { return };
@@ -148,23 +148,23 @@ impl Eq {
             eqe::OWNER.set(&mut bytes, owner);
             // Everything but the last dword, which holds the owner bit, and that one after a fence (rule 4).
             let (body, last) = bytes.split_at(EQE_SIZE - 4);
-            let written = self.buffer.write(&hca.dma, at, body).and_then(|()| {
+            let written = self.buffer.write(&bus.dma, at, body).and_then(|()| {
                 fence(Ordering::Release);
-                self.buffer.write(&hca.dma, at + body.len() as u64, last)
+                self.buffer.write(&bus.dma, at + body.len() as u64, last)
             });
             if written.is_err() {
-                hca.counters.events_dropped.add(1);
+                bus.counters.events_dropped.add(1);
                 return;
             }
             state.producer = state.producer.wrapping_add(1);
         }
     }
 
-    fn notify(&self, hca: &Hca, state: &mut State) {
+    fn notify(&self, bus: &Bus, state: &mut State) {
         if state.armed && !state.dead && state.producer != state.consumer {
             state.armed = false;
             fence(Ordering::SeqCst);
-            hca.msix.trigger(self.vector);
+            bus.msix.trigger(self.vector);
         }
     }
 }

@@ -1,26 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The device behind the registers: every object table, and the few operations that both planes share.
+//! The device behind the registers: every object table over the [`Bus`], and the few operations that commands and engines share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
 use super::NicConfig;
 use super::buffer::BufferMemory;
+use super::bus::Bus;
 use super::cq::Cq;
-use super::engine::Engines;
-use super::eq::{Eq, Event};
-use super::fault_rules::NicFaults;
 use super::levers::NicLevers;
 use super::mkey::{Mkey, TableMemory};
 use super::odp::PageFaults;
 use super::qp::{Qp, QpAttrs};
-use super::quiesce::Quiesce;
 use super::srq::Srq;
 use super::table::Table;
 use dma::DmaTarget;
 use pci::msix::Msix;
-use pci::rationed::Rationed;
-use probe::ledger::{Ledger, NicCounters};
+use probe::ledger::Ledger;
 
 /// The first UAR page: 0 to 15 of BAR0 hold the init segment (contract T2, D4).
 pub const FIRST_UAR: u32 = 16;
@@ -29,61 +25,10 @@ pub const FIRST_MKEY: u32 = 0x100;
 /// LID of the port (contract 11.2).
 pub const PORT_LID: u16 = 1;
 
-/// A count that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Counts.
-    pub fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// So far.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What happened, by kind.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Commands executed.
-    pub commands: Counter,
-    /// Commands answered with a status other than OK.
-    pub commands_failed: Counter,
-    /// EQEs lost to a full backlog or a buffer outside RAM.
-    pub events_dropped: Counter,
-    /// Send WQEs executed.
-    pub wqes: Counter,
-    /// Payload bytes moved.
-    pub bytes: Counter,
-    /// Completions in error.
-    pub error_cqes: Counter,
-    /// Page faults raised.
-    pub page_faults: Counter,
-    /// RNR NAKs.
-    pub rnr_naks: Counter,
-    /// UMR WQEs executed.
-    pub umrs: Counter,
-}
-
 /// Everything that registers, commands and engines share.
 pub struct Hca {
-    /// Index among the NICs of the machine.
-    pub index: u8,
-    /// Configuration.
-    pub config: NicConfig,
-    /// The door to guest memory.
-    pub dma: DmaTarget,
-    /// What happens is put on record here.
-    pub ledger: Arc<Ledger>,
-    /// Interrupts.
-    pub msix: Arc<Msix>,
-    /// Rule 3.
-    pub quiesce: Quiesce,
-    /// Event queues.
-    pub eqs: Table<Eq>,
+    /// What objects use. The device reads as one: `hca.dma` is the bus's.
+    pub bus: Arc<Bus>,
     /// Completion queues.
     pub cqs: Table<Cq>,
     /// Queue pairs.
@@ -108,18 +53,16 @@ pub struct Hca {
     pub special: Mutex<[Option<u32>; 2]>,
     /// Page faults that the driver works on.
     pub page_faults: PageFaults,
-    /// Planted faults.
-    pub faults: NicFaults,
     /// WQEs that the lab holds.
     pub levers: NicLevers,
-    /// Data path threads.
-    pub engines: Engines,
-    /// Warnings that a guest can provoke.
-    pub complaints: Rationed,
-    /// Counters.
-    pub counters: Counters,
-    /// Payload writes into watched pages, counted where the copy is: beside what the ledger was told.
-    pub payload: Arc<NicCounters>,
+}
+
+impl Deref for Hca {
+    type Target = Bus;
+
+    fn deref(&self) -> &Bus {
+        &self.bus
+    }
 }
 
 impl Hca {
@@ -131,18 +74,9 @@ impl Hca {
         ledger: Arc<Ledger>,
         msix: Arc<Msix>,
     ) -> std::io::Result<Self> {
-        let engines = usize::from(config.engines.clamp(1, 16));
         let levers = NicLevers::new(index, ledger.clone());
-        let payload = Arc::new(NicCounters::default());
-        ledger.register_nic(index, &payload);
         Ok(Self {
-            index,
-            config,
-            dma,
-            ledger,
-            msix,
-            quiesce: Quiesce::new(engines),
-            eqs: Table::new(1, 255, 64),
+            bus: Arc::new(Bus::new(index, config, dma, ledger, msix)?),
             cqs: Table::new(0x80, 0xff_0000, 1 << 16),
             qps: Table::new(0x40, 0xff_0000, 1 << 16),
             srqs: Table::new(0x20, 0xff_0000, 1 << 16),
@@ -155,31 +89,8 @@ impl Hca {
             uars: Table::new(FIRST_UAR, super::UAR_PAGES - FIRST_UAR, super::UAR_PAGES as usize),
             special: Mutex::default(),
             page_faults: PageFaults::default(),
-            faults: NicFaults::default(),
             levers,
-            engines: Engines::new(engines)?,
-            complaints: Rationed::default(),
-            counters: Counters::default(),
-            payload,
         })
-    }
-
-    /// Delivers an asynchronous event to the EQ that claims its type; without one it is dropped, as hardware does.
-    pub fn async_event(&self, event: Event) {
-        if let Some(eq) = self.claimant(event.event_type()) {
-            eq.push(self, event);
-        }
-    }
-
-    /// Whether some EQ claims `event_type`.
-    pub fn claims_event(&self, event_type: u32) -> bool {
-        self.claimant(event_type).is_some()
-    }
-
-    fn claimant(&self, event_type: u32) -> Option<Arc<Eq>> {
-        let claims =
-            |eq: &Eq| eq.mask.get(event_type as usize / 64).is_some_and(|word| word >> (event_type % 64) & 1 == 1);
-        self.eqs.all().into_iter().map(|(_, eq)| eq).find(|eq| claims(eq))
     }
 
     /// Changes a queue pair. When it returns nothing that began under the old attributes is in flight: no DMA, no CQE. The

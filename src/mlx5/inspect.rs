@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use super::bus::Counters;
 use super::command::Firmware;
-use super::hca::{Counters, Hca};
+use super::hca::Hca;
 use super::nic::NicHandle;
 use super::qp::Qp;
 use super::reset;

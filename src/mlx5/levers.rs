@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::bus::Bus;
 use super::fault_rules::WqeShape;
-use super::hca::Hca;
 use super::sync::lock;
 use probe::ledger::{Ledger, NicKind, ReleaseWhy};
 
@@ -87,14 +87,14 @@ impl NicLevers {
     ///
     /// # Errors
     /// No such lever.
-    pub fn release(&self, hca: &Hca, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
-        self.end(hca, ReleaseWhy::Released, |armed| armed.id == id.0, true);
+    pub fn release(&self, bus: &Bus, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+        self.end(bus, ReleaseWhy::Released, |armed| armed.id == id.0, true);
         self.state(id)
     }
 
     /// Disarms every lever and lets every WQE go.
-    pub fn disarm_all(&self, hca: &Hca) {
-        self.end(hca, ReleaseWhy::Released, |_| true, true);
+    pub fn disarm_all(&self, bus: &Bus) {
+        self.end(bus, ReleaseWhy::Released, |_| true, true);
     }
 
     /// A lever as it stands.
@@ -144,7 +144,7 @@ impl NicLevers {
     /// Asks about a WQE, once, before anything of it is translated. The first armed lever that is due holds it. `waiter`: UAR page and
     /// number of the queue pair to look at again. One load and a branch while no lever is armed; it waits for
     /// nobody, and a section that is told `Held` ends at once.
-    pub fn gate(&self, _hca: &Hca, shape: &WqeShape, waiter: (u32, u32)) -> Gate {
+    pub fn gate(&self, shape: &WqeShape, waiter: (u32, u32)) -> Gate {
         if !self.any.load(Ordering::Acquire) {
             return Gate::Pass;
         }
@@ -185,23 +185,23 @@ impl NicLevers {
     }
 
     /// The WQE is gone: 2ERR, 2RST or DESTROY_QP of its queue pair.
-    pub fn cancel(&self, hca: &Hca, token: u64) {
+    pub fn cancel(&self, bus: &Bus, token: u64) {
         let mine = |armed: &Armed| matches!(armed.phase, Phase::Held { token: held, .. } if held == token);
-        self.end(hca, ReleaseWhy::Reset, mine, false);
+        self.end(bus, ReleaseWhy::Reset, mine, false);
     }
 
     /// A reset of the device: every hold is over. Levers that hold nothing stay armed.
-    pub fn reset(&self, hca: &Hca) {
-        self.end(hca, ReleaseWhy::Reset, |_| true, false);
+    pub fn reset(&self, bus: &Bus) {
+        self.end(bus, ReleaseWhy::Reset, |_| true, false);
     }
 
     /// Lets go whatever has been held for too long; its engines are kicked. Returns when to call again. An engine's timer does.
-    pub fn expire(&self, hca: &Hca, now: Instant) -> Option<Instant> {
+    pub fn expire(&self, bus: &Bus, now: Instant) -> Option<Instant> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
         let due = |armed: &Armed| matches!(armed.phase, Phase::Held { deadline, .. } if deadline <= now);
-        self.end(hca, ReleaseWhy::Expired, due, false);
+        self.end(bus, ReleaseWhy::Expired, due, false);
         self.next_deadline()
     }
 
@@ -218,7 +218,7 @@ impl NicLevers {
     }
 
     /// Ends the holds of the levers that `which` names, and disarms those that hold nothing if `disarm`.
-    fn end(&self, hca: &Hca, why: ReleaseWhy, which: impl Fn(&Armed) -> bool, disarm: bool) {
+    fn end(&self, bus: &Bus, why: ReleaseWhy, which: impl Fn(&Armed) -> bool, disarm: bool) {
         let mut waiters = Vec::new();
         let mut table = lock(&self.table);
         for armed in table.levers.iter_mut().filter(|armed| which(armed)) {
@@ -229,7 +229,7 @@ impl NicLevers {
         }
         self.settle(&table);
         drop(table);
-        waiters.into_iter().for_each(|(uar, qpn)| hca.engines.kick(uar, qpn));
+        waiters.into_iter().for_each(|(uar, qpn)| bus.engines.kick(uar, qpn));
     }
 
     /// Ends a lever's hold if it holds; who waits for that.

@@ -4,11 +4,12 @@
 //! * [`spec`]: wire layouts, opcodes, bit fields. Data only.
 //! * [`nic`]: the PCI function: BARs, initialization segment, doorbells, resets.
 //! * [`command`]: the command queue and a table of commands.
-//! * [`hca`]: what all planes share: object tables ([`table`]), [`eq`], [`cq`], [`qp`], [`srq`], [`mkey`].
+//! * [`bus`]: what every object uses. [`hca`]: object tables ([`table`]) over it: [`eq`], [`cq`], [`qp`], [`srq`], [`mkey`].
 //! * [`engine`]: the data path. [`quiesce`] is how translations die without DMA in flight (rule 3).
 //! * [`odp`]: page faults. [`fault_rules`] and [`levers`]: how the lab makes it misbehave and wait.
 
 pub mod buffer;
+pub mod bus;
 pub mod command;
 pub mod cq;
 pub mod engine;

@@ -262,7 +262,7 @@ impl Requester {
         if !self.passed_gate {
             if !hca.levers.idle() {
                 drop(section);
-                match hca.levers.gate(hca, &self.shape(), (self.qp.uar, self.qp.qpn)) {
+                match hca.levers.gate(&self.shape(), (self.qp.uar, self.qp.qpn)) {
                     Gate::Pass => {}
                     Gate::Held(token) => return Outcome::Held(token),
                 }

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
 
+use super::bus::Bus;
 use super::fault_rules::{NicAction, WqeShape};
 use super::hca::Hca;
 use super::sync::lock;
@@ -326,13 +327,13 @@ pub fn destroy(hca: &Hca, index: u32) -> bool {
 
 /// Waits until no DMA through what was published before is in flight (rule 3), unless the planted fault
 /// [`NicAction::NoGuard`] fires for `shape`. Never call it inside a section.
-pub fn fence(hca: &Hca, shape: &WqeShape) {
-    let skip = hca.faults.consult(shape, |action| matches!(action, NicAction::NoGuard));
+pub fn fence(bus: &Bus, shape: &WqeShape) {
+    let skip = bus.faults.consult(shape, |action| matches!(action, NicAction::NoGuard));
     if skip.is_none() {
-        hca.quiesce.wait();
+        bus.quiesce.wait();
     }
 }
 
-fn record(hca: &Hca, qpn: u32, kind: NicKind) -> Seq {
-    hca.ledger.nic_push(hca.index, qpn, kind)
+fn record(bus: &Bus, qpn: u32, kind: NicKind) -> Seq {
+    bus.ledger.nic_push(bus.index, qpn, kind)
 }

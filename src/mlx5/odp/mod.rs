@@ -12,9 +12,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::bus::Bus;
 use super::eq::Event;
 use super::fault_rules::{NicAction, WqeShape};
-use super::hca::Hca;
 use super::sync::lock;
 use mlx5_spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
 use mlx5_spec::odp::{MAX_TOKEN, rdma_fault_type};
@@ -122,11 +122,11 @@ impl PageFaults {
     ///
     /// # Errors
     /// See [`RaiseError`].
-    pub fn raise(&self, hca: &Hca, fault: &Fault) -> Result<u32, RaiseError> {
-        if !hca.config.odp || !hca.claims_event(event::PAGE_FAULT) {
+    pub fn raise(&self, bus: &Bus, fault: &Fault) -> Result<u32, RaiseError> {
+        if !bus.config.odp || !bus.claims_event(event::PAGE_FAULT) {
             return Err(RaiseError::NoQueue);
         }
-        let delivery = delivery(hca, fault);
+        let delivery = delivery(bus, fault);
         let mut table = lock(&self.table);
         let token = table.free_token().ok_or(RaiseError::Busy)?;
         let late = match delivery {
@@ -138,9 +138,9 @@ impl PageFaults {
         drop(table);
         let (key, va, write) = fault.about;
         // On record before the driver can act on it.
-        hca.ledger.nic_push(hca.index, fault.waiter.1, NicKind::Fault { key, va, write, token });
+        bus.ledger.nic_push(bus.index, fault.waiter.1, NicKind::Fault { key, va, write, token });
         if matches!(delivery, Delivery::Now) {
-            hca.async_event(fault.event(token));
+            bus.async_event(fault.event(token));
         }
         Ok(token)
     }
@@ -164,15 +164,15 @@ impl PageFaults {
     }
 
     /// PAGE_FAULT_RESUME: wakes the waiter. An unknown token is ignored, and so is a second resume.
-    pub fn resume(&self, hca: &Hca, token: u32, error: bool) {
+    pub fn resume(&self, bus: &Bus, token: u32, error: bool) {
         let mut table = lock(&self.table);
         let Some(live) = table.live.get_mut(&token).filter(|live| live.state == FaultState::Waiting) else { return };
         // On record before the waiter can act on it.
-        hca.ledger.nic_push(hca.index, live.waiter.1, NicKind::Resumed { token, error });
+        bus.ledger.nic_push(bus.index, live.waiter.1, NicKind::Resumed { token, error });
         live.state = FaultState::Resumed { error };
         let (uar, qpn) = live.waiter;
         drop(table);
-        hca.engines.kick(uar, qpn);
+        bus.engines.kick(uar, qpn);
     }
 
     /// Cancels all: a reset.
@@ -191,7 +191,7 @@ impl PageFaults {
     }
 
     /// Publishes what a planted fault kept back until now; when the next is due. An engine's timer calls it. One load when there is none.
-    pub fn publish_late(&self, hca: &Hca, now: Instant) -> Option<Instant> {
+    pub fn publish_late(&self, bus: &Bus, now: Instant) -> Option<Instant> {
         if !self.late.load(Ordering::Acquire) {
             return None;
         }
@@ -205,7 +205,7 @@ impl PageFaults {
         let next = table.live.values().filter_map(|live| live.late.map(|(when, _)| when)).min();
         self.late.store(next.is_some(), Ordering::Release);
         drop(table);
-        due.into_iter().for_each(|event| hca.async_event(event));
+        due.into_iter().for_each(|event| bus.async_event(event));
         next
     }
 }
@@ -249,10 +249,10 @@ impl Fault {
     }
 }
 
-fn delivery(hca: &Hca, fault: &Fault) -> Delivery {
+fn delivery(bus: &Bus, fault: &Fault) -> Delivery {
     let shape = WqeShape::access(fault.about.0, fault.waiter.1);
     let mine = |action| matches!(action, NicAction::DropFaultEvent | NicAction::DelayFaultEvent { .. });
-    match hca.faults.consult(&shape, mine) {
+    match bus.faults.consult(&shape, mine) {
         Some(NicAction::DropFaultEvent) => Delivery::Never,
         Some(NicAction::DelayFaultEvent { ms }) => Delivery::At(Instant::now() + Duration::from_millis(ms.into())),
         _ => Delivery::Now,

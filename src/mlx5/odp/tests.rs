@@ -8,6 +8,7 @@ use super::*;
 use crate::buffer::{Geometry, GuestBuffer};
 use crate::eq::{Eq, EqSpec};
 use crate::fault_rules::NicRule;
+use crate::hca::Hca;
 use crate::mkey::tests::hca;
 use mlx5_spec::eq::{EQE_SIZE, eqe};
 
@@ -43,7 +44,7 @@ fn without_a_queue_or_the_capability_there_are_no_page_faults() {
     assert_eq!(hca.page_faults.raise(&hca, &FAULT), Err(RaiseError::NoQueue));
     fault_queue(&hca);
     assert!(hca.page_faults.raise(&hca, &FAULT).is_ok());
-    hca.config.odp = false;
+    Arc::get_mut(&mut hca.bus).unwrap().config.odp = false;
     assert_eq!(hca.page_faults.raise(&hca, &FAULT), Err(RaiseError::NoQueue));
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::*;
-use crate::hca::Counter;
+use crate::bus::Counter;
 use crate::mkey::umr::{self, UmrError};
 use mlx5_spec::mkey::{umr_ctrl, umr_flags, umr_mask};
 use mlx5_spec::wqe::{ctrl, data, opcode};

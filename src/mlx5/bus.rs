@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What every object of the device uses, and nothing of the objects themselves: the door to guest memory, interrupts and event queues,
+//! read sections, engines to wake, the ledger, injection rules, counters. Completion queues, keys, page faults and levers take this
+//! and cannot reach each other through it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::NicConfig;
+use super::engine::Engines;
+use super::eq::{Eq, Event};
+use super::fault_rules::NicFaults;
+use super::quiesce::Quiesce;
+use super::table::Table;
+use dma::DmaTarget;
+use pci::msix::Msix;
+use pci::rationed::Rationed;
+use probe::ledger::{Ledger, NicCounters};
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts.
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// So far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What happened, by kind.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Commands executed.
+    pub commands: Counter,
+    /// Commands answered with a status other than OK.
+    pub commands_failed: Counter,
+    /// EQEs lost to a full backlog or a buffer outside RAM.
+    pub events_dropped: Counter,
+    /// Send WQEs executed.
+    pub wqes: Counter,
+    /// Payload bytes moved.
+    pub bytes: Counter,
+    /// Completions in error.
+    pub error_cqes: Counter,
+    /// Page faults raised.
+    pub page_faults: Counter,
+    /// RNR NAKs.
+    pub rnr_naks: Counter,
+    /// UMR WQEs executed.
+    pub umrs: Counter,
+}
+
+/// See the module.
+pub struct Bus {
+    /// Index among the NICs of the machine.
+    pub index: u8,
+    /// Configuration.
+    pub config: NicConfig,
+    /// The door to guest memory.
+    pub dma: DmaTarget,
+    /// What happens is put on record here.
+    pub ledger: Arc<Ledger>,
+    /// Interrupts.
+    pub msix: Arc<Msix>,
+    /// Event queues.
+    pub eqs: Table<Eq>,
+    /// Read sections of the engines (rule 3).
+    pub quiesce: Quiesce,
+    /// Injection rules.
+    pub faults: NicFaults,
+    /// Data path threads.
+    pub engines: Engines,
+    /// Warnings that a guest can provoke.
+    pub complaints: Rationed,
+    /// Counters.
+    pub counters: Counters,
+    /// Payload writes into watched pages, counted where the copy is: beside what the ledger was told.
+    pub payload: Arc<NicCounters>,
+}
+
+impl Bus {
+    /// Without event queues; the engines are not started.
+    ///
+    /// # Errors
+    /// An engine's eventfd cannot be made.
+    pub fn new(
+        index: u8,
+        config: NicConfig,
+        dma: DmaTarget,
+        ledger: Arc<Ledger>,
+        msix: Arc<Msix>,
+    ) -> std::io::Result<Self> {
+        let engines = usize::from(config.engines.clamp(1, 16));
+        let payload = Arc::new(NicCounters::default());
+        ledger.register_nic(index, &payload);
+        Ok(Self {
+            index,
+            config,
+            dma,
+            ledger,
+            msix,
+            eqs: Table::new(1, 255, 64),
+            quiesce: Quiesce::new(engines),
+            faults: NicFaults::default(),
+            engines: Engines::new(engines)?,
+            complaints: Rationed::default(),
+            counters: Counters::default(),
+            payload,
+        })
+    }
+
+    /// Delivers an asynchronous event to the EQ that claims its type; without one it is dropped, as hardware does.
+    pub fn async_event(&self, event: Event) {
+        if let Some(eq) = self.claimant(event.event_type()) {
+            eq.push(self, event);
+        }
+    }
+
+    /// Whether some EQ claims `event_type`.
+    pub fn claims_event(&self, event_type: u32) -> bool {
+        self.claimant(event_type).is_some()
+    }
+
+    fn claimant(&self, event_type: u32) -> Option<Arc<Eq>> {
+        let claims =
+            |eq: &Eq| eq.mask.get(event_type as usize / 64).is_some_and(|word| word >> (event_type % 64) & 1 == 1);
+        self.eqs.all().into_iter().map(|(_, eq)| eq).find(|eq| claims(eq))
+    }
+}

@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::disk::{BlockError, Disk};
@@ -88,7 +89,8 @@ pub(super) struct Shared {
     pub(super) disk: Mutex<Disk>,
     /// Sectors of 512 bytes.
     pub(super) capacity: AtomicU64,
-    /// The writeback field of the configuration space.
+    /// The cache mode, which is also the writeback field of the configuration space: when it is off, a write is on stable storage
+    /// before it completes. On before negotiation and when the driver can flush; the driver changes it with CONFIG_WCE only.
     pub(super) writeback: AtomicBool,
     pub(super) levers: Levers,
     pub(super) faults: Arc<FaultPlan>,
@@ -100,17 +102,22 @@ pub(super) struct Shared {
     pub(super) next_token: AtomicU64,
     /// Requests and power cuts are put on record here.
     pub(super) ledger: Arc<Ledger>,
-    /// `None` after a reset.
-    pub(super) interrupt: Mutex<Option<Arc<dyn VirtioInterrupt>>>,
+    /// Set when a transport takes the device.
+    pub(super) interrupt: OnceLock<Arc<dyn VirtioInterrupt>>,
 }
 
 impl Shared {
     pub(super) fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.disk.lock()
     }
 
-    pub(super) fn interrupt(&self) -> Option<Arc<dyn VirtioInterrupt>> {
-        self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Changes the capacity that the driver reads, and tells it so.
+    pub(super) fn set_capacity(&self, sectors: u64) {
+        let mut change = || self.capacity.store(sectors, Ordering::Release);
+        match self.interrupt.get() {
+            Some(interrupt) => interrupt.change_config(&mut change),
+            None => change(),
+        }
     }
 
     pub(super) fn wake(&self) {
@@ -123,6 +130,8 @@ impl Shared {
 pub struct BlockDevice {
     shared: Arc<Shared>,
     queue_sizes: Vec<u16>,
+    /// Agreed on at FEATURES_OK; none before.
+    features: u64,
     worker: Option<JoinHandle<()>>,
 }
 
@@ -143,12 +152,12 @@ impl BlockDevice {
             stop: AtomicBool::new(false),
             next_token: AtomicU64::new(1),
             ledger,
-            interrupt: Mutex::new(None),
+            interrupt: OnceLock::new(),
             config,
         });
         let queue_sizes = vec![shared.config.queue_size; shared.config.queues.into()];
         let handle = DiskHandle::new(shared.clone());
-        Ok((Self { shared, queue_sizes, worker: None }, handle))
+        Ok((Self { shared, queue_sizes, features: 0, worker: None }, handle))
     }
 
     /// struct virtio_blk_config up to write_zeroes_may_unmap and its padding (§5.2.4).
@@ -181,7 +190,6 @@ impl BlockDevice {
             log::error!("disk {}: its worker had panicked", self.shared.index);
         }
         self.shared.stop.store(false, Ordering::Release);
-        *self.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -206,6 +214,18 @@ impl VirtioDevice for BlockDevice {
         &self.queue_sizes
     }
 
+    fn attach(&mut self, interrupt: Arc<dyn VirtioInterrupt>) {
+        if self.shared.interrupt.set(interrupt).is_err() {
+            log::error!("disk {}: it has a transport already", self.shared.index);
+        }
+    }
+
+    fn features_ok(&mut self, features: u64) {
+        self.features = features;
+        // §5.2.5.2 with CONFIG_WCE; §5.2.6.2 without: a driver that cannot flush gets write-through.
+        self.shared.writeback.store(features & feature::FLUSH != 0, Ordering::Release);
+    }
+
     fn config_read(&self, offset: u64, data: &mut [u8]) {
         let space = self.config_space();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -215,8 +235,10 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn config_write(&mut self, offset: u64, data: &[u8]) {
-        // Only `writeback` can be written, and only as the one byte that it is.
-        if let (WRITEBACK_OFFSET, [value]) = (offset, data) {
+        // Only `writeback` can be written, only with its feature, and only as the one byte that it is.
+        if self.features & feature::CONFIG_WCE != 0
+            && let (WRITEBACK_OFFSET, [value]) = (offset, data)
+        {
             self.shared.writeback.store(*value != 0, Ordering::Release);
         }
     }
@@ -227,7 +249,6 @@ impl VirtioDevice for BlockDevice {
         }
         self.stop();
         self.shared.ledger.register_disk(self.shared.index, &self.shared.counters.ops);
-        *self.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = Some(activation.interrupt.clone());
         let worker = Worker::new(self.shared.clone(), activation)?;
         let name = format!("blk{}", self.shared.index);
         self.worker = Some(std::thread::Builder::new().name(name).spawn(move || worker.run())?);
@@ -236,7 +257,8 @@ impl VirtioDevice for BlockDevice {
 
     fn reset(&mut self) {
         self.stop();
-        // §5.2.5: the cache mode goes back to what the device offers.
+        // Nothing is negotiated: configuration space shows what is offered (virtio 1.2 §2.5.2).
+        self.features = 0;
         self.shared.writeback.store(true, Ordering::Release);
     }
 }

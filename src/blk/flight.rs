@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::device::{SERIAL_BYTES, feature};
+use super::device::SERIAL_BYTES;
 use super::disk::Disk;
 use super::evidence::{Moment, start_of};
 use super::file_io::Zero;
@@ -217,21 +217,11 @@ impl Worker {
             }
             BlkOp::Other => {}
         }
-        if request.op.changes_disk() && self.writes_through() {
+        if request.op.changes_disk() && !self.shared.writeback.load(Ordering::Acquire) {
             disk.sync()?;
             flight.synced = true;
         }
         Ok(())
-    }
-
-    /// Whether writes must be durable before they complete (virtio 1.2 §5.2.6.2: when writeback is off, or when the driver
-    /// cannot flush).
-    fn writes_through(&self) -> bool {
-        if self.features & feature::CONFIG_WCE != 0 {
-            !self.shared.writeback.load(Ordering::Acquire)
-        } else {
-            self.features & feature::FLUSH == 0
-        }
     }
 }
 

@@ -111,12 +111,10 @@ impl DiskHandle {
             return Err(BlockError::Busy { path: disk.path.clone(), requests });
         }
         *disk = Disk::open(path, config.readonly, config.track)?;
-        self.shared.capacity.store(disk.capacity, Ordering::Release);
+        let capacity = disk.capacity;
         drop(disk);
         self.shared.ledger.stamp(Note::new(format!("disk {} swapped", self.shared.index)));
-        if let Some(interrupt) = self.shared.interrupt() {
-            interrupt.config_changed();
-        }
+        self.shared.set_capacity(capacity);
         Ok(())
     }
 

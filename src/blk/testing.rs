@@ -57,7 +57,8 @@ impl VirtioInterrupt for Irq {
     fn used(&self, _queue: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
     }
-    fn config_changed(&self) {
+    fn change_config(&self, change: &mut dyn FnMut()) {
+        change();
         self.config.fetch_add(1, Ordering::SeqCst);
     }
     fn needs_reset(&self) {
@@ -116,24 +117,14 @@ impl Driver {
         config.queue_size = 64;
         change(&mut config);
         let ledger = Ledger::new();
-        let (device, handle) = BlockDevice::open(0, config.clone(), ledger.clone()).unwrap();
+        let (mut device, handle) = BlockDevice::open(0, config.clone(), ledger.clone()).unwrap();
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).unwrap());
         let master = Arc::new(BusMaster::default());
         master.set(true);
         let features = device.features();
-        Self {
-            device,
-            handle,
-            ram,
-            ledger,
-            master,
-            irq: Arc::default(),
-            dir,
-            config,
-            features,
-            indirect: false,
-            rings: Vec::new(),
-        }
+        let irq = Arc::<Irq>::default();
+        device.attach(irq.clone());
+        Self { device, handle, ram, ledger, master, irq, dir, config, features, indirect: false, rings: Vec::new() }
     }
 
     /// Sets up empty rings and starts the device, as after a reset.
@@ -156,6 +147,8 @@ impl Driver {
     }
 
     pub fn activate_with(&mut self, queues: Vec<ActiveQueue>) -> Result<(), virtio::ActivateError> {
+        // As the transport does, at FEATURES_OK.
+        self.device.features_ok(self.features);
         let dma = DmaTarget::new(8, self.ram.clone(), self.master.clone());
         self.device.activate(Activation { dma, queues, interrupt: self.irq.clone(), features: self.features })
     }

@@ -78,8 +78,13 @@ impl QueueSetup {
 pub enum Step {
     /// 0 was written to device_status.
     Reset,
-    /// DRIVER_OK was set: start the device.
-    Start,
+    /// Status bits were newly set.
+    Forward {
+        /// FEATURES_OK among them: negotiation is over.
+        features_ok: bool,
+        /// DRIVER_OK among them: start the device.
+        driver_ok: bool,
+    },
 }
 
 /// The registers of the common configuration region.
@@ -230,7 +235,9 @@ impl Common {
             after |= status::DRIVER_OK;
         }
         self.notifier.add_status(after);
-        ((after & !before) & status::DRIVER_OK != 0).then_some(Step::Start)
+        let new = |bit| after & !before & bit != 0;
+        let (features_ok, driver_ok) = (new(status::FEATURES_OK), new(status::DRIVER_OK));
+        (features_ok || driver_ok).then_some(Step::Forward { features_ok, driver_ok })
     }
 
     fn features_acceptable(&self) -> bool {

@@ -13,8 +13,11 @@ use dma::DmaTarget;
 pub trait VirtioInterrupt: Send + Sync {
     /// Used-buffer notification for queue `queue` (virtio 1.2 §2.3).
     fn used(&self, queue: u16);
-    /// Configuration change notification; the transport bumps `config_generation` (virtio 1.2 §4.1.4.3).
-    fn config_changed(&self);
+    /// Runs `change`, which stores new values of configuration space, and tells the driver of it. No access of the driver comes
+    /// between a new value and its new `config_generation`: whoever reads a wide field in parts sees one of them move (virtio 1.2
+    /// §4.1.4.3.1). Works at any time after [`VirtioDevice::attach`]; the notification itself waits for DRIVER_OK. `change` must be
+    /// short and may not access configuration space.
+    fn change_config(&self, change: &mut dyn FnMut());
     /// Sets DEVICE_NEEDS_RESET and sends a configuration change (virtio 1.2 §2.1.2): the device has failed until reset.
     fn needs_reset(&self);
 }
@@ -60,6 +63,11 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// Maximum size of each queue; its length is the number of queues.
     fn queue_sizes(&self) -> &[u16];
+    /// The transport presents itself, once, before anything else. `interrupt` outlives every reset.
+    fn attach(&mut self, interrupt: Arc<dyn VirtioInterrupt>);
+    /// FEATURES_OK was set: `features` are agreed on until the next reset. From here on configuration space follows them; before, it
+    /// shows what the offered ones bring (virtio 1.2 §2.5.2).
+    fn features_ok(&mut self, features: u64);
     /// Reads device configuration space; bytes beyond its end read as zero.
     fn config_read(&self, offset: u64, data: &mut [u8]);
     /// Writes device configuration space; read-only fields are ignored.

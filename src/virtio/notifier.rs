@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::VirtioInterrupt;
 use pci::msix::Msix;
 
@@ -33,7 +35,8 @@ const ISR_CONFIG: u8 = 2;
 pub struct Notifier {
     msix: Arc<Msix>,
     status: AtomicU8,
-    generation: AtomicU8,
+    /// config_generation. Held by whoever reads or changes configuration space, for one access or one store.
+    generation: Mutex<u8>,
     isr: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
@@ -45,7 +48,7 @@ impl Notifier {
         Self {
             msix,
             status: AtomicU8::new(0),
-            generation: AtomicU8::new(0),
+            generation: Mutex::new(0),
             isr: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
@@ -64,7 +67,13 @@ impl Notifier {
 
     /// config_generation.
     pub fn generation(&self) -> u8 {
-        self.generation.load(Ordering::Acquire)
+        *self.generation.lock()
+    }
+
+    /// Runs `read` while device configuration space does not change.
+    pub fn steady_config(&self, read: impl FnOnce()) {
+        let _steady = self.generation.lock();
+        read();
     }
 
     /// ISR status, which reading clears.
@@ -135,8 +144,11 @@ impl VirtioInterrupt for Notifier {
         self.msix.trigger(self.queue_vector(queue));
     }
 
-    fn config_changed(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+    fn change_config(&self, change: &mut dyn FnMut()) {
+        let mut generation = self.generation.lock();
+        *generation = generation.wrapping_add(1);
+        change();
+        drop(generation);
         self.announce_config();
     }
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A small virtio device, and a driver that finds everything the way a guest does: through configuration space.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddress;
 
 use super::VirtioPci;
-use crate::{ActivateError, Activation, VirtioDevice};
+use crate::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
 use dma::GuestRam;
 use pci::PciBus;
 use pci::testing::{FakeHost, FakeRouter, config_u32, set_command, set_config_u32};
@@ -22,16 +22,22 @@ pub const WINDOW: u64 = 0x10_0000_0000;
 /// What the fake device was told.
 #[derive(Default)]
 pub struct Told {
+    /// From the beginning on.
+    pub interrupt: Option<Arc<dyn VirtioInterrupt>>,
+    /// Since FEATURES_OK.
+    pub features: Option<u64>,
     pub activation: Option<Activation>,
     pub activations: usize,
     pub resets: usize,
     pub fail: bool,
 }
 
-/// Two queues (256 and 64 entries), features 0x15 and RING_PACKED, which the transport must hide; four bytes of configuration.
+/// Two queues (256 and 64 entries), features 0x15 and RING_PACKED, which the transport must hide; four bytes of configuration that
+/// the driver writes, and at 8 a word of 8 bytes that only the device changes.
 struct FakeDevice {
     told: Arc<Mutex<Told>>,
     config: [u8; 4],
+    word: Arc<AtomicU64>,
 }
 
 impl VirtioDevice for FakeDevice {
@@ -47,9 +53,20 @@ impl VirtioDevice for FakeDevice {
         &[256, 64]
     }
 
+    fn attach(&mut self, interrupt: Arc<dyn VirtioInterrupt>) {
+        self.told.lock().unwrap().interrupt = Some(interrupt);
+    }
+
+    fn features_ok(&mut self, features: u64) {
+        self.told.lock().unwrap().features = Some(features);
+    }
+
     fn config_read(&self, offset: u64, data: &mut [u8]) {
+        let mut space = [0; 16];
+        space[..4].copy_from_slice(&self.config);
+        space[8..].copy_from_slice(&self.word.load(Ordering::Relaxed).to_le_bytes());
         for (at, byte) in (offset..).zip(data) {
-            *byte = self.config.get(at as usize).copied().unwrap_or(0);
+            *byte = space.get(at as usize).copied().unwrap_or(0);
         }
     }
 
@@ -72,7 +89,7 @@ impl VirtioDevice for FakeDevice {
     fn reset(&mut self) {
         let mut told = self.told.lock().unwrap();
         told.resets += 1;
-        told.activation = None;
+        (told.activation, told.features) = (None, None);
     }
 }
 
@@ -82,6 +99,8 @@ pub struct Rig {
     pub host: Arc<FakeHost>,
     pub router: Arc<FakeRouter>,
     pub told: Arc<Mutex<Told>>,
+    /// The device's own word of configuration space.
+    pub word: Arc<AtomicU64>,
     /// BAR addresses of common configuration, notifications, ISR and device configuration, as the capabilities say.
     pub common: u64,
     pub notify: u64,
@@ -95,7 +114,8 @@ pub struct Rig {
 impl Rig {
     pub fn new() -> Self {
         let told = Arc::new(Mutex::new(Told::default()));
-        let device = Box::new(FakeDevice { told: told.clone(), config: [1, 2, 3, 4] });
+        let word = Arc::new(AtomicU64::new(0));
+        let device = Box::new(FakeDevice { told: told.clone(), config: [1, 2, 3, 4], word: word.clone() });
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
         let (host, router) = (Arc::new(FakeHost::default()), Arc::new(FakeRouter::default()));
         let bus = PciBus::new(host.clone(), 0xc000_0000..0xd000_0000, WINDOW..WINDOW * 2);
@@ -106,6 +126,7 @@ impl Rig {
             host,
             router,
             told,
+            word,
             common: 0,
             notify: 0,
             isr: 0,

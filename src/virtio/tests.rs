@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The transport from the driver's side.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 use virtio_queue::QueueT;
 
@@ -99,7 +102,7 @@ fn interrupts_go_to_the_vectors_that_were_given() {
     assert_eq!(rig.router.take(), [1, 2]);
     assert_eq!(rig.read(rig.isr), [0], "no queue bit while MSI-X is on");
     let generation = rig.read::<1>(rig.common + 0x15)[0];
-    interrupt.config_changed();
+    interrupt.change_config(&mut || ());
     assert_eq!(rig.router.take(), [0]);
     assert_eq!(rig.read(rig.common + 0x15), [generation.wrapping_add(1)]);
     assert_eq!(rig.read(rig.isr), [2]);
@@ -201,7 +204,7 @@ fn reset_stops_the_device_and_forgets_everything() {
     assert_eq!((rig.status(), rig.u16_at(0x10), rig.u16_at(0x1c), rig.u16_at(0x18)), (0, NO_VECTOR, 0, 256));
     assert!(kick.read().is_err(), "kicks of the old life are gone");
     interrupt.used(0);
-    interrupt.config_changed();
+    interrupt.change_config(&mut || ());
     interrupt.used(1);
     assert!(rig.router.take().is_empty(), "nothing is sent before DRIVER_OK");
     set_config_u32(&rig.bus, SLOT, rig.msix_at, 0);
@@ -324,4 +327,97 @@ proptest! {
         rig.start();
         prop_assert_eq!(rig.status(), 0xf, "a reset heals whatever was done");
     }
+}
+
+#[test]
+fn features_are_told_at_features_ok_and_with_driver_ok_at_once() {
+    let rig = Rig::new();
+    let features = || rig.told.lock().unwrap().features;
+    rig.set_status(3);
+    rig.accept(0, 0x5);
+    rig.accept(1, 1);
+    assert_eq!(features(), None);
+    rig.set_status(0xb);
+    assert_eq!(features(), Some(0x5 | 1 << 32));
+    rig.set_status(0);
+    assert_eq!(features(), None);
+    // Both bits by one write: the device hears of the features first.
+    rig.accept(0, 0x1);
+    rig.accept(1, 1);
+    rig.set_status(0xf);
+    assert_eq!(features(), Some(0x1 | 1 << 32));
+}
+
+#[test]
+fn the_generation_moves_at_any_time_and_is_announced_only_after_driver_ok() {
+    let rig = Rig::new();
+    let interrupt = rig.told.lock().unwrap().interrupt.clone().unwrap();
+    let generation = || rig.read::<1>(rig.common + 0x15)[0];
+    for (status, told) in [(1, 0), (3, 0), (0xb, 0), (0xf, 1), (0, 0)] {
+        if status == 0xb {
+            rig.accept(1, 1);
+        }
+        if status == 0xf {
+            rig.set_u16(0x10, 0);
+            rig.queue(0, [0x1000, 0x2000, 0x3000]);
+        }
+        rig.set_status(status);
+        let before = generation();
+        interrupt.change_config(&mut || ());
+        assert_eq!(generation(), before.wrapping_add(1), "status {status:#x}");
+        assert_eq!((rig.router.take().len(), rig.read::<1>(rig.isr)[0] >> 1), (told, told as u8), "status {status:#x}");
+    }
+}
+
+/// virtio 1.2 §4.1.4.3.1: a driver reads a field of 64 bits by halves, and again when the generation has moved. Its accesses for the
+/// first half come before the change, or within it and before its store; those for the second half come after the store.
+fn half_by_half(first_half_within: bool) {
+    const NEW: u64 = 0x2222_2222_2222_2222;
+    let rig = Rig::new();
+    let interrupt = rig.told.lock().unwrap().interrupt.clone().unwrap();
+    let generation = || rig.read::<1>(rig.common + 0x15)[0];
+    let half = |at| u32::from_le_bytes(rig.read(rig.device + at));
+    let (first, second) = (AtomicBool::new(false), AtomicBool::new(false));
+    let done = AtomicUsize::new(0);
+    // The driver may have to wait until the change is over: then nobody waits for it here for long.
+    let until = |count| {
+        let end = Instant::now() + Duration::from_millis(100);
+        while done.load(Ordering::Acquire) < count && Instant::now() < end {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let wait = |flag: &AtomicBool| {
+                while !flag.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+            };
+            wait(&first);
+            let (before, low) = (generation(), half(8));
+            done.store(1, Ordering::Release);
+            wait(&second);
+            let (high, after) = (half(12), generation());
+            done.store(2, Ordering::Release);
+            assert!(before != after || low == high, "{low:#x} and {high:#x} under generation {before}");
+        });
+        if !first_half_within {
+            first.store(true, Ordering::Release);
+            until(1);
+        }
+        interrupt.change_config(&mut || {
+            first.store(true, Ordering::Release);
+            until(1);
+            rig.word.store(NEW, Ordering::Relaxed);
+            second.store(true, Ordering::Release);
+            until(2);
+        });
+    });
+    assert_eq!((half(8), half(12)), (NEW as u32, NEW as u32));
+}
+
+#[test]
+fn a_wide_field_read_by_halves_is_never_torn() {
+    half_by_half(false);
+    half_by_half(true);
 }

@@ -80,7 +80,7 @@ impl VirtioPci {
     /// A function for `device`, which does DMA as `requester` (bus << 8 | device << 3 | function) to `ram`.
     /// `router` must know [`VirtioPci::vectors`] vectors.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         requester: u16,
         ram: Arc<GuestRam>,
         router: Arc<dyn MsiRouter>,
@@ -93,6 +93,7 @@ impl VirtioPci {
         let (place, msix_size) = MsixPlace::own_bar(MSIX_BAR, vectors);
         let msix = Arc::new(Msix::new(vectors, place, router));
         let notifier = Arc::new(Notifier::new(Arc::clone(&msix), queues));
+        device.attach(Arc::clone(&notifier) as _);
         let offered = device.features() & !NEVER_OFFERED | VERSION_1;
 
         let mut config = ConfigSpace::new(layout::identity(device.device_type()), master);
@@ -125,7 +126,14 @@ impl VirtioPci {
     fn common_write(&mut self, offset: u64, data: &[u8]) {
         match self.common.write(offset, data) {
             Ok(Some(Step::Reset)) => self.reset_device(),
-            Ok(Some(Step::Start)) => self.start(),
+            Ok(Some(Step::Forward { features_ok, driver_ok })) => {
+                if features_ok {
+                    self.device.features_ok(self.common.features());
+                }
+                if driver_ok {
+                    self.start();
+                }
+            }
             Ok(None) => {}
             Err(error) => {
                 if let Some(count) = self.wrong_sizes.next() {
@@ -252,7 +260,8 @@ impl PciDevice for VirtioPci {
         } else if within(layout::ISR, offset).is_some() {
             data[0] = self.notifier.take_isr();
         } else if let Some(at) = within(layout::DEVICE, offset) {
-            self.device.config_read(at, data);
+            let device = &self.device;
+            self.notifier.steady_config(|| device.config_read(at, data));
         }
     }
 

@@ -160,6 +160,7 @@ fn configuration_space() {
     assert_eq!(space[12..16], 62_u32.to_le_bytes());
     assert_eq!(space[20..24], 512_u32.to_le_bytes());
     assert_eq!((space[32], space[34], space[60]), (1, 3, 0));
+    driver.device.features_ok(driver.features);
     driver.device.config_write(32, &[0]);
     driver.device.config_write(0, &[9; 8]);
     driver.device.config_write(31, &[9; 4]);

@@ -5,4 +5,5 @@ mod basic;
 mod faults;
 mod hostile;
 mod levers;
+mod negotiated;
 mod power_cut;

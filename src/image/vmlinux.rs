@@ -246,6 +246,15 @@ pub fn decompress(data: &[u8], expected: u64) -> Result<Vec<u8>, PayloadError> {
     if out.len() as u64 > MAX_UNPACKED { Err(PayloadError::TooLarge) } else { Ok(out) }
 }
 
+/// Reads a kernel file: an ELF vmlinux as it is, a bzImage unpacked.
+///
+/// # Errors
+/// One sentence: the file cannot be read, or what it holds is no kernel that we can start.
+pub fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    unpack(bytes).map_err(|error| error.to_string())
+}
+
 /// Makes an ELF vmlinux of a kernel file: ELF passes through, a bzImage's payload is unpacked.
 pub fn unpack(bytes: Vec<u8>) -> Result<Vec<u8>, PayloadError> {
     let have = bytes.len() as u64;

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use rnic_agent::client::{CallError, Client};
 use rnic_agent::proto::{Hello, JobState, Op, Value};
 
+use super::machine::{Devices, MachineConfig};
 use super::verdict::Stop;
 use blk::{DiskConfig, DiskHandle};
 use image::KernelSource;
 use mlx5::{NicConfig, NicHandle};
 use probe::ledger::Ledger;
-use vmm::{Console, Echo, Outcome, Vm, VmConfig};
+use vmm::{Console, Echo, Outcome, Vm};
 
 /// RAM of a lab guest.
 const MEMORY: u64 = 512 << 20;
@@ -52,6 +53,7 @@ pub struct GuestParts {
 /// A running guest.
 pub struct Guest {
     vm: Vm,
+    devices: Devices,
     agent: Client,
     console: Console,
     hello: Hello,
@@ -108,22 +110,23 @@ impl Guest {
             DiskConfig { track: true, serial: "rnic-fs".into(), ..DiskConfig::new(fs) },
             DiskConfig { serial: "rnic-src".into(), ..DiskConfig::new(source) },
         ];
-        let config = VmConfig {
+        let config = MachineConfig {
             kernel: parts.kernel.image.clone(),
             initramfs: Some(parts.initramfs.try_clone().map_err(|e| failed(&e))?),
             cmdline: CMDLINE.into(),
             cpus: parts.cpus,
             memory: MEMORY,
             disks,
-            nic: parts.nic.clone(),
+            nics: parts.nic.clone().into_iter().collect(),
             console: Box::new(console.clone()),
         };
-        let booted = Vm::boot(config).map_err(|e| failed(&e));
+        let booted =
+            config.open().and_then(|(config, devices)| Ok((Vm::boot(config)?, devices))).map_err(|e| failed(&e));
         // The disks hold their files open: nothing stays behind if we are killed.
         for path in unneeded {
             std::fs::remove_file(path).map_err(|e| failed(&e))?;
         }
-        let mut vm = booted?;
+        let (mut vm, devices) = booted?;
         let agent = connect(&mut vm);
         let hello = agent.wait_hello(BOOT_LIMIT).map_err(|error| {
             // A machine that stands still is looked at twice: where it is both times is where it hangs.
@@ -133,6 +136,7 @@ impl Guest {
         })?;
         Ok(Self {
             vm,
+            devices,
             agent,
             console,
             hello,
@@ -151,22 +155,22 @@ impl Guest {
 
     /// The ledger of this guest's devices.
     pub fn ledger(&self) -> &Arc<Ledger> {
-        self.vm.ledger()
+        &self.devices.ledger
     }
 
     /// The disk under test.
     pub fn fs_disk(&self) -> &DiskHandle {
-        &self.vm.disks()[FS_DISK]
+        &self.devices.disks[FS_DISK]
     }
 
     /// The disk that O_DIRECT reads come from.
     pub fn source_disk(&self) -> &DiskHandle {
-        &self.vm.disks()[SOURCE_DISK]
+        &self.devices.disks[SOURCE_DISK]
     }
 
     /// Our NIC, if this guest has one.
     pub fn nic(&self) -> Option<&NicHandle> {
-        self.vm.nic()
+        self.devices.nic(0)
     }
 
     /// The name of an RDMA device, set up when it is first asked for.
@@ -293,7 +297,7 @@ impl Guest {
     }
 
     fn swap(&self, disk: usize, image: &Path) -> Result<(), Stop> {
-        self.vm.disks()[disk].swap(image).map_err(|error| Stop::Failed(error.to_string()))?;
+        self.devices.disks[disk].swap(image).map_err(|error| Stop::Failed(error.to_string()))?;
         // The disk holds its file open: no name is needed any more, and nothing stays behind if we are killed.
         std::fs::remove_file(image).map_err(|error| Stop::Failed(format!("removing {}: {error}", image.display())))
     }

@@ -2,7 +2,7 @@
 //! The lab: scenarios on unmodified kernels, judged by evidence.
 //!
 //! * [`plan`]: which rows there are; [`scenarios`]: their steps, told at a [`mod@bench`].
-//! * [`guest`]: a machine with an agent; each kernel gets a guest under test and a second one, the witness, which mounts
+//! * [`machine`]: a machine with our devices, for guests of the lab and for `rnic run`. [`guest`]: one with an agent; each kernel gets a guest under test and a second one, the witness, which mounts
 //!   what a power cut left behind.
 //! * [`oracle`]: judgements on the ledger; [`complaints`]: what the guest kernel had to say.
 //! * [`verdict`], [`expect`], [`report`]: words, expectations, tables and JSON. Oracles never see an expectation.
@@ -14,6 +14,7 @@ pub mod console;
 pub mod expect;
 pub mod guest;
 pub mod journal;
+pub mod machine;
 pub mod oracle;
 pub mod plan;
 pub mod report;

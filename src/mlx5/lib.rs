@@ -22,6 +22,7 @@ pub mod levers;
 pub mod mkey;
 pub mod nic;
 pub mod odp;
+mod plug;
 pub mod qp;
 #[cfg(test)]
 mod queue_tests;
@@ -37,6 +38,7 @@ pub mod uar;
 pub use command::log::TARGET as COMMAND_LOG;
 pub use mlx5_spec as spec;
 pub use nic::{Nic, NicError, NicHandle};
+pub use plug::{NicPlug, PluggedNic};
 
 /// 4 KiB UAR pages that BAR0 has room for, the first 16 being the initialization segment's.
 pub const UAR_PAGES: u32 = 8192;

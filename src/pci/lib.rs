@@ -19,13 +19,15 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
+use dma::GuestRam;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-pub use bus::PciBus;
+pub use bus::{PciBus, SharedDevice};
 
 /// A device could not be put on the bus.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,32 @@ pub trait DoorbellHost: Send + Sync {
     fn attach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()>;
     /// Undoes `attach`.
     fn detach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()>;
+}
+
+/// What a machine gives a device that is put into one of its slots.
+pub struct Socket {
+    /// Bus << 8 | device << 3 | function, as which the device does DMA.
+    pub requester: u16,
+    /// Guest memory.
+    pub ram: Arc<GuestRam>,
+    /// Where its interrupts go: as many vectors as [`Plug::vectors`] asked for.
+    pub router: Arc<dyn MsiRouter>,
+    /// Who turns its doorbells into eventfds.
+    pub doorbells: Arc<dyn DoorbellHost>,
+}
+
+/// Why a device could not be put into a machine. Never the guest's doing.
+pub type PlugError = Box<dyn Error + Send + Sync>;
+
+/// A device that waits to be put into a machine. A machine knows its devices by this only.
+pub trait Plug: Send {
+    /// MSI-X vectors that it will use.
+    fn vectors(&self) -> u16;
+    /// Makes the function for this socket. Its threads, if it has any, run from here on.
+    ///
+    /// # Errors
+    /// The host gave no thread or eventfd, or the device is built impossibly.
+    fn plug(self: Box<Self>, socket: Socket) -> Result<SharedDevice, PlugError>;
 }
 
 /// One function on the bus. Offsets are bytes; slices are what the guest's one access covers (1, 2, 4 or 8 bytes).

@@ -8,6 +8,7 @@ mod common;
 mod device;
 mod layout;
 mod notifier;
+mod plug;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -15,4 +16,5 @@ mod tests;
 mod transport;
 
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
+pub use plug::VirtioPlug;
 pub use transport::{TransportError, VirtioPci};

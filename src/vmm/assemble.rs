@@ -2,27 +2,22 @@
 //! The pieces that a machine is put together from: the KVM machine and its vCPUs, which a reset replaces, and devices, which stay.
 
 use std::fs::File;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::error::VmmError;
 use super::irq::{Interrupts, IoEvents};
-use super::vm::VmConfig;
+use super::vm::{Kernel, VmConfig};
 use super::{MAX_CPUS, acpi, boot, cpuid, layout, memory};
-use blk::{BlockDevice, DiskConfig, DiskHandle};
 use dma::GuestRam;
-use mlx5::{Nic, NicConfig, NicHandle};
-use pci::PciBus;
-use probe::ledger::Ledger;
-use virtio::VirtioPci;
+use pci::{PciBus, Plug, Socket};
 
 /// What is in guest memory when the first vCPU starts, and how many vCPUs there are.
 pub struct Image {
-    /// Kernel: ELF vmlinux or bzImage.
-    pub kernel: PathBuf,
+    /// Kernel.
+    pub kernel: Kernel,
     /// Initramfs, if any.
     pub initramfs: Option<File>,
     /// Kernel command line.
@@ -38,7 +33,7 @@ pub struct Image {
 impl Image {
     /// Fills guest memory and makes the vCPUs, the first of them at the kernel's entry point.
     pub fn load(&self, vm: &VmFd, ram: &GuestRam, vmlinux: &[u8]) -> Result<Vec<VcpuFd>, VmmError> {
-        let entry = boot::load_kernel(ram, &self.kernel, vmlinux)?;
+        let entry = boot::load_kernel(ram, &self.kernel.path, vmlinux)?;
         let initramfs = self.initramfs.as_ref().map(|file| boot::load_initramfs(ram, file)).transpose()?;
         let rsdp = acpi::write_tables(ram, self.cpus, self.window_64)?;
         boot::write_boot_params(ram, &self.cmdline, initramfs, rsdp)?;
@@ -87,46 +82,18 @@ pub fn create_vm(kvm: &Kvm, ram: &GuestRam) -> Result<Arc<VmFd>, VmmError> {
     Ok(Arc::new(vm))
 }
 
-/// Opens and locks the disks.
-pub fn open_disks(configs: Vec<DiskConfig>, ledger: &Arc<Ledger>) -> Result<Vec<(BlockDevice, DiskHandle)>, VmmError> {
-    let open = |(index, config)| BlockDevice::open(index as u8, config, ledger.clone());
-    Ok(configs.into_iter().enumerate().map(open).collect::<Result<_, _>>()?)
-}
-
-/// What a function needs to be plugged in.
-pub struct Socket<'a> {
-    /// Where it goes.
-    pub pci: &'a PciBus,
-    /// What it may reach.
-    pub ram: &'a Arc<GuestRam>,
-    /// Who is told.
-    pub ledger: &'a Arc<Ledger>,
-    /// How it interrupts.
-    pub interrupts: &'a Arc<Interrupts>,
-}
-
-impl Socket<'_> {
-    /// The requester id that the next function will have. On a full bus there is none, and adding the function fails.
-    fn requester(&self) -> u16 {
-        self.pci.next_slot().map_or(0, PciBus::requester)
-    }
-
-    /// A disk in the next slot.
-    pub fn plug_disk(&self, (device, handle): (BlockDevice, DiskHandle)) -> Result<DiskHandle, VmmError> {
-        let vectors = VirtioPci::vectors(&device);
-        let router = self.interrupts.function(vectors).map_err(VmmError::host("making interrupts for a disk"))?;
-        let function = VirtioPci::new(Box::new(device), self.requester(), self.ram.clone(), router)?;
-        self.pci.add(Arc::new(Mutex::new(function))).map_err(VmmError::Pci)?;
-        Ok(handle)
-    }
-
-    /// The NIC in the next slot.
-    pub fn plug_nic(&self, config: NicConfig, doorbells: Arc<IoEvents>) -> Result<NicHandle, VmmError> {
-        let vectors = Nic::vectors(&config);
-        let router = self.interrupts.function(vectors).map_err(VmmError::host("making interrupts for the NIC"))?;
-        let (ram, ledger) = (self.ram.clone(), self.ledger.clone());
-        let (function, handle) = Nic::new(0, config, self.requester(), ram, ledger, router, doorbells)?;
-        self.pci.add(Arc::new(Mutex::new(function))).map_err(VmmError::Pci)?;
-        Ok(handle)
-    }
+/// Puts a device into the next slot.
+pub fn plug(
+    device: Box<dyn Plug>,
+    pci: &PciBus,
+    ram: &Arc<GuestRam>,
+    interrupts: &Arc<Interrupts>,
+    doorbells: &Arc<IoEvents>,
+) -> Result<(), VmmError> {
+    let router = interrupts.function(device.vectors()).map_err(VmmError::host("making interrupts for a device"))?;
+    // On a full bus there is no slot, and adding the function fails.
+    let requester = pci.next_slot().map_or(0, PciBus::requester);
+    let socket = Socket { requester, ram: ram.clone(), router, doorbells: doorbells.clone() };
+    pci.add(device.plug(socket)?).map_err(VmmError::Pci)?;
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! Puts a kernel, its initramfs and its command line into guest RAM and a vCPU at its 64-bit entry point
 //! (Documentation/arch/x86/boot, "64-bit Boot Protocol").
 
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -12,19 +12,15 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{VmmError, layout};
+use super::{Kernel, VmmError, layout};
 use dma::GuestRam;
-use image::vmlinux;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// Reads a kernel file: an ELF vmlinux as it is, a bzImage unpacked.
-pub fn read_kernel(path: &Path) -> Result<Vec<u8>, VmmError> {
-    let unreadable = |source| VmmError::Kernel { path: path.into(), what: format!("cannot be read: {source}") };
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(unreadable)?;
-    vmlinux::unpack(bytes).map_err(|error| VmmError::Kernel { path: path.into(), what: error.to_string() })
+/// The kernel's ELF image.
+pub fn read_kernel(kernel: &Kernel) -> Result<Vec<u8>, VmmError> {
+    (kernel.read)(&kernel.path).map_err(|what| VmmError::Kernel { path: kernel.path.clone(), what })
 }
 
 /// Loads an ELF kernel and returns its entry point.

@@ -6,10 +6,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use blk::BlockError;
-use mlx5::NicError;
-use pci::PciError;
-use virtio::TransportError;
+use pci::{PciError, PlugError};
 
 /// A machine could not be put together.
 #[derive(Debug, Error)]
@@ -74,15 +71,9 @@ pub enum VmmError {
         /// The limit.
         max: usize,
     },
-    /// A disk could not be used.
+    /// A device could not be made.
     #[error(transparent)]
-    Disk(#[from] BlockError),
-    /// A disk's PCI function could not be made.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
-    /// The NIC could not be made.
-    #[error(transparent)]
-    Nic(#[from] NicError),
+    Device(#[from] PlugError),
     /// PCI has no more room.
     #[error("the device does not fit on the PCI bus: {0}")]
     Pci(#[source] PciError),

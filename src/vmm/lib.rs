@@ -30,7 +30,7 @@ pub use console::{Console, Echo};
 pub use error::VmmError;
 pub use outcome::Outcome;
 pub use sys::{on_ending_signal, window_size};
-pub use vm::{Vm, VmConfig};
+pub use vm::{Kernel, Vm, VmConfig};
 
 /// Most vCPUs a machine can have.
 pub const MAX_CPUS: u8 = 8;

@@ -2,14 +2,14 @@
 //! A machine: put together from its configuration, started, paused, stopped.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 
-use super::assemble::{Image, Socket, check, create_vm, open_disks, open_kvm};
+use super::assemble::{Image, check, create_vm, open_kvm, plug};
 use super::console::{LineSender, PanicWatcher};
 use super::error::VmmError;
 use super::irq::{Host, Interrupts, IoEvents};
@@ -18,19 +18,25 @@ use super::platform::{Platform, lock};
 use super::serial::{Output, Uart};
 use super::vcpu::Vcpus;
 use super::{boot, cpuid, layout, memory, sys};
-use blk::{DiskConfig, DiskHandle};
 use dma::GuestRam;
-use mlx5::{NicConfig, NicHandle};
-use pci::PciBus;
-use probe::ledger::{Ledger, Note};
+use pci::{PciBus, Plug};
 
 /// Lines of the agent channel that may wait for a reader.
 const AGENT_LINES: usize = 4096;
 
+/// Where the kernel comes from. It is read again at each reset, so that no copy has to be kept meanwhile.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// The file, for messages.
+    pub path: PathBuf,
+    /// Gives the ELF image in that file, or one sentence about what is wrong.
+    pub read: fn(&Path) -> Result<Vec<u8>, String>,
+}
+
 /// What a machine is made of.
 pub struct VmConfig {
-    /// Kernel: ELF vmlinux or bzImage.
-    pub kernel: PathBuf,
+    /// Kernel.
+    pub kernel: Kernel,
     /// Initramfs, if any.
     pub initramfs: Option<File>,
     /// Kernel command line.
@@ -39,10 +45,8 @@ pub struct VmConfig {
     pub cpus: u8,
     /// RAM in bytes, 64 MiB to 64 GiB, rounded down to whole MiB.
     pub memory: u64,
-    /// Disks, in the order of their PCI slots.
-    pub disks: Vec<DiskConfig>,
-    /// The NIC, in the slot after the disks.
-    pub nic: Option<NicConfig>,
+    /// Devices, in the order of their PCI slots.
+    pub devices: Vec<Box<dyn Plug>>,
     /// Where ttyS0 goes.
     pub console: Output,
 }
@@ -51,9 +55,6 @@ pub struct VmConfig {
 pub struct Vm {
     vcpus: Vcpus,
     platform: Arc<Platform>,
-    disks: Vec<DiskHandle>,
-    nic: Option<NicHandle>,
-    ledger: Arc<Ledger>,
     agent: Option<Receiver<Vec<u8>>>,
     started: Instant,
     image: Image,
@@ -68,8 +69,6 @@ impl Vm {
     pub fn boot(config: VmConfig) -> Result<Self, VmmError> {
         check(&config)?;
         // Everything that can be wrong with files is found out before memory is taken, and on machines without KVM too.
-        let ledger = Ledger::new();
-        let opened = open_disks(config.disks, &ledger)?;
         let vmlinux = boot::read_kernel(&config.kernel)?;
         let ram = memory::allocate(config.memory & !0xf_ffff)?;
         let kvm = open_kvm()?;
@@ -95,9 +94,7 @@ impl Vm {
             pci: pci.clone(),
             ending,
         });
-        let socket = Socket { pci: &pci, ram: &ram, ledger: &ledger, interrupts: &interrupts };
-        let disks = opened.into_iter().map(|disk| socket.plug_disk(disk)).collect::<Result<_, _>>()?;
-        let nic = config.nic.map(|nic| socket.plug_nic(nic, doorbells)).transpose()?;
+        config.devices.into_iter().try_for_each(|device| plug(device, &pci, &ram, &interrupts, &doorbells))?;
 
         let VmConfig { kernel, initramfs, cmdline, cpus, .. } = config;
         let image = Image { kernel, initramfs, cmdline, cpus, cpuid, window_64 };
@@ -106,7 +103,7 @@ impl Vm {
         sys::give_back_heap();
         let started = Instant::now();
         let vcpus = Vcpus::start(vcpus, &platform).map_err(doing("starting a vCPU thread"))?;
-        Ok(Self { vcpus, platform, disks, nic, ledger, agent: Some(agent), started, image, interrupts, vm, ram })
+        Ok(Self { vcpus, platform, agent: Some(agent), started, image, interrupts, vm, ram })
     }
 
     /// What a reset button does: every device is reset and keeps its place, memory is zeroed, the kernel starts anew. For a guest
@@ -122,25 +119,9 @@ impl Vm {
         let vcpus = self.image.load(&self.vm, &self.ram, &vmlinux)?;
         drop(vmlinux);
         sys::give_back_heap();
-        self.ledger.stamp(Note::new("the machine was reset"));
         self.platform.ending.begin_again();
         self.vcpus = Vcpus::start(vcpus, &self.platform).map_err(VmmError::host("starting a vCPU thread"))?;
         Ok(())
-    }
-
-    /// The disks, in the order of the configuration.
-    pub fn disks(&self) -> &[DiskHandle] {
-        &self.disks
-    }
-
-    /// The NIC, if the machine has one.
-    pub fn nic(&self) -> Option<&NicHandle> {
-        self.nic.as_ref()
-    }
-
-    /// The ledger of all devices.
-    pub fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
     }
 
     /// Lines that the guest writes to ttyS1; yours once.

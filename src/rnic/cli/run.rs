@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use blk::DiskConfig;
 use clap::Args;
 use image::{self, KernelSource};
+use lab::machine::MachineConfig;
 use mlx5::NicConfig;
 use rnic_agent::frame::{self, Line};
 use rnic_agent::proto::{Event, Hello, Message};
 use serde::Deserialize;
 use vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
-use vmm::{Outcome, Vm, VmConfig, window_size};
+use vmm::{Outcome, Vm, window_size};
 
 use super::parts::{base64, own_initramfs};
 use super::values::{Disk, Nic, Reboot, Serial, Size, memory};
@@ -52,16 +53,16 @@ pub struct RunArgs {
     /// A raw image or block device: path=FILE[,readonly=on][,queues=N][,serial=TEXT]. May be given several times.
     #[arg(long)]
     disk: Vec<Disk>,
-    /// An RDMA NIC, by default with on-demand paging: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=N].
+    /// An RDMA NIC, by default with on-demand paging; may be given several times: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=N].
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "OPTIONS")]
-    nic: Option<Nic>,
+    nic: Vec<Nic>,
     /// What follows when the guest asks for a reset: exit (with status 10) or restart [default: exit].
     #[arg(long)]
     reboot: Option<Reboot>,
     /// The console: tty, null or file=PATH [default: tty].
     #[arg(long)]
     serial: Option<Serial>,
-    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, [[disk]], [nic].
+    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, [[disk]], [nic] or [[nic]].
     #[arg(long)]
     config: Option<PathBuf>,
     /// Run this shell command in the guest instead of a shell, then power off; its exit status becomes ours.
@@ -83,14 +84,24 @@ struct RunFile {
     cpus: Option<u8>,
     memory: Option<Size>,
     disk: Vec<Disk>,
-    nic: Option<Nic>,
+    #[serde(deserialize_with = "one_or_many")]
+    nic: Vec<Nic>,
     reboot: Option<Reboot>,
     serial: Option<Serial>,
     exec: Option<String>,
 }
 
+/// `[nic]` for one NIC, `[[nic]]` for each of several.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Nic>, D::Error> {
+    match toml::Value::deserialize(from)? {
+        toml::Value::Array(tables) => tables.into_iter().map(Nic::deserialize).collect::<Result<_, _>>(),
+        table => Nic::deserialize(table).map(|nic| vec![nic]),
+    }
+    .map_err(serde::de::Error::custom)
+}
+
 impl RunArgs {
-    /// Options win over the file; disks of both are attached, the file's first.
+    /// Options win over the file; disks and NICs of both are attached, the file's first.
     fn over_file(mut self) -> Result<Self, super::Error> {
         let Some(path) = &self.config else { return Ok(self) };
         let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -101,11 +112,11 @@ impl RunArgs {
         self.cmdline = self.cmdline.or(file.cmdline);
         self.cpus = self.cpus.or(file.cpus);
         self.memory = self.memory.or(file.memory);
-        self.nic = self.nic.or(file.nic);
         self.reboot = self.reboot.or(file.reboot);
         self.serial = self.serial.or(file.serial);
         self.exec = self.exec.or(file.exec);
         self.disk.splice(0..0, file.disk);
+        self.nic.splice(0..0, file.nic);
         Ok(self)
     }
 }
@@ -124,6 +135,7 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     let exec = args.exec.is_some();
     let manner = Manner { interactive, restarts: args.reboot == Some(Reboot::Restart) };
     let config = machine(args, &kernel, interactive)?;
+    let (config, _devices) = config.open()?;
     let outcome = run(config, manner, agent_lines(timing, status.clone()))?;
     let status = *status.lock().unwrap_or_else(PoisonError::into_inner);
     match (&outcome, status) {
@@ -134,7 +146,7 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     Ok(ExitCode::from(outcome.exit_status()))
 }
 
-fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<VmConfig, super::Error> {
+fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<MachineConfig, super::Error> {
     let mut disks: Vec<DiskConfig> = Vec::new();
     let extra = args.cmdline.unwrap_or_default();
     let (initramfs, cmdline) = match &args.initramfs {
@@ -152,14 +164,14 @@ fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<Vm
         }
     };
     disks.extend(args.disk.into_iter().map(DiskConfig::from));
-    Ok(VmConfig {
+    Ok(MachineConfig {
         kernel: kernel.image.clone(),
         initramfs: Some(initramfs),
         cmdline,
         cpus: args.cpus.unwrap_or(DEFAULT_CPUS),
         memory: args.memory.map_or(DEFAULT_MEMORY, |size| size.0),
         disks,
-        nic: args.nic.map(NicConfig::from),
+        nics: args.nic.into_iter().map(NicConfig::from).collect(),
         console: match args.serial.unwrap_or(Serial::Tty) {
             Serial::Tty => Box::new(Stdout),
             Serial::Null => Box::new(std::io::sink()),
@@ -237,7 +249,9 @@ mod tests {
         assert_eq!((file.cpus, file.memory), (Some(2), Some(Size(2 << 30))));
         assert_eq!(file.disk, vec!["path=a.img,readonly=on".parse().unwrap()]);
         assert_eq!(file.reboot, Some(Reboot::Restart));
-        assert_eq!(file.nic, Some("odp=off,log=commands".parse().unwrap()));
+        assert_eq!(file.nic, vec!["odp=off,log=commands".parse().unwrap()]);
+        let two: RunFile = toml::from_str("[[nic]]\n[[nic]]\nmodel = 'cx5'\n").unwrap();
+        assert_eq!(two.nic, vec!["".parse().unwrap(), "model=cx5".parse().unwrap()]);
         assert!(toml::from_str::<RunFile>("kernle = '6.1'").is_err());
     }
 }

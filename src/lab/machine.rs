@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A machine with our devices: disks and NICs that share one ledger. `rnic run` and the lab's guests are made of it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blk::{BlockDevice, DiskConfig, DiskHandle};
+use image::vmlinux;
+use mlx5::{NicConfig, NicHandle, NicPlug, PluggedNic};
+use pci::Plug;
+use probe::ledger::Ledger;
+use virtio::VirtioPlug;
+use vmm::{Kernel, VmConfig, VmmError};
+
+/// What a machine is made of. See [`VmConfig`] for what is not said here.
+pub struct MachineConfig {
+    /// Kernel: ELF vmlinux or bzImage.
+    pub kernel: PathBuf,
+    /// Initramfs, if any.
+    pub initramfs: Option<File>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// vCPUs, 1 to 8.
+    pub cpus: u8,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Disks, in the order of their PCI slots.
+    pub disks: Vec<DiskConfig>,
+    /// NICs, in the slots after the disks.
+    pub nics: Vec<NicConfig>,
+    /// Where ttyS0 goes.
+    pub console: Box<dyn std::io::Write + Send>,
+}
+
+/// The devices of a machine, as the lab holds them.
+pub struct Devices {
+    /// Disks, in the order of the configuration.
+    pub disks: Vec<DiskHandle>,
+    /// What all of them did, in one order.
+    pub ledger: Arc<Ledger>,
+    nics: Vec<PluggedNic>,
+}
+
+impl Devices {
+    /// NIC number `index`, once the machine has been made.
+    pub fn nic(&self, index: usize) -> Option<&NicHandle> {
+        self.nics.get(index)?.get()
+    }
+}
+
+impl MachineConfig {
+    /// Opens the disks and gives what the machine is booted from.
+    ///
+    /// # Errors
+    /// A disk that is missing, damaged or in use.
+    pub fn open(self) -> Result<(VmConfig, Devices), VmmError> {
+        let ledger = Ledger::new();
+        let mut devices: Vec<Box<dyn Plug>> = Vec::new();
+        let (mut disks, mut nics) = (Vec::new(), Vec::new());
+        for (index, config) in (0..).zip(self.disks) {
+            let (device, handle) =
+                BlockDevice::open(index, config, ledger.clone()).map_err(|error| VmmError::Device(error.into()))?;
+            devices.push(Box::new(VirtioPlug(Box::new(device))));
+            disks.push(handle);
+        }
+        for (index, config) in (0..).zip(self.nics) {
+            let plug = NicPlug::new(index, config, ledger.clone());
+            nics.push(plug.plugged());
+            devices.push(Box::new(plug));
+        }
+        let config = VmConfig {
+            kernel: Kernel { path: self.kernel, read: vmlinux::read },
+            initramfs: self.initramfs,
+            cmdline: self.cmdline,
+            cpus: self.cpus,
+            memory: self.memory,
+            devices,
+            console: self.console,
+        };
+        Ok((config, Devices { disks, ledger, nics }))
+    }
+}

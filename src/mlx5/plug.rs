@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A NIC on its way into a machine.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use pci::{Plug, PlugError, SharedDevice, Socket};
+use probe::ledger::Ledger;
+
+use crate::{Nic, NicConfig, NicHandle};
+
+/// The handle of a NIC: there once the machine has been made.
+pub type PluggedNic = Arc<OnceLock<NicHandle>>;
+
+/// A NIC that waits for its slot.
+pub struct NicPlug {
+    index: u8,
+    config: NicConfig,
+    ledger: Arc<Ledger>,
+    plugged: PluggedNic,
+}
+
+impl NicPlug {
+    /// NIC number `index` of a machine, whose events go into `ledger`.
+    pub fn new(index: u8, config: NicConfig, ledger: Arc<Ledger>) -> Self {
+        Self { index, config, ledger, plugged: PluggedNic::default() }
+    }
+
+    /// Where its handle will be.
+    pub fn plugged(&self) -> PluggedNic {
+        self.plugged.clone()
+    }
+}
+
+impl Plug for NicPlug {
+    fn vectors(&self) -> u16 {
+        Nic::vectors(&self.config)
+    }
+
+    fn plug(self: Box<Self>, socket: Socket) -> Result<SharedDevice, PlugError> {
+        let Socket { requester, ram, router, doorbells } = socket;
+        let (nic, handle) = Nic::new(self.index, self.config, requester, ram, self.ledger, router, doorbells)?;
+        // A plug is used once.
+        drop(self.plugged.set(handle));
+        Ok(Arc::new(Mutex::new(nic)))
+    }
+}

@@ -10,7 +10,9 @@ mod layout;
 mod notifier;
 mod plug;
 #[cfg(test)]
-mod testing;
+mod public_reports;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod transport;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The NIC driven in process: no VM, every wait bounded. What each test promises is in SPECIFICATION.md.
 
+mod audit;
 mod bring_up;
 mod bug_classes;
 mod completion;
@@ -11,6 +12,7 @@ mod hostile;
 mod keys;
 mod loopback;
 mod odp;
+mod public_reports;
 mod retries;
 mod rule_three;
 mod scene;

@@ -7,3 +7,5 @@ mod hostile;
 mod levers;
 mod negotiated;
 mod power_cut;
+mod public_reports;
+mod transport_public_reports;

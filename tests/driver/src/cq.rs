@@ -98,11 +98,11 @@ pub struct Cq {
     pub cqn: u32,
     /// UAR page for arming.
     pub uar: u32,
+    /// Guest physical address of the doorbell record.
+    pub record: u64,
     context: Arc<Context>,
     log_size: u32,
     buffer: Buffer,
-    /// Doorbell record.
-    record: u64,
     state: Mutex<State>,
 }
 

@@ -21,9 +21,10 @@ const LOG_STRIDE: u32 = 6;
 pub struct Srq {
     /// Its number.
     pub srqn: u32,
+    /// The WQEs, 64 bytes each.
+    pub buffer: Buffer,
     context: Arc<Context>,
     log_size: u32,
-    buffer: Buffer,
     record: u64,
     state: Mutex<State>,
 }

@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 
 use mlx5::spec::cmd::Opcode;
 use mlx5::spec::cq::{cqe, opcode as cqe_opcode, syndrome};
+use mlx5::spec::init;
 use mlx5::spec::mkey::{MKC_SIZE, access_mode, mkc, query_in, query_out, umr_flags, umr_mask};
 use mlx5::spec::qp::{
     PRIMARY_PATH, QPC_SIZE, ads, create_in as qp_create_in, create_out as qp_create_out, opt_param_mask, qpc, rq_type,
     service_type,
 };
-use mlx5::spec::{init, srq as srq_spec, uar};
+use mlx5::spec::wqe::opcode;
 use rnic_testdrive::command::Input;
 use rnic_testdrive::mkey::mtt_words;
 use rnic_testdrive::{
-    Access, Driver, Machine, MachineConfig, MkeySpec, OdpMr, PATIENCE, PageFault, Qp, QpSpec, Sge, UmrSpec, Wqe,
+    Access, Driver, Machine, MachineConfig, MkeySpec, OdpMr, PATIENCE, PageFault, Qp, QpSpec, Srq, UmrSpec, Wqe,
+    XrcSpec,
 };
 
 use crate::scene::{LEN, Pair, REMOTE_VA, machine};
@@ -374,108 +376,22 @@ fn a11_no_interrupt_without_bus_mastering() {
 fn a13_xrc_rdma_is_checked_against_the_shared_queues_domain() {
     let pair = Pair::new();
     let driver = &pair.driver;
-    let guest = &driver.machine.guest;
     let xrcd = driver.alloc_number(Opcode::ALLOC_XRCD).unwrap();
-    // CREATE_XRC_SRQ: 16 WQEs of 64 bytes, all linked.
-    let buffer = guest.scattered(16 * 64);
-    for index in 0..16u64 {
-        buffer.write(index * 64, &((index + 1) as u32 % 16).to_be_bytes());
-        let sge = pair.remote_mr.sge(index * 1024, 1024).segment();
-        buffer.write(index * 64 + 16, &sge);
-        buffer.write(index * 64 + 32, &Sge { key: 0x100, va: 0, len: 0 }.segment());
+    let spec = XrcSpec { pd: pair.pd, xrcd, cqn: pair.other_cq.cqn, user_index: 0xff_ffff };
+    let srq = Srq::create_xrc(&driver.context, spec, 4).unwrap();
+    for index in 0..15 {
+        srq.post(&[pair.remote_mr.sge(index * 1024, 1024)]).unwrap();
     }
-    let record = guest.page();
-    guest.write(record, &[0; 8]);
-    use srq_spec::xrc_srqc as c;
-    let at = srq_spec::create_xrc_srq_in::XRC_SRQC;
-    let mut context = vec![0; srq_spec::XRC_SRQC_SIZE];
-    c::LOG_XRC_SRQ_SIZE.set(&mut context, 4);
-    c::LOG_RQ_STRIDE.set(&mut context, 2);
-    c::XRCD.set(&mut context, xrcd);
-    c::CQN.set(&mut context, pair.other_cq.cqn);
-    c::PD.set(&mut context, pair.pd);
-    c::USER_INDEX.set(&mut context, 0xff_ffff);
-    c::DBR_ADDR.set(&mut context, record);
-    let input = Input::new(Opcode::CREATE_XRC_SRQ, 0x110).bytes(at, &context).list(&buffer.pages);
-    let srqn = srq_spec::create_xrc_srq_out::XRC_SRQN.get(&driver.command(input).unwrap());
+    let initiator =
+        QpSpec { service: service_type::XRC, srq: Some(srq.srqn), xrcd, ..QpSpec::rc(driver, pair.pd, &pair.one_cq) };
     // The target: no send queue, no buffer, the driver's own domain.
-    let create = |no_sq: bool, pd: u32, pages: &[u64], record: u64| {
-        let mut q = vec![0; QPC_SIZE];
-        qpc::ST.set(&mut q, service_type::XRC);
-        qpc::PM_STATE.set(&mut q, 3);
-        qpc::PD.set(&mut q, pd);
-        qpc::NO_SQ.set(&mut q, no_sq.into());
-        qpc::LOG_SQ_SIZE.set(&mut q, if no_sq { 0 } else { 6 });
-        qpc::UAR_PAGE.set(&mut q, driver.uar);
-        qpc::USER_INDEX.set(&mut q, 0xff_ffff);
-        qpc::CQN_SND.set(&mut q, pair.one_cq.cqn);
-        qpc::CQN_RCV.set(&mut q, pair.one_cq.cqn);
-        qpc::DBR_ADDR.set(&mut q, record);
-        qpc::RQ_TYPE.set(&mut q, rq_type::SRQ);
-        qpc::SRQN_RMPN_XRQN.set(&mut q, srqn);
-        qpc::XRCD.set(&mut q, xrcd);
-        let input = Input::new(Opcode::CREATE_QP, qp_create_in::SIZE).bytes(qp_create_in::QPC, &q).list(pages);
-        qp_create_out::QPN.get(&driver.command(input).unwrap())
-    };
-    let sq = guest.scattered(64 << 6);
-    let sq_record = guest.page();
-    guest.write(sq_record, &[0; 8]);
-    let initiator = create(false, pair.pd, &sq.pages, sq_record);
-    let target = create(true, driver.pd, &[], 0);
-    let modify = |qpn: u32, opcode, mask, q: &[u8]| {
-        use mlx5::spec::qp::modify_in;
-        let input = Input::new(opcode, modify_in::SIZE)
-            .with(modify_in::QPN, qpn)
-            .with(modify_in::OPT_PARAM_MASK, mask)
-            .bytes(modify_in::QPC, q);
-        driver.command(input).unwrap();
-    };
-    for (qpn, pd, peer) in [(initiator, pair.pd, target), (target, driver.pd, initiator)] {
-        let mut q = vec![0; QPC_SIZE];
-        qpc::PM_STATE.set(&mut q, 3);
-        qpc::PD.set(&mut q, pd);
-        ads::VHCA_PORT_NUM.plus(PRIMARY_PATH).set(&mut q, 1);
-        modify(qpn, Opcode::RST2INIT_QP, 0, &q);
-        let mut q = vec![0; QPC_SIZE];
-        qpc::MTU.set(&mut q, 5);
-        qpc::LOG_MSG_MAX.set(&mut q, 30);
-        qpc::REMOTE_QPN.set(&mut q, peer);
-        qpc::RRE.set(&mut q, 1);
-        qpc::RWE.set(&mut q, 1);
-        qpc::RAE.set(&mut q, 1);
-        qpc::ATOMIC_MODE.set(&mut q, 1);
-        ads::RLID.plus(PRIMARY_PATH).set(&mut q, 1);
-        ads::VHCA_PORT_NUM.plus(PRIMARY_PATH).set(&mut q, 1);
-        modify(qpn, Opcode::INIT2RTR_QP, opt_param_mask::RRE | opt_param_mask::RWE | opt_param_mask::RAE, &q);
-        let mut q = vec![0; QPC_SIZE];
-        qpc::RETRY_COUNT.set(&mut q, 7);
-        qpc::RNR_RETRY.set(&mut q, 7);
-        ads::ACK_TIMEOUT.plus(PRIMARY_PATH).set(&mut q, 8);
-        modify(qpn, Opcode::RTR2RTS_QP, 0, &q);
-    }
-    // Two WQEs by hand: SEND, then RDMA WRITE into a region of the SRQ's domain.
-    guest.publish_u32(record, 16);
+    let target = QpSpec { pd: driver.pd, log_sq: 0, ..initiator.clone() };
+    let (initiator, _target) = Qp::pair(driver, initiator, target).unwrap();
     pair.local.fill_pattern(3);
-    let control = |index: u32, opcode: u32, ds: u32| {
-        let mut bytes = Vec::new();
-        bytes.extend((index << 8 | opcode).to_be_bytes());
-        bytes.extend((initiator << 8 | ds).to_be_bytes());
-        bytes.extend([0, 0, 0, 8, 0, 0, 0, 0]);
-        bytes.extend(srqn.to_be_bytes());
-        bytes.extend([0; 12]);
-        bytes
-    };
-    let mut send = control(0, 0x0a, 3);
-    send.extend(pair.local_mr.sge(0, 64).segment());
-    sq.write(0, &send);
-    let mut write = control(1, 0x08, 4);
-    write.extend((REMOTE_VA + 32_768).to_be_bytes());
-    write.extend(pair.remote_mr.key.to_be_bytes());
-    write.extend([0; 4]);
-    write.extend(pair.local_mr.sge(0, 64).segment());
-    sq.write(64, &write);
-    guest.publish_u32(sq_record + 4, 2);
-    driver.doorbell(driver.uar, uar::SQ_DOORBELL, send[..8].try_into().unwrap());
+    let list = pair.local_mr.sge(0, 64);
+    let send = Wqe::send().xrc(srq.srqn).sge(list).signaled();
+    let write = Wqe::new(opcode::RDMA_WRITE).xrc(srq.srqn).remote(REMOTE_VA + 32_768, pair.remote_mr.key).sge(list);
+    initiator.post(&[send, write.signaled()]);
     let send = pair.one_cq.wait().unwrap();
     let received = pair.other_cq.wait().unwrap();
     assert!(!send.is_error() && !received.is_error(), "{send:?} {received:?}");

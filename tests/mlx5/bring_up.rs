@@ -147,4 +147,8 @@ fn without_bus_mastering_nothing_moves() {
     std::thread::sleep(Duration::from_millis(20));
     assert!(pair.one_cq.poll().is_none());
     assert!(pair.remote.bytes(0, pair.remote.len).iter().all(|byte| *byte == 0xee));
+    machine.set_bus_master(true);
+    pair.one.ring();
+    pair.one_cq.wait_ok().unwrap();
+    pair.assert_copied((&pair.local, 0), (&pair.remote, 0), pair.remote.len);
 }

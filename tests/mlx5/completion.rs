@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use mlx5_spec::cq::cqe;
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 use mlx5_spec::qp::{qpc, state};
 use rnic_testdrive::cq::CqSpec;
@@ -67,8 +68,8 @@ fn a_solicited_arm_waits_for_solicited_or_failed_work() {
     no_event(&pair);
     pair.one.run(Wqe::send().sge(pair.local_mr.sge(0, 8)).solicited()).unwrap();
     assert_eq!(event_cqn(&pair), pair.other_cq.cqn);
-    pair.other_cq.wait_ok().unwrap();
-    pair.other_cq.wait_ok().unwrap();
+    let solicited = [(); 2].map(|()| cqe::SE.get(&pair.other_cq.wait_ok().unwrap().bytes));
+    assert_eq!(solicited, [0, 1]);
     pair.other_cq.arm(true);
     pair.other.to_error().unwrap();
     assert_eq!(event_cqn(&pair), pair.other_cq.cqn);

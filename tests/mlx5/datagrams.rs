@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
+use mlx5_spec::cmd::Opcode;
 use mlx5_spec::cq::{cqe, opcode as cqe_opcode, syndrome};
-use mlx5_spec::qp::{qpc, service_type, state};
-use mlx5_spec::wqe::GRH_SIZE;
-use rnic_testdrive::{Qp, QpSpec, Wqe};
+use mlx5_spec::qp::{QPC_SIZE, qpc, service_type, state};
+use mlx5_spec::vport::query_gid_out;
+use mlx5_spec::wqe::{GRH_SIZE, av, opcode};
+use rnic_testdrive::command::Input;
+use rnic_testdrive::{Qp, QpSpec, Sge, Wqe};
 
 use crate::scene::Pair;
 
@@ -98,4 +101,80 @@ fn an_unreliable_connection_writes_and_sends() {
     // READs are not for it.
     pair.one.post_one(Wqe::read(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
     assert!(pair.one_cq.wait().unwrap().is_error());
+}
+
+#[test]
+fn a_global_route_arrives_in_the_room_for_it() {
+    let pair = service(service_type::UD);
+    pair.local.fill_pattern(4);
+    pair.other.receive(&[pair.remote_mr.sge(0, 256)]);
+    let mut to = [0; av::SIZE];
+    for (field, value) in [
+        (av::QKEY, QKEY),
+        (av::DQPN, pair.other.qpn),
+        (av::EXTENDED, 1),
+        (av::RLID, 1),
+        (av::SL, 3),
+        (av::GRH, 1),
+        (av::HOP_LIMIT, 9),
+    ] {
+        field.set(&mut to, value);
+    }
+    to[av::RGID].copy_from_slice(&[7; 16]);
+    pair.one.run(Wqe::new(opcode::SEND_IMM).immediate(5).segment(&to).sge(pair.local_mr.sge(0, 100))).unwrap();
+    let got = pair.other_cq.wait_ok().unwrap();
+    assert_eq!((got.opcode(), got.immediate(), got.byte_count()), (cqe_opcode::RESP_SEND_IMM, 5, 140));
+    assert_eq!((cqe::GRH.get(&got.bytes), cqe::SL.get(&got.bytes)), (1, 3));
+    // Version, next header, hop limit, destination and source (IBTA 8.3).
+    let grh = pair.remote.bytes(0, HEAD);
+    assert_eq!((grh[0] >> 4, grh[6], grh[7], &grh[24..]), (6, 0x1b, 9, &[7; 16][..]));
+    let gids = pair.driver.query(Input::new(Opcode::QUERY_HCA_VPORT_GID, 16), 0x20).unwrap();
+    assert_eq!(grh[8..24], gids[query_gid_out::GIDS..][..16]);
+    pair.assert_copied((&pair.local, 0), (&pair.remote, HEAD), 100);
+}
+
+#[test]
+fn special_queue_pairs_are_reached_by_their_number_on_the_wire_only() {
+    let qkey = 0x8001_0000;
+    let pair = Pair::with(|spec| (spec.service, spec.qkey) = (service_type::UD, qkey));
+    let spec = QpSpec { service: service_type::QP1, qkey, ..QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq) };
+    let gsi = Qp::create(&pair.driver.context, spec).unwrap();
+    gsi.connect(gsi.peer()).unwrap();
+    gsi.receive(&[pair.remote_mr.sge(0, 512)]);
+    gsi.receive(&[pair.remote_mr.sge(0, 512)]);
+    let send = |qpn| pair.one.run(Wqe::send().datagram(qpn, 1, qkey).sge(pair.local_mr.sge(0, 256))).unwrap();
+    send(1);
+    let got = pair.other_cq.wait_ok().unwrap();
+    assert_eq!((got.qpn(), cqe::RQPN.get(&got.bytes)), (gsi.qpn, pair.one.qpn));
+    send(gsi.qpn);
+    quiet(&pair);
+    gsi.to_reset().unwrap();
+    gsi.destroy().unwrap();
+    send(1);
+    quiet(&pair);
+}
+
+#[test]
+fn an_unreliable_sender_that_errs_goes_to_sqer_and_receives_on() {
+    let pair = service(service_type::UC);
+    let write = |key| Wqe::write(pair.remote_mr.va, key).sge(pair.local_mr.sge(0, 8));
+    // The responder refuses: lost, and the sender never knows.
+    pair.one.run(write(pair.remote_mr.key ^ 1)).unwrap();
+    assert_eq!(pair.remote.bytes(0, 8), [0; 8]);
+    let bad = Sge { key: pair.local_mr.key ^ 1, ..pair.local_mr.sge(0, 8) };
+    pair.one.post(&[Wqe::send().sge(bad).signaled(), write(pair.remote_mr.key).signaled()]);
+    let failed = [pair.one_cq.wait().unwrap().syndrome(), pair.one_cq.wait().unwrap().syndrome()];
+    assert_eq!(failed, [syndrome::LOCAL_PROT_ERR, syndrome::WR_FLUSH_ERR]);
+    assert_eq!(pair.one.queried(qpc::STATE), Ok(state::SQER));
+    assert_eq!(pair.other.queried(qpc::STATE), Ok(state::RTS));
+    pair.remote.fill_pattern(5);
+    pair.one.receive(&[pair.local_mr.sge(4096, 64)]);
+    pair.other.run(Wqe::send().sge(pair.remote_mr.sge(0, 64))).unwrap();
+    assert_eq!(pair.one_cq.wait_ok().unwrap().opcode(), cqe_opcode::RESP_SEND);
+    pair.assert_copied((&pair.remote, 0), (&pair.local, 4096), 64);
+    // Back in service.
+    pair.one.modify(Opcode::SQERR2RTS_QP, 0, &[0; QPC_SIZE]).unwrap();
+    pair.local.fill_pattern(6);
+    pair.one.run(write(pair.remote_mr.key)).unwrap();
+    pair.assert_copied((&pair.local, 0), (&pair.remote, 0), 8);
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What goes wrong on purpose: syndromes at the requester, completions and states at the responder, events, flushes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::cq::{cqe, opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::mkey::access_mode;
 use mlx5_spec::qp::{qpc, state};
+use mlx5_spec::wqe::opcode;
 use rnic_testdrive::{Access, MkeySpec, PATIENCE, Sge, Wqe};
 
 use crate::scene::{LEN, Pair};
@@ -135,6 +137,28 @@ const CASES: &[Case] = &[
         ..LOCAL
     },
     Case {
+        name: "an Ethernet opcode",
+        setup: |_| Wqe::new(opcode::LSO),
+        requester: syndrome::LOCAL_QP_OP_ERR,
+        ..LOCAL
+    },
+    Case {
+        name: "another queue pair's WQE",
+        setup: |p| Wqe::nop().claiming_qpn(p.one.qpn + 1),
+        requester: syndrome::LOCAL_QP_OP_ERR,
+        ..LOCAL
+    },
+    Case {
+        name: "lengths that are little in 32 bits",
+        setup: |p| {
+            // A length of 0 says 2^31 (contract 7.3).
+            let whole = Sge { len: 0, ..p.local_mr.sge(0, 0) };
+            Wqe::send().sge(whole).sge(whole).sge(p.local_mr.sge(0, 8))
+        },
+        requester: syndrome::LOCAL_LENGTH_ERR,
+        ..LOCAL
+    },
+    Case {
         name: "receive WQE too short",
         setup: |p| {
             p.other.receive(&[p.remote_mr.sge(0, 63)]);
@@ -241,6 +265,52 @@ fn a_flush_tells_of_every_work_request_in_order() {
     assert_eq!((cqe.outcome(), cqe.wqe_counter()), ((cqe_opcode::RESP_ERR, syndrome::WR_FLUSH_ERR), late));
     assert!(pair.one_cq.poll().is_none());
     pair.tear_down();
+}
+
+#[test]
+fn what_lies_behind_a_failure_is_flushed_with_its_opcode() {
+    let pair = Pair::with(|spec| spec.user_index = 0x4321);
+    let received = pair.one.receive(&[]);
+    let bad = Wqe::write(pair.remote_mr.va, pair.remote_mr.key ^ 1).sge(pair.local_mr.sge(0, 8)).signaled();
+    // The second is unsignaled and has two blocks.
+    let sent = pair.one.post(&[bad, Wqe::send().inline(&[0; 100]), Wqe::nop().signaled()]);
+    let got: Vec<_> = (0..4).map(|_| pair.one_cq.wait().unwrap()).collect();
+    let of = |side| got.iter().filter(move |cqe| cqe.opcode() == side);
+    let requests: Vec<_> = of(cqe_opcode::REQ_ERR).map(|cqe| (cqe.wqe_counter(), cqe.syndrome())).collect();
+    let (access, flush) = (syndrome::REMOTE_ACCESS_ERR, syndrome::WR_FLUSH_ERR);
+    assert_eq!(requests, [(sent[0], access), (sent[1], flush), (sent[2], flush)]);
+    let receives: Vec<_> = of(cqe_opcode::RESP_ERR).map(|cqe| (cqe.wqe_counter(), cqe.syndrome())).collect();
+    assert_eq!(receives, [(received, flush)]);
+    let opcodes: Vec<_> = of(cqe_opcode::REQ_ERR).map(|cqe| cqe::SEND_OPCODE.get(&cqe.bytes)).collect();
+    assert_eq!(opcodes, [opcode::RDMA_WRITE, opcode::SEND, opcode::NOP]);
+    assert!(got.iter().all(|cqe| cqe::SRQN_UIDX.get(&cqe.bytes) == 0x4321));
+}
+
+#[test]
+fn a_reset_ends_a_wait_for_a_receive() {
+    let pair = Pair::new();
+    pair.one.post_one(Wqe::send().sge(pair.local_mr.sge(0, 8)).signaled());
+    let naks = || pair.driver.machine.nic.hca().counters.rnr_naks.get();
+    pair.driver.until("RNR NAK", || naks() > 0).unwrap();
+    pair.one.to_reset().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(pair.one_cq.poll().is_none());
+    pair.one.connect(pair.other.peer()).unwrap();
+    pair.other.to_reset().unwrap();
+    pair.other.connect(pair.one.peer()).unwrap();
+    pair.one.run(Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8))).unwrap();
+}
+
+#[test]
+fn a_destroyed_queue_pair_is_forgotten() {
+    let pair = Pair::new();
+    pair.one.run(Wqe::nop()).unwrap();
+    let weak = Arc::downgrade(&pair.driver.machine.nic.hca().qps.get(pair.one.qpn).unwrap());
+    for qp in [&pair.one, &pair.other] {
+        qp.to_reset().unwrap();
+        qp.destroy().unwrap();
+    }
+    pair.driver.until("end of the queue pair", || weak.upgrade().is_none()).unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use mlx5::levers::NicLever;
+use mlx5_spec::cq::syndrome;
 use mlx5_spec::wqe::opcode;
 use rnic_testdrive::{Access, OdpMr, PATIENCE, Wqe};
 
@@ -63,6 +64,20 @@ fn a_hold_ends_by_itself() {
     pair.one.run(Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8))).unwrap();
     assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
     pair.tear_down();
+}
+
+#[test]
+fn an_error_state_flushes_what_is_held() {
+    let pair = Pair::new();
+    let nic = &pair.driver.machine.nic;
+    let lever = nic.arm(NicLever::new(opcode::RDMA_WRITE as u8, LONG));
+    pair.local.fill(0, 8, 0x77);
+    pair.one.post_one(Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    nic.wait_held(lever, PATIENCE).unwrap();
+    pair.one.to_error().unwrap();
+    assert_eq!(pair.one_cq.wait().unwrap().syndrome(), syndrome::WR_FLUSH_ERR);
+    assert_eq!(nic.hca().levers.state(lever).unwrap().held, None);
+    assert_eq!(pair.remote.bytes(0, 8), [0; 8]);
 }
 
 #[test]

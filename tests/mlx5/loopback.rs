@@ -3,9 +3,9 @@
 
 use mlx5_spec::cq::opcode as cqe_opcode;
 use mlx5_spec::wqe::opcode;
-use rnic_testdrive::{Qp, QpSpec, Sge, Wqe};
+use rnic_testdrive::{Access, Qp, QpSpec, Sge, Wqe};
 
-use crate::scene::{LEN, Pair};
+use crate::scene::{LEN, LOCAL_VA, Pair, REMOTE_VA};
 
 #[test]
 fn write_moves_every_size_from_any_place() {
@@ -52,6 +52,30 @@ fn write_gathers_and_read_scatters() {
 }
 
 #[test]
+fn long_messages_come_back_whole() {
+    const MIB: u64 = 1 << 20;
+    let pair = Pair::new();
+    let guest = &pair.driver.machine.guest;
+    let region = |va| {
+        let buffer = guest.scattered(MIB);
+        let mr = pair.driver.register(pair.pd, &buffer, va, Access::ALL).unwrap();
+        (buffer, mr)
+    };
+    let ((from, from_mr), (_, middle_mr), (back, back_mr)) = (region(LOCAL_VA), region(REMOTE_VA), region(LOCAL_VA));
+    for (seed, (at, len)) in (1..).zip([(0, 4095), (7, 65_536), (4095, 65_537), (13, 300_000), (0, 1 << 20)]) {
+        from.fill_pattern(seed);
+        back.fill(0, MIB, 0);
+        let half = len / 2;
+        let write = Wqe::write(middle_mr.va + at, middle_mr.key).sge(from_mr.sge(0, len));
+        let read = Wqe::read(middle_mr.va + at, middle_mr.key);
+        let read = read.sge(back_mr.sge(0, half)).sge(back_mr.sge(half.into(), len - half));
+        pair.one.post(&[write, read.signaled()]);
+        assert_eq!(pair.one_cq.wait_ok().unwrap().byte_count(), len);
+        pair.assert_copied((&from, 0), (&back, 0), len.into());
+    }
+}
+
+#[test]
 fn send_consumes_a_receive_and_tells_both_sides() {
     let pair = Pair::with(|spec| spec.user_index = 0x1234);
     pair.local.fill_pattern(9);
@@ -60,6 +84,7 @@ fn send_consumes_a_receive_and_tells_both_sides() {
     let cqe = pair.other_cq.wait_ok().unwrap();
     assert_eq!((cqe.opcode(), cqe.byte_count(), cqe.qpn()), (cqe_opcode::RESP_SEND, 3000, pair.other.qpn));
     assert_eq!(cqe.wqe_counter(), counter);
+    assert_eq!(mlx5_spec::cq::cqe::RQPN.get(&cqe.bytes), pair.one.qpn);
     assert_eq!(mlx5_spec::cq::cqe::SRQN_UIDX.get(&cqe.bytes), 0x1234);
     pair.assert_copied((&pair.local, 0), (&pair.remote, 10), 100);
     pair.assert_copied((&pair.local, 100), (&pair.remote, 5000), 2900);

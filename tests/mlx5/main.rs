@@ -10,6 +10,7 @@ mod errors;
 mod holds;
 mod hostile;
 mod keys;
+mod ledger;
 mod loopback;
 mod odp;
 mod public_reports;

@@ -42,6 +42,8 @@ fn receives_that_never_come_end_in_an_error() {
     let cqe = pair.one_cq.wait().unwrap();
     assert_eq!(cqe.outcome(), (cqe_opcode::REQ_ERR, syndrome::RNR_RETRY_EXC_ERR));
     assert_eq!(cqe.wqe_counter(), index);
+    let naks = pair.driver.machine.nic.hca().counters.rnr_naks.get();
+    assert_eq!(naks, 3, "the first attempt and two more");
     assert_eq!(pair.one.queried(qpc::STATE), Ok(state::ERR));
     assert_eq!(pair.other.queried(qpc::STATE), Ok(state::RTS), "the receiver has done nothing wrong");
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Shared receive queues.
 
-use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::cq::{cqe, opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::{eqe_qp_srq, event};
-use rnic_testdrive::{PATIENCE, Qp, QpSpec, Srq, Wqe};
+use mlx5_spec::qp::service_type;
+use rnic_testdrive::{PATIENCE, Qp, QpSpec, Srq, Wqe, XrcSpec};
 
 use crate::scene::Pair;
 
@@ -113,4 +115,39 @@ fn a_link_that_leads_nowhere_is_survived() {
         pair.one.post_one(write.signaled());
         pair.driver.until("completion of another queue pair", || pair.one_cq.poll().is_some()).unwrap();
     }
+}
+
+#[test]
+fn xrc_messages_name_the_queue_that_they_land_in() {
+    let pair = Pair::new();
+    let driver = &pair.driver;
+    let [own, foreign] = [(); 2].map(|()| driver.alloc_number(Opcode::ALLOC_XRCD).unwrap());
+    let queue = |xrcd| {
+        let spec = XrcSpec { pd: pair.pd, xrcd, cqn: pair.other_cq.cqn, user_index: 0x77 };
+        let srq = Srq::create_xrc(&driver.context, spec, 3).unwrap();
+        srq.post(&[pair.remote_mr.sge(0, 64)]).unwrap();
+        srq
+    };
+    let (first, second, elsewhere) = (queue(own), queue(own), queue(foreign));
+    pair.local.fill_pattern(2);
+    let send = |srq: &Srq| {
+        let spec = QpSpec {
+            service: service_type::XRC,
+            srq: Some(first.srqn),
+            xrcd: own,
+            ..QpSpec::rc(driver, pair.pd, &pair.one_cq)
+        };
+        let (from, _to) = Qp::pair(driver, spec.clone(), QpSpec { log_sq: 0, ..spec }).unwrap();
+        from.post_one(Wqe::send().xrc(srq.srqn).sge(pair.local_mr.sge(0, 64)).signaled());
+        pair.one_cq.wait().unwrap().outcome()
+    };
+    for srq in [&first, &second] {
+        assert_eq!(send(srq), (cqe_opcode::REQ, 0));
+        let got = pair.other_cq.wait_ok().unwrap();
+        assert_eq!((got.opcode(), cqe::SRQN_UIDX.get(&got.bytes)), (cqe_opcode::RESP_SEND, 0x77));
+        pair.assert_copied((&pair.local, 0), (&pair.remote, 0), 64);
+    }
+    // A queue of another domain.
+    assert_eq!(send(&elsewhere), (cqe_opcode::REQ_ERR, syndrome::REMOTE_INVAL_REQ_ERR));
+    assert!(pair.other_cq.poll().is_none());
 }

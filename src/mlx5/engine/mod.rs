@@ -21,8 +21,6 @@ mod execute;
 mod failure;
 mod receive;
 mod requester;
-#[cfg(test)]
-mod tests;
 mod transfer;
 mod worker;
 mod wqe;

@@ -38,7 +38,7 @@ pub use memory::{Buffer, Guest};
 pub use mkey::{Access, MkeySpec, Mr, UmrSpec};
 pub use odp::{OdpMr, PageFault};
 pub use qp::{Peer, Qp, QpSpec};
-pub use srq::Srq;
+pub use srq::{Srq, XrcSpec};
 pub use wqe::{Sge, Wqe};
 
 /// How long anything may take before it counts as lost. Everything that is not lost takes milliseconds.

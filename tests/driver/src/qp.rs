@@ -45,6 +45,8 @@ pub struct QpSpec {
     pub log_rq_sges: u32,
     /// Shared receive queue instead of its own.
     pub srq: Option<u32>,
+    /// XRC domain, 0 for other services.
+    pub xrcd: u32,
     /// Value for CQEs.
     pub user_index: u32,
     /// What the peer may do.
@@ -78,6 +80,7 @@ impl QpSpec {
             log_rq: 4,
             log_rq_sges: 2,
             srq: None,
+            xrcd: 0,
             user_index: NO_USER_INDEX,
             remote_write: true,
             remote_read: true,
@@ -160,6 +163,7 @@ impl Qp {
         };
         qpc::RQ_TYPE.set(c, kind);
         qpc::SRQN_RMPN_XRQN.set(c, spec.srq.unwrap_or(0));
+        qpc::XRCD.set(c, spec.xrcd);
         let input = Input::new(Opcode::CREATE_QP, create_in::SIZE).bytes(create_in::QPC, c).list(&buffer.pages);
         let qpn = create_out::QPN.get(&context.command(input)?);
         Ok(Self { qpn, spec, context: context.clone(), buffer, record, state: Mutex::default() })

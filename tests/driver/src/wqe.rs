@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Send work requests, segment by segment (contract 7.3).
 
-use mlx5_spec::wqe::{DS_UNIT, atomic, av, ce, ctrl, data, fence, opcode, raddr};
+use mlx5_spec::wqe::{DS_UNIT, atomic, av, ce, ctrl, data, fence, opcode, raddr, xrc};
 
 /// A piece of memory in a scatter or gather list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct Wqe {
     bytes: Vec<u8>,
     /// Size to claim in units of 16 bytes, when it is not the true one.
     pub claimed_ds: Option<u32>,
+    /// Queue pair to claim, when it is not the true one.
+    pub claimed_qpn: Option<u32>,
 }
 
 impl Wqe {
@@ -38,7 +40,7 @@ impl Wqe {
     pub fn new(opcode: u32) -> Self {
         let mut bytes = vec![0; ctrl::SIZE];
         ctrl::OPCODE.set(&mut bytes, opcode);
-        Self { bytes, claimed_ds: None }
+        Self { bytes, claimed_ds: None, claimed_qpn: None }
     }
 
     /// NOP.
@@ -101,6 +103,13 @@ impl Wqe {
         self.segment(&bytes)
     }
 
+    /// XRC segment: the shared receive queue that the message is for.
+    pub fn xrc(self, srqn: u32) -> Self {
+        let mut bytes = [0; DS_UNIT];
+        xrc::XRC_SRQN.set(&mut bytes, srqn);
+        self.segment(&bytes)
+    }
+
     /// Any segment; padded to 16 bytes.
     pub fn segment(mut self, bytes: &[u8]) -> Self {
         self.bytes.extend(bytes);
@@ -138,11 +147,17 @@ impl Wqe {
         self
     }
 
+    /// Claims to belong to another queue pair.
+    pub fn claiming_qpn(mut self, qpn: u32) -> Self {
+        self.claimed_qpn = Some(qpn);
+        self
+    }
+
     /// The finished bytes for a place in a queue.
     pub(crate) fn finish(&self, index: u16, qpn: u32) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         ctrl::WQE_INDEX.set(&mut bytes, u32::from(index));
-        ctrl::QPN.set(&mut bytes, qpn);
+        ctrl::QPN.set(&mut bytes, self.claimed_qpn.unwrap_or(qpn));
         ctrl::DS.set(&mut bytes, self.claimed_ds.unwrap_or((self.bytes.len() / DS_UNIT) as u32));
         bytes
     }

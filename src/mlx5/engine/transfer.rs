@@ -16,7 +16,7 @@ use crate::quiesce::Section;
 use probe::ledger::Seq;
 
 pub use atomic::{Atomic, atomic};
-use copy::{copy_spans, put_bytes};
+use copy::{Source, place};
 pub use late::Late;
 
 /// Bytes that one section moves; a zap waits for no more than this.
@@ -57,6 +57,13 @@ pub enum Stop {
     NoTarget,
     /// A planted fault keeps the piece for later.
     Late(Box<Late>),
+}
+
+impl Stop {
+    /// Whether a page is missing that somebody may bring.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Source(AccessError::NotPresent { .. }) | Self::Target(AccessError::NotPresent { .. }))
+    }
 }
 
 /// What a planted fault says about a piece that is about to be copied.
@@ -111,6 +118,22 @@ impl Side {
 pub struct Scratch {
     source: Side,
     target: Side,
+    /// A datagram's bytes: [`Scratch::packet`].
+    packet: Vec<u8>,
+}
+
+impl Scratch {
+    /// Room for a datagram; given back with [`Scratch::keep`].
+    pub fn packet(&mut self) -> Vec<u8> {
+        let mut packet = std::mem::take(&mut self.packet);
+        packet.clear();
+        packet
+    }
+
+    /// Keeps the room for the next one.
+    pub fn keep(&mut self, packet: Vec<u8>) {
+        self.packet = packet;
+    }
 }
 
 /// Whose transfer it is.
@@ -124,6 +147,15 @@ pub struct Mover {
 enum Found<'a> {
     Spans(u64),
     Bytes(&'a [u8]),
+}
+
+impl Found<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Spans(len) => *len,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
 }
 
 impl<'a> End<'a> {
@@ -208,6 +240,81 @@ pub struct At {
     pub want: u64,
 }
 
+/// A piece of a message on its way, of at least one byte: first its source is translated ([`Piece::read`]), then its target
+/// ([`Piece::aim`]), then it is copied ([`Piece::copy`]), all in one section. Whoever has something to decide, or to take for it, does so in between.
+/// [`Scratch`] holds the translations, so that there is one piece at a time.
+pub struct Piece<'a> {
+    source: Found<'a>,
+    len: u64,
+}
+
+impl<'a> Piece<'a> {
+    /// The bytes of `from` at byte `at`: at most `want` or [`CHUNK`], and no more than are present.
+    pub fn read(
+        hca: &Hca,
+        section: &Section<'_>,
+        scratch: &mut Scratch,
+        from: &End<'a>,
+        (at, want): (u64, u64),
+    ) -> Result<Self, Stop> {
+        let source = from.find(hca, section, at, want.min(CHUNK), &mut scratch.source).map_err(Stop::Source)?;
+        let len = source.len();
+        if len == 0 {
+            return Err(Stop::Source(AccessError::Denied { key: 0, why: "the list is shorter than the message" }));
+        }
+        Ok(Self { source, len })
+    }
+
+    /// Bytes that are at hand already: at least one.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        Self { source: Found::Bytes(bytes), len: bytes.len() as u64 }
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Where the piece goes: to byte `at` of `to`. It may become shorter, not empty.
+    pub fn aim(
+        &mut self,
+        hca: &Hca,
+        section: &Section<'_>,
+        scratch: &mut Scratch,
+        to: &End<'_>,
+        at: u64,
+    ) -> Result<(), Stop> {
+        let target = to.find(hca, section, at, self.len, &mut scratch.target).map_err(Stop::Target)?;
+        let Found::Spans(room @ 1..) = target else {
+            return Err(Stop::Target(AccessError::Denied { key: 0, why: "the list has no room" }));
+        };
+        self.len = self.len.min(room);
+        Ok(())
+    }
+
+    /// Copies the piece, unless `plan`, which is asked now, says otherwise. Bytes that are in place.
+    pub fn copy(
+        self,
+        hca: &Hca,
+        (scratch, mover): (&mut Scratch, Mover),
+        plan: impl FnOnce() -> Plan,
+    ) -> Result<u64, Stop> {
+        let Self { source, len } = self;
+        let begun = begin(hca);
+        let plan = plan();
+        if plan == Plan::Late {
+            return Err(Stop::Late(Box::new(late::keep(hca, source, scratch, len, begun))));
+        }
+        let from = match source {
+            Found::Bytes(bytes) => Source::Bytes(bytes),
+            Found::Spans(_) => Source::Spans(&scratch.source.spans),
+        };
+        place(hca, from, &scratch.target.spans, len)?;
+        record(hca, mover, (&scratch.source, &scratch.target), len, (begun, plan == Plan::Hide));
+        Ok(len)
+    }
+}
+
 /// Moves some bytes: at least one, at most `at.want` or [`CHUNK`]. `plan` is asked once both ends are translated.
 pub fn transfer(
     hca: &Hca,
@@ -217,31 +324,37 @@ pub fn transfer(
     at: At,
     plan: impl FnOnce() -> Plan,
 ) -> Result<u64, Stop> {
-    let want = at.want.min(CHUNK);
-    let source = from.find(hca, section, at.source, want, &mut scratch.source).map_err(Stop::Source)?;
-    let have = match source {
-        Found::Spans(have) => have,
-        Found::Bytes(bytes) => bytes.len() as u64,
-    };
-    if have == 0 {
-        return Err(Stop::Source(AccessError::Denied { key: 0, why: "the list is shorter than the message" }));
+    let mut piece = Piece::read(hca, section, scratch, from, (at.source, at.want))?;
+    piece.aim(hca, section, scratch, to, at.target)?;
+    piece.copy(hca, (scratch, mover), plan)
+}
+
+/// Reads all `len` bytes of `from`, at most [`CHUNK`], and appends them to `into`; on error `into` holds a part of them.
+pub fn gather(
+    hca: &Hca,
+    section: &Section<'_>,
+    (scratch, mover): (&mut Scratch, Mover),
+    (from, len): (&End<'_>, u64),
+    into: &mut Vec<u8>,
+) -> Result<(), Stop> {
+    let mut done = 0;
+    while done < len {
+        let piece = Piece::read(hca, section, scratch, from, (done, len - done))?;
+        let begun = begin(hca);
+        match piece.source {
+            Found::Bytes(bytes) => into.extend_from_slice(bytes),
+            Found::Spans(_) => copy::fetch(hca, &scratch.source.spans, into)?,
+        }
+        scratch.target.clear();
+        record(hca, mover, (&scratch.source, &scratch.target), piece.len, (begun, false));
+        done += piece.len;
     }
-    let target = to.find(hca, section, at.target, have, &mut scratch.target).map_err(Stop::Target)?;
-    let Found::Spans(room @ 1..) = target else {
-        return Err(Stop::Target(AccessError::Denied { key: 0, why: "the list has no room" }));
-    };
-    let len = have.min(room);
-    let begun = if hca.ledger.watches_any() { hca.ledger.tick() } else { 0 };
-    let plan = plan();
-    if plan == Plan::Late {
-        return Err(Stop::Late(Box::new(late::keep(hca, source, scratch, len, begun))));
-    }
-    match source {
-        Found::Bytes(bytes) => put_bytes(hca, bytes, &scratch.target.spans, len)?,
-        Found::Spans(_) => copy_spans(hca, &scratch.source.spans, &scratch.target.spans, len)?,
-    }
-    record(hca, mover, (&scratch.source, &scratch.target), len, (begun, plan == Plan::Hide));
-    Ok(len)
+    Ok(())
+}
+
+/// The time from which on a copy may have happened, for the ledger.
+fn begin(hca: &Hca) -> Seq {
+    if hca.ledger.watches_any() { hca.ledger.tick() } else { 0 }
 }
 
 /// Puts a piece that has been copied on record, for its watched pages.

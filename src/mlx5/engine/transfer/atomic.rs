@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::VolatileMemory;
 
-use super::copy::{put_bytes, refused, slice};
-use super::{End, Found, Mover, Scratch, Side, Stop, record};
+use super::copy::{Source, place, refused, slice};
+use super::{End, Found, Mover, Scratch, Side, Stop, begin, record};
 use crate::hca::Hca;
 use crate::mkey::{Access, AccessError};
 use crate::quiesce::Section;
@@ -55,7 +55,7 @@ pub fn atomic(
     for place in &scratch.source.spans {
         hca.dma.check(place.gpa, place.len).map_err(|_| Stop::NoSource)?;
     }
-    let begun = if hca.ledger.watches_any() { hca.ledger.tick() } else { 0 };
+    let begun = begin(hca);
     // The host is little-endian, as KVM's is that this runs on.
     let old = match operation {
         Atomic::FetchAdd(add) => cell.fetch_add(add, Ordering::SeqCst),
@@ -63,7 +63,7 @@ pub fn atomic(
             cell.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|seen| seen)
         }
     };
-    put_bytes(hca, &old.to_le_bytes(), &scratch.source.spans, 8)?;
+    place(hca, Source::Bytes(&old.to_le_bytes()), &scratch.source.spans, 8)?;
     // Both are written: the word, and the place of the result.
     let nothing = Side::default();
     record(hca, mover, (&nothing, &scratch.target), 8, (begun, false));

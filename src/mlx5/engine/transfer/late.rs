@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::copy::{copy_spans, put_bytes};
+use super::copy::{Source, place};
 use super::{Found, Mover, Scratch, Side, record};
 use crate::hca::Hca;
 use crate::mkey::Mkey;
@@ -35,11 +35,11 @@ impl Late {
 
     /// Copies to where the translation led. Bytes that are in place.
     pub fn copy(&self, hca: &Hca, mover: Mover) -> u64 {
-        let copied = match &self.bytes {
-            Some(bytes) => put_bytes(hca, bytes, &self.target.spans, self.len).is_ok(),
-            None => copy_spans(hca, &self.source.spans, &self.target.spans, self.len).is_ok(),
+        let source = match &self.bytes {
+            Some(bytes) => Source::Bytes(bytes),
+            None => Source::Spans(&self.source.spans),
         };
-        if copied {
+        if place(hca, source, &self.target.spans, self.len).is_ok() {
             record(hca, mover, (&self.source, &self.target), self.len, (self.begun, false));
         }
         self.len

@@ -5,6 +5,11 @@
 use std::sync::Mutex;
 
 use super::buffer::GuestBuffer;
+use super::engine::read_record;
+use super::eq::Event;
+use super::hca::Hca;
+use super::sync::lock;
+use mlx5_spec::eq::{eqe_qp_srq, event};
 
 /// Which command family made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,4 +61,35 @@ pub struct SrqState {
     pub limit: u16,
     /// Destroyed, or its list cannot be followed: nothing is taken any more.
     pub dead: bool,
+}
+
+impl SrqState {
+    /// Whether the limit event is due with `left` WQEs; it is then due no more (contract 6.5).
+    pub fn fires_at(&mut self, left: u16) -> bool {
+        let fires = left < self.limit;
+        if fires {
+            self.limit = 0;
+        }
+        fires
+    }
+}
+
+impl Srq {
+    /// Wants the limit event once when fewer WQEs than `limit` are left: at once if there are fewer already, for perhaps no message comes
+    /// that would take one more. 0: never.
+    pub fn arm(&self, hca: &Hca, limit: u16) {
+        let mut state = lock(&self.state);
+        state.limit = limit;
+        let left = read_record(hca, self.record).map(|posted| posted.wrapping_sub(state.taken));
+        let below = left.is_some_and(|left| state.fires_at(left));
+        drop(state);
+        if below {
+            hca.async_event(self.limit_event());
+        }
+    }
+
+    /// What tells that the limit is reached.
+    pub fn limit_event(&self) -> Event {
+        Event::new(event::SRQ_RQ_LIMIT, 0).with(eqe_qp_srq::QP_SRQ_N, self.srqn)
+    }
 }

@@ -18,3 +18,4 @@ mod retries;
 mod rule_three;
 mod scene;
 mod shared_receive;
+mod taking;

@@ -158,7 +158,7 @@ pub fn modify_rmp(request: &mut Request<'_>) -> Outcome {
         return Err(CommandError::Param("an RMP stays ready"));
     }
     if request.get(modify_rmp_in::BITMASK_LWM) != 0 {
-        set_limit(&srq, request.get(wq::LWM.plus(modify_rmp_in::RMPC + rmpc::WQ)))?;
+        set_limit(request.hca, &srq, request.get(wq::LWM.plus(modify_rmp_in::RMPC + rmpc::WQ)))?;
     }
     Ok(Reply::ok())
 }
@@ -166,15 +166,15 @@ pub fn modify_rmp(request: &mut Request<'_>) -> Outcome {
 /// ARM_XRC_SRQ and ARM_RQ.
 pub fn arm(request: &mut Request<'_>) -> Outcome {
     let srq = find(&request.hca.srqs, "SRQ", request.get(arm_xrc_srq_in::XRC_SRQN))?;
-    set_limit(&srq, request.get(arm_xrc_srq_in::LWM))?;
+    set_limit(request.hca, &srq, request.get(arm_xrc_srq_in::LWM))?;
     Ok(Reply::ok())
 }
 
-fn set_limit(srq: &Srq, limit: u32) -> Result<(), CommandError> {
+fn set_limit(hca: &Hca, srq: &Srq, limit: u32) -> Result<(), CommandError> {
     if limit > 1 << srq.log_size {
         return Err(CommandError::Param("the limit is beyond the SRQ's size"));
     }
-    lock(&srq.state).limit = limit as u16;
+    srq.arm(hca, limit as u16);
     Ok(())
 }
 

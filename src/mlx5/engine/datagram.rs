@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Datagrams: UD, QP0 and QP1 (contract 6.3, 7.5). One packet, placed whole or dropped; the sender succeeds either way.
 
-use std::sync::Arc;
-
 use super::completion::{Arrival, Place, received};
 use super::failure::{Failure, stopped};
-use super::requester::{Cx, FaultEnd, Outcome, Requester, receives};
-use super::transfer::{At, End, Plan, Stop, transfer};
+use super::receive::NoWqe;
+use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester, receives};
+use super::transfer::{Piece, Plan, gather};
 use super::wqe::Grh;
 use crate::command::port_gid;
 use crate::hca::{Hca, PORT_LID};
 use crate::mkey::Rights;
-use crate::qp::{Qp, QpAttrs};
 use crate::quiesce::Section;
 use crate::sync::lock;
 use mlx5_spec::cq::syndrome;
@@ -24,52 +22,87 @@ const MAX_DATAGRAM: u64 = 4096;
 const PKEY: u32 = 0xffff;
 
 /// Why a datagram is not delivered.
-enum Lost {
-    /// Nobody is told.
+enum Undelivered {
+    /// It is dropped, and nobody is told.
     Dropped,
-    /// The sender's list cannot be read.
-    Sender(Outcome),
+    /// Its receive WQE is completed in error, or cannot be.
+    Failed(Failure),
 }
 
 impl Requester {
     /// Sends the current WQE's datagram.
     pub fn datagram(&mut self, cx: &mut Cx<'_>, section: &Section<'_>) -> Outcome {
-        if self.wqe.total > MAX_DATAGRAM {
+        let total = self.wqe.total;
+        if total > MAX_DATAGRAM {
             return Outcome::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
         }
-        let bytes = self.wqe.total;
-        match self.place(cx, section) {
-            Ok(()) => cx.hca.counters.bytes.add(bytes),
-            Err(Lost::Dropped) => return self.lost(cx, section),
-            Err(Lost::Sender(outcome)) => return outcome,
-        }
-        self.finish(cx.hca, 0)
+        self.peer = self.addressee(cx.hca);
+        let Some(peer) = &self.peer else { return self.lost(cx, section) };
+        // What its sender cannot read takes nothing from the receiver.
+        let mut packet = cx.scratch.packet();
+        packet.extend(match self.wqe.av.grh {
+            Some(grh) => grh_bytes(&grh, port_gid(cx.hca.index, grh.sgid_index), total),
+            None => [0; GRH_SIZE],
+        });
+        let from = self.list(Rights::LOCAL_READ);
+        let read = gather(cx.hca, section, (cx.scratch, self.mover()), (&from, total), &mut packet);
+        let outcome = match read {
+            Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Receive),
+            Ok(()) => match self.deliver_packet(cx, section, peer, &packet) {
+                Ok(()) => {
+                    cx.hca.counters.bytes.add(total);
+                    self.finish(cx.hca, 0)
+                }
+                Err(Undelivered::Dropped) => self.finish(cx.hca, 0),
+                Err(Undelivered::Failed(failure)) => Outcome::Failed(failure),
+            },
+        };
+        cx.scratch.keep(packet);
+        outcome
     }
 
-    fn place(&self, cx: &mut Cx<'_>, section: &Section<'_>) -> Result<(), Lost> {
+    /// Places `packet`, which begins with the room for the GRH, and completes it.
+    fn deliver_packet(
+        &self,
+        cx: &mut Cx<'_>,
+        section: &Section<'_>,
+        Peer { qp: to, attrs }: &Peer,
+        packet: &[u8],
+    ) -> Result<(), Undelivered> {
         let av = self.wqe.av;
-        let (to, attrs) = self.addressee(cx.hca).ok_or(Lost::Dropped)?;
         let mut responder = lock(&to.responder);
-        responder.sync(&attrs);
-        let recv = responder.take(cx.hca, &to, &attrs, attrs.srq.as_ref()).map_err(|_| Lost::Dropped)?;
-        let total = self.wqe.total;
-        let head = GRH_SIZE as u64;
-        let list = End::List { segs: &recv.segs, wqe: &[], pd: recv.pd, qpn: to.qpn, rights: Rights::LOCAL_WRITE };
-        if recv.room < head + total {
-            // The WQE stays for the next message.
-            return Err(Lost::Dropped);
+        responder.sync(attrs);
+        let offer = responder.next(cx.hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
+            NoWqe::NotReady | NoWqe::Misplaced => Undelivered::Dropped,
+            NoWqe::Broken => Undelivered::Failed(Failure::BROKEN_QUEUE),
+        })?;
+        if offer.wqe().room < packet.len() as u64 {
+            return Err(Undelivered::Dropped);
         }
-        if let Some(grh) = av.grh {
-            let bytes = grh_bytes(&grh, port_gid(cx.hca.index, grh.sgid_index), total);
-            let segs = [super::wqe::Seg::Inline { at: 0, len: head }];
-            let from = End::List { segs: &segs, wqe: &bytes, pd: 0, qpn: 0, rights: Rights::LOCAL_READ };
-            self.copy(cx, section, (&from, &list), (0, head))?;
-        }
-        if total > 0 {
-            self.copy(cx, section, (&self.list(Rights::LOCAL_READ), &list), (head, total))?;
-        }
+        // Without a GRH its room stays as it is.
+        let skip = if av.grh.is_some() { 0 } else { GRH_SIZE };
+        let part = match packet.get(skip..).filter(|bytes| !bytes.is_empty()) {
+            None => Ok(None),
+            Some(bytes) => {
+                let mut part = Piece::of(bytes);
+                let whole = part.len();
+                let aimed = part.aim(cx.hca, section, cx.scratch, &offer.wqe().list(to.qpn), skip as u64);
+                match aimed {
+                    // A page fault of the receiver drops the datagram (contract 9.4).
+                    Ok(()) if part.len() < whole => return Err(Undelivered::Dropped),
+                    Err(stop) if stop.is_absence() => return Err(Undelivered::Dropped),
+                    aimed => aimed.map(|()| Some(part)),
+                }
+            }
+        };
+        let recv = offer.take(cx.hca);
+        let copied = part.and_then(|part| match part {
+            Some(part) => part.copy(cx.hca, (cx.scratch, self.mover()), || Plan::Copy).map(|_| ()),
+            None => Ok(()),
+        });
+        copied.map_err(|_| Undelivered::Failed(Failure::RECEIVE))?;
         let arrival = Arrival {
-            bytes: head + total,
+            bytes: packet.len() as u64,
             word: if to.service == service_type::QP1 { PKEY } else { Arrival::send(self.wqe.extra).word },
             source_qpn: self.source_qpn(),
             slid: PORT_LID,
@@ -80,37 +113,16 @@ impl Requester {
             ..Arrival::send(self.wqe.extra)
         };
         let place = Place { counter: recv.index, owner: to.user_index };
-        let cq = attrs.recv_cq.as_ref().ok_or(Lost::Dropped)?;
-        // A full CQ has told its own event.
-        received(cx.hca, cq, &to, place, &arrival).map_err(|_| Lost::Dropped)?;
-        responder.completed(&to);
-        Ok(())
-    }
-
-    /// Copies all `len` bytes to byte `at` of the target, or nothing that anyone is told of.
-    fn copy(
-        &self,
-        cx: &mut Cx<'_>,
-        section: &Section<'_>,
-        ends: (&End<'_>, &End<'_>),
-        (at, len): (u64, u64),
-    ) -> Result<(), Lost> {
-        let mut done = 0;
-        while done < len {
-            let part = At { source: done, target: at + done, want: len - done };
-            match transfer(cx.hca, section, (cx.scratch, self.mover()), ends, part, || Plan::Copy) {
-                Ok(moved) => done += moved,
-                // A page fault of the receiver drops the datagram (contract 9.4).
-                Err(Stop::Target(_) | Stop::NoTarget) => return Err(Lost::Dropped),
-                // Nothing counts as read: all of it is read again.
-                Err(stop) => return Err(Lost::Sender(stopped(stop, FaultEnd::Local, FaultEnd::Receive))),
-            }
+        let told = attrs.recv_cq.as_ref().is_some_and(|cq| received(cx.hca, cq, to, place, &arrival).is_ok());
+        if !told {
+            return Err(Undelivered::Failed(Failure::NO_RECEIVE_CQE));
         }
+        responder.completed(to);
         Ok(())
     }
 
     /// Who gets it: by LID and QPN, if P_Key and Q_Key are theirs (IBTA 9.6, 10.2).
-    fn addressee(&self, hca: &Hca) -> Option<(Arc<Qp>, Arc<QpAttrs>)> {
+    fn addressee(&self, hca: &Hca) -> Option<Peer> {
         let av = self.wqe.av;
         if av.dlid != PORT_LID || self.attrs.pkey_index != 0 {
             return None;
@@ -119,18 +131,18 @@ impl Requester {
             special @ (0 | 1) => *lock(&hca.special).get(special as usize)?,
             qpn => Some(qpn),
         };
-        let to = hca.qps.get(qpn?)?;
-        let attrs = to.attrs();
+        let qp = hca.qps.get(qpn?)?;
+        let attrs = qp.attrs();
         let qkey = if av.qkey >> 31 == 1 { self.attrs.qkey } else { av.qkey };
-        let suits = match to.service {
+        let suits = match qp.service {
             service_type::QP0 => self.qp.service == service_type::QP0,
             service_type::UD | service_type::QP1 => qkey == attrs.qkey,
             _ => false,
         };
         // Addressed by its own number a special QP does not exist.
-        let named = matches!(to.service, service_type::QP0 | service_type::QP1) == (av.dqpn < 2);
+        let named = matches!(qp.service, service_type::QP0 | service_type::QP1) == (av.dqpn < 2);
         let taken = suits && named && receives(&attrs) && attrs.pkey_index == 0;
-        taken.then_some((to, attrs))
+        taken.then_some(Peer { qp, attrs })
     }
 
     fn source_qpn(&self) -> u32 {

@@ -8,7 +8,7 @@ use super::completion::{Arrival, Place, receive_owner, received, sent};
 use super::failure::{Failure, receive_cq, stopped};
 use super::receive::NoWqe;
 use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester};
-use super::transfer::{At, Atomic, CHUNK, End, Mover, Plan, atomic, transfer};
+use super::transfer::{At, Atomic, CHUNK, End, Mover, Piece, Plan, Stop, atomic, transfer};
 use super::wqe::{Extra, Kind, Seg};
 use crate::fault_rules::NicAction;
 use crate::hca::Hca;
@@ -79,22 +79,35 @@ impl Requester {
         End::List { segs: &self.wqe.segs, wqe: &self.bytes[..], pd: self.attrs.pd, qpn: self.qp.qpn, rights }
     }
 
-    /// The whole of what the WQE names at the responder.
-    fn target(&self, peer: &Peer, rights: Rights) -> Access {
+    /// `len` bytes of what the WQE names at the responder. The protection domain is the queue pair's or, with XRC, that of the SRQ in the
+    /// message's header (IBTA annex A14): a target queue pair belongs to no user.
+    fn target(&self, hca: &Hca, peer: &Peer, len: u64, rights: Rights) -> Result<Access, Failure> {
         let (va, key) = self.wqe.remote;
-        Access { key, pd: peer.attrs.pd, qpn: peer.qp.qpn, va, len: self.wqe.total, rights }
+        let pd = match self.qp.service {
+            service_type::XRC => self.named_queue(hca, peer).ok_or(Failure::INVALID_REQUEST)?.pd,
+            _ => peer.attrs.pd,
+        };
+        Ok(Access { key, pd, qpn: peer.qp.qpn, va, len, rights })
     }
 
     /// What the responder checks when a request arrives. A message without bytes names no memory (IBTA C9-88).
-    fn admit(&self, cx: &Cx<'_>, section: &Section<'_>, access: &Access, allowed: bool) -> Result<(), Failure> {
+    fn admit(
+        &self,
+        cx: &Cx<'_>,
+        section: &Section<'_>,
+        peer: &Peer,
+        rights: Rights,
+        allowed: bool,
+    ) -> Result<Access, Failure> {
         if !allowed {
             return Err(Failure::INVALID_REQUEST);
         }
+        let access = self.target(cx.hca, peer, self.wqe.total, rights)?;
         // What is moved in one piece is checked as a whole when it is translated.
         if self.done > 0 || access.len <= CHUNK {
-            return Ok(());
+            return Ok(access);
         }
-        mkey::check(cx.hca, section, access).map_err(|error| {
+        mkey::check(cx.hca, section, &access).map(|()| access).map_err(|error| {
             log::debug!("QPN {:#x}: refused to the peer: {error}", access.qpn);
             Failure::REMOTE_ACCESS
         })
@@ -105,10 +118,10 @@ impl Requester {
     }
 
     fn write(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
-        let access = self.target(peer, Rights::REMOTE_WRITE);
-        if let Err(failure) = self.admit(cx, section, &access, peer.attrs.remote_write) {
-            return Outcome::Failed(failure);
-        }
+        let access = match self.admit(cx, section, peer, Rights::REMOTE_WRITE, peer.attrs.remote_write) {
+            Ok(access) => access,
+            Err(failure) => return Outcome::Failed(failure),
+        };
         if let Extra::Imm(word) = self.wqe.extra {
             // Known to be there before the first byte, so that an RNR NAK leaves nothing behind.
             let arrival = Arrival { opcode: opcode::RESP_WR_IMM, word, ..Arrival::default() };
@@ -125,10 +138,10 @@ impl Requester {
     }
 
     fn read(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
-        let access = self.target(peer, Rights::REMOTE_READ);
-        if let Err(failure) = self.admit(cx, section, &access, peer.attrs.remote_read) {
-            return Outcome::Failed(failure);
-        }
+        let access = match self.admit(cx, section, peer, Rights::REMOTE_READ, peer.attrs.remote_read) {
+            Ok(access) => access,
+            Err(failure) => return Outcome::Failed(failure),
+        };
         if self.done == self.wqe.total {
             return self.finish(cx.hca, self.done);
         }
@@ -149,11 +162,13 @@ impl Requester {
     }
 
     fn atomic(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
-        let (va, key) = self.wqe.remote;
-        let word = Access { key, pd: peer.attrs.pd, qpn: peer.qp.qpn, va, len: 8, rights: Rights::ATOMIC };
-        if !peer.attrs.remote_atomic || va % 8 != 0 {
+        if !peer.attrs.remote_atomic || self.wqe.remote.0 % 8 != 0 {
             return Outcome::Failed(Failure::INVALID_REQUEST);
         }
+        let word = match self.target(cx.hca, peer, 8, Rights::ATOMIC) {
+            Ok(word) => word,
+            Err(failure) => return Outcome::Failed(failure),
+        };
         if self.wqe.total < 8 {
             return Outcome::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
         }
@@ -182,33 +197,56 @@ impl Requester {
         arrival: Arrival,
         write: Option<Access>,
     ) -> Outcome {
+        let total = self.wqe.total;
+        // What its sender cannot read takes nothing from the responder.
+        let part = match total - self.done {
+            0 => None,
+            left => {
+                let from = self.list(Rights::LOCAL_READ);
+                match Piece::read(cx.hca, section, cx.scratch, &from, (self.done, left)) {
+                    Ok(part) => Some(part),
+                    Err(stop) => return stopped(stop, FaultEnd::Local, FaultEnd::Receive),
+                }
+            }
+        };
         let Ok(srq) = self.shared_queue(cx.hca, peer) else { return Outcome::Failed(Failure::INVALID_REQUEST) };
         let mut responder = lock(&peer.qp.responder);
         responder.sync(&peer.attrs);
-        let recv = match responder.take(cx.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
-            Ok(recv) => recv,
+        let offer = match responder.next(cx.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
+            Ok(offer) => offer,
             Err(NoWqe::NotReady) if self.is_unreliable() => return self.lost(cx, section),
             Err(NoWqe::NotReady) => return Outcome::NotReady,
             Err(NoWqe::Broken) => return Outcome::Failed(Failure::BROKEN_QUEUE),
+            Err(NoWqe::Misplaced) => return Outcome::Failed(Failure::INVALID_REQUEST),
         };
-        let total = self.wqe.total;
+        let (aimed, end) = match write {
+            Some(access) => (self.aim(cx, section, part, &End::Remote { access }), FaultEnd::Remote),
+            None if total > offer.wqe().room => {
+                // A reliable message is answered, and its receive WQE tells of it too; another is as if it had never come.
+                if self.is_unreliable() {
+                    return self.lost(cx, section);
+                }
+                offer.take(cx.hca);
+                return Outcome::Failed(Failure::TOO_LONG);
+            }
+            None => (self.aim(cx, section, part, &offer.wqe().list(peer.qp.qpn)), FaultEnd::Receive),
+        };
+        let part = match aimed {
+            Ok(part) => part,
+            Err(stop) if end == FaultEnd::Remote => return stopped(stop, FaultEnd::Local, end),
+            // Nobody waits for the page (contract 9.4).
+            Err(stop) if stop.is_absence() && self.is_unreliable() => return self.lost(cx, section),
+            Err(stop) => {
+                offer.take(cx.hca);
+                return stopped(stop, FaultEnd::Local, end);
+            }
+        };
+        let recv = offer.take(cx.hca);
         let mut moved = 0;
-        if self.done < total {
-            let to = match write {
-                Some(access) => End::Remote { access },
-                None if total > recv.room => return Outcome::Failed(Failure::TOO_LONG),
-                None => {
-                    End::List { segs: &recv.segs, wqe: &[], pd: recv.pd, qpn: peer.qp.qpn, rights: Rights::LOCAL_WRITE }
-                }
-            };
-            let ends = (&self.list(Rights::LOCAL_READ), &to);
-            let plan = || self.plan(cx.hca);
-            moved = match transfer(cx.hca, section, (cx.scratch, self.mover()), ends, self.at(), plan) {
+        if let Some(part) = part {
+            moved = match part.copy(cx.hca, (cx.scratch, self.mover()), || self.plan(cx.hca)) {
                 Ok(moved) => moved,
-                Err(stop) => {
-                    let end = if write.is_some() { FaultEnd::Remote } else { FaultEnd::Receive };
-                    return stopped(stop, FaultEnd::Local, end);
-                }
+                Err(stop) => return stopped(stop, FaultEnd::Local, end),
             };
         }
         if self.done + moved < total {
@@ -236,13 +274,30 @@ impl Requester {
         self.finish(cx.hca, 0)
     }
 
+    /// Finds where the next part of a message goes, if there is any left.
+    fn aim<'a>(
+        &self,
+        cx: &mut Cx<'_>,
+        section: &Section<'_>,
+        part: Option<Piece<'a>>,
+        to: &End<'_>,
+    ) -> Result<Option<Piece<'a>>, Stop> {
+        let Some(mut part) = part else { return Ok(None) };
+        part.aim(cx.hca, section, cx.scratch, to, self.done)?;
+        Ok(Some(part))
+    }
+
     /// The SRQ that the message takes a WQE from, if any: XRC messages name it.
     fn shared_queue(&self, hca: &Hca, peer: &Peer) -> Result<Option<Arc<Srq>>, ()> {
-        if self.qp.service != service_type::XRC {
-            return Ok(peer.attrs.srq.clone());
+        match self.qp.service {
+            service_type::XRC => self.named_queue(hca, peer).map(Some).ok_or(()),
+            _ => Ok(peer.attrs.srq.clone()),
         }
-        let named = hca.srqs.get(self.wqe.srqn).filter(|srq| srq.kind == SrqKind::Xrc && srq.xrcd == peer.attrs.xrcd);
-        named.map(Some).ok_or(())
+    }
+
+    /// The SRQ that an XRC message names, if its target serves it.
+    fn named_queue(&self, hca: &Hca, peer: &Peer) -> Option<Arc<Srq>> {
+        hca.srqs.get(self.wqe.srqn).filter(|srq| srq.kind == SrqKind::Xrc && srq.xrcd == peer.attrs.xrcd)
     }
 
     /// Who moves data, for the ledger.

@@ -23,7 +23,7 @@ use mlx5_spec::qp::{service_type, state};
 /// What both sides see of a failed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
-    /// Syndrome of the send WQE; `None`: no CQE can be written.
+    /// Syndrome of the send WQE; `None`: its CQ takes no CQE.
     pub requester: Option<u32>,
     /// The responder's share, which goes to ERR then.
     pub responder: Option<AtResponder>,
@@ -36,6 +36,8 @@ pub struct AtResponder {
     pub cqe: Option<u32>,
     /// Asynchronous event about the queue pair.
     pub event: Option<u32>,
+    /// The fault is its own and not the request's: it fails too if the service is unreliable, whose bad requests are dropped (IBTA 9.8.2.2).
+    pub own: bool,
 }
 
 impl Failure {
@@ -51,14 +53,19 @@ impl Failure {
     /// The message is longer than the receive WQE.
     pub const TOO_LONG: Self = Self::nak(syndrome::REMOTE_INVAL_REQ_ERR, Some(syndrome::LOCAL_LENGTH_ERR), None);
     /// The receive WQE's list is not the responder's to write.
-    pub const RECEIVE: Self = Self::nak(syndrome::REMOTE_OP_ERR, Some(syndrome::LOCAL_PROT_ERR), None);
+    pub const RECEIVE: Self = Self::operational(Some(syndrome::LOCAL_PROT_ERR), None);
     /// The responder cannot tell of the message: its CQ is full or gone.
-    pub const NO_RECEIVE_CQE: Self = Self::nak(syndrome::REMOTE_OP_ERR, None, None);
+    pub const NO_RECEIVE_CQE: Self = Self::operational(None, Some(event::WQ_CATAS_ERROR));
     /// The responder's receive queue cannot be read.
-    pub const BROKEN_QUEUE: Self = Self::nak(syndrome::REMOTE_OP_ERR, None, Some(event::WQ_CATAS_ERROR));
+    pub const BROKEN_QUEUE: Self = Self::operational(None, Some(event::WQ_CATAS_ERROR));
 
     const fn nak(requester: u32, cqe: Option<u32>, event: Option<u32>) -> Self {
-        Self { requester: Some(requester), responder: Some(AtResponder { cqe, event }) }
+        Self { requester: Some(requester), responder: Some(AtResponder { cqe, event, own: false }) }
+    }
+
+    /// NAK "remote operational": the request is good, the responder is not.
+    pub const fn operational(cqe: Option<u32>, event: Option<u32>) -> Self {
+        Self { requester: Some(syndrome::REMOTE_OP_ERR), responder: Some(AtResponder { cqe, event, own: true }) }
     }
 
     /// A page that the driver could not bring, an access that is not allowed or that leads outside guest RAM, by where it was
@@ -71,7 +78,7 @@ impl Failure {
         }
     }
 
-    /// No CQE can be written for the requester.
+    /// The requester's CQ takes no CQE.
     pub const MUTE: Self = Self { requester: None, responder: None };
 }
 
@@ -105,25 +112,30 @@ impl Requester {
             !matches!(self.qp.service, service_type::UC | service_type::UD | service_type::QP0 | service_type::QP1);
         self.abandon(cx.hca);
         if let Some(at) = failure.responder {
+            if reliable || at.own {
+                self.fail_responder(cx, at);
+            }
             if !reliable {
                 return self.dropped(cx);
             }
-            self.fail_responder(cx, at);
         }
         let section = cx.hca.quiesce.enter(cx.engine);
         if !self.qp.in_force(&self.attrs) {
             // Whoever changed it decides what becomes of the WQE.
             return;
         }
-        if let Some((syndrome, cq)) = failure.requester.zip(self.attrs.send_cq.as_ref()) {
+        let told = failure.requester.zip(self.attrs.send_cq.as_ref()).is_some_and(|(syndrome, cq)| {
             let place = Place { counter: self.next, owner: self.qp.user_index };
-            // A CQ that takes none has told its own event.
-            let _ = failed(cx.hca, cq, &self.qp, place, Half::Requester(self.wqe.opcode), syndrome);
-        }
+            failed(cx.hca, cq, &self.qp, place, Half::Requester(self.wqe.opcode), syndrome).is_ok()
+        });
         self.retire();
         drop(section);
-        let to = if reliable { state::ERR } else { state::SQER };
-        leave_service(cx.hca, &self.qp, &self.attrs, to);
+        let (to, event) = match told {
+            true => (if reliable { state::ERR } else { state::SQER }, None),
+            // The CQ has told its own event (IBTA 11.6.3.1); the queue pair cannot go on whatever its service.
+            false => (state::ERR, Some(event::WQ_CATAS_ERROR)),
+        };
+        end_service(cx.hca, &self.qp, &self.attrs, to, event);
     }
 
     /// An unreliable message that the responder does not take is lost, and nobody is told (IBTA 9.8.2.2).
@@ -143,24 +155,23 @@ impl Requester {
 
     fn fail_responder(&mut self, cx: &mut Cx<'_>, at: AtResponder) {
         let Some(peer) = &self.peer else { return };
+        let mut event = at.event;
         let section = cx.hca.quiesce.enter(cx.engine);
         if peer.qp.in_force(&peer.attrs) {
             let mut responder = lock(&peer.qp.responder);
             responder.sync(&peer.attrs);
             if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
                 let place = Place { counter, owner: receive_owner(cx.hca, &peer.qp, srqn) };
-                if let Some(cq) = receive_cq(cx.hca, &peer.attrs, srqn) {
-                    let _ = failed(cx.hca, &cq, &peer.qp, place, Half::Responder, syndrome);
+                let told = receive_cq(cx.hca, &peer.attrs, srqn)
+                    .is_some_and(|cq| failed(cx.hca, &cq, &peer.qp, place, Half::Responder, syndrome).is_ok());
+                if !told {
+                    event = Some(event::WQ_CATAS_ERROR);
                 }
                 responder.completed(&peer.qp);
             }
         }
         drop(section);
-        if leave_service(cx.hca, &peer.qp, &peer.attrs, state::ERR)
-            && let Some(kind) = at.event
-        {
-            cx.hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, peer.qp.qpn));
-        }
+        end_service(cx.hca, &peer.qp, &peer.attrs, state::ERR, event);
     }
 
     /// Raises a page fault and waits for it, or fails.
@@ -328,6 +339,15 @@ pub fn receive_cq(hca: &Hca, attrs: &QpAttrs, srqn: Option<u32>) -> Option<std::
     match xrc {
         Some(srq) => hca.cqs.get(srq.cqn),
         None => attrs.recv_cq.clone(),
+    }
+}
+
+/// [`leave_service`], and tells `event` about the queue pair if that did it.
+fn end_service(hca: &Hca, qp: &Qp, seen: &QpAttrs, to: u32, event: Option<u32>) {
+    if leave_service(hca, qp, seen, to)
+        && let Some(kind) = event
+    {
+        hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, qp.qpn));
     }
 }
 

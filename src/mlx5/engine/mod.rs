@@ -26,7 +26,7 @@ mod worker;
 mod wqe;
 
 use door::Door;
-pub use receive::Responder;
+pub use receive::{Responder, read_record};
 use worker::Worker;
 
 /// Handles to the engine threads. A queue pair belongs to engine `uar % count`.

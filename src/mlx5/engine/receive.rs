@@ -3,13 +3,16 @@
 //!
 //! Posting has no doorbell: the record in guest memory is read whenever a WQE is needed and none is known of.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::transfer::End;
 use super::wqe::{MAX_RECV_WQE, Seg, parse_receive};
 use crate::eq::Event;
 use crate::hca::Hca;
+use crate::mkey::Rights;
 use crate::qp::{Qp, QpAttrs};
 use crate::srq::{Srq, SrqState};
 use crate::sync::lock;
@@ -50,6 +53,13 @@ pub struct RecvWqe {
     bytes: Vec<u8>,
 }
 
+impl RecvWqe {
+    /// Where the message goes that arrives at queue pair `qpn`.
+    pub fn list(&self, qpn: u32) -> End<'_> {
+        End::List { segs: &self.segs, wqe: &[], pd: self.pd, qpn, rights: Rights::LOCAL_WRITE }
+    }
+}
+
 /// Why there is no receive WQE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoWqe {
@@ -57,12 +67,44 @@ pub enum NoWqe {
     NotReady,
     /// The queue cannot be read: not guest RAM, or a list that leads nowhere.
     Broken,
+    /// The message before this one, which has not ended, took a WQE of another queue.
+    Misplaced,
 }
 
-/// What an index of a queue in a doorbell record says; `None` if the record is not in guest RAM.
+/// What an index of a queue in a doorbell record says; `None` if the record is not in guest RAM or not aligned. The driver has written the
+/// WQEs that it counts before it, so they are read after it.
 pub fn read_record(hca: &Hca, at: u64) -> Option<u16> {
-    let value: u32 = hca.dma.ram().ok()?.read_obj(GuestAddress(at)).ok()?;
+    let value: u32 = hca.dma.ram().ok()?.load(GuestAddress(at), Ordering::Acquire).ok()?;
     Some(u32::from_be(value) as u16)
+}
+
+/// The receive WQE for a message, read but not taken: whoever drops it leaves it to the next message of any queue pair.
+pub struct Offer<'a> {
+    responder: &'a mut Responder,
+    /// The queue that it is of, which stays locked so that nobody else is offered it, and how many are posted there.
+    shared: Option<(&'a Srq, MutexGuard<'a, SrqState>, u16)>,
+}
+
+impl<'a> Offer<'a> {
+    /// The WQE.
+    pub fn wqe(&self) -> &RecvWqe {
+        &self.responder.wqe
+    }
+
+    /// Takes it: it is the message's until [`Responder::completed`].
+    pub fn take(self, hca: &Hca) -> &'a RecvWqe {
+        self.responder.held = true;
+        if let Some((srq, mut state, posted)) = self.shared {
+            state.next = srq_next::NEXT_WQE_INDEX.get(&self.responder.wqe.bytes) as u16;
+            state.taken = state.taken.wrapping_add(1);
+            let below = state.fires_at(posted - 1);
+            drop(state);
+            if below {
+                hca.async_event(srq.limit_event());
+            }
+        }
+        &self.responder.wqe
+    }
 }
 
 impl Responder {
@@ -76,18 +118,31 @@ impl Responder {
     }
 
     /// The WQE for the message that arrives: the one that is held, or the next.
-    pub fn take(&mut self, hca: &Hca, qp: &Qp, attrs: &QpAttrs, srq: Option<&Arc<Srq>>) -> Result<&RecvWqe, NoWqe> {
-        if !self.held {
-            match srq {
-                Some(srq) => take_shared(hca, srq, &mut self.wqe)?,
-                None => self.take_own(hca, qp, attrs)?,
-            }
-            self.held = true;
+    pub fn next<'a>(
+        &'a mut self,
+        hca: &Hca,
+        qp: &Qp,
+        attrs: &QpAttrs,
+        srq: Option<&'a Arc<Srq>>,
+    ) -> Result<Offer<'a>, NoWqe> {
+        if self.held {
+            let same = self.wqe.srqn == srq.map(|srq| srq.srqn);
+            return if same { Ok(Offer { responder: self, shared: None }) } else { Err(NoWqe::Misplaced) };
         }
-        Ok(&self.wqe)
+        let shared = match srq {
+            Some(srq) => {
+                let (state, posted) = read_shared(hca, srq, &mut self.wqe)?;
+                Some((srq.as_ref(), state, posted))
+            }
+            None => {
+                self.read_own(hca, qp, attrs)?;
+                None
+            }
+        };
+        Ok(Offer { responder: self, shared })
     }
 
-    fn take_own(&mut self, hca: &Hca, qp: &Qp, attrs: &QpAttrs) -> Result<(), NoWqe> {
+    fn read_own(&mut self, hca: &Hca, qp: &Qp, attrs: &QpAttrs) -> Result<(), NoWqe> {
         let log_size = qp.layout.log_rq_size.ok_or(NoWqe::NotReady)?;
         if !self.any_posted(hca, attrs) {
             return Err(NoWqe::NotReady);
@@ -115,12 +170,12 @@ impl Responder {
         self.held.then_some((self.wqe.index, self.wqe.srqn))
     }
 
-    /// The WQE that [`Responder::take`] gave is completed.
+    /// The WQE that was taken is completed.
     pub fn completed(&mut self, qp: &Qp) {
         self.held = false;
         if self.wqe.srqn.is_none() {
             self.done = self.done.wrapping_add(1);
-            qp.progress.rq_done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            qp.progress.rq_done.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -150,38 +205,28 @@ impl Responder {
     }
 }
 
-/// Takes the next WQE of the list, and its link with it. The link of a posted WQE is good: the driver follows it itself when it posts, and
-/// never posts the tail. Once the WQE is completed it may be the tail, whose link the driver writes when it frees another.
-fn take_shared(hca: &Hca, srq: &Srq, wqe: &mut RecvWqe) -> Result<(), NoWqe> {
+/// Reads the next WQE of the list, and its link with it; how many are posted. The link of a posted WQE is good: the driver follows it itself when
+/// it posts, and never posts the tail. Once the WQE is completed it may be the tail, whose link the driver writes when it frees another.
+fn read_shared<'a>(hca: &Hca, srq: &'a Srq, wqe: &mut RecvWqe) -> Result<(MutexGuard<'a, SrqState>, u16), NoWqe> {
     let mut state = lock(&srq.state);
     if state.dead {
         return Err(NoWqe::Broken);
     }
-    let posted = read_record(hca, srq.record).ok_or(NoWqe::Broken)?;
-    let left = posted.wrapping_sub(state.taken);
-    if left == 0 {
+    let posted = read_record(hca, srq.record).ok_or(NoWqe::Broken)?.wrapping_sub(state.taken);
+    if posted == 0 {
         return Err(NoWqe::NotReady);
     }
-    if follow(hca, srq, &mut state, wqe).is_none() {
+    if follow(hca, srq, &state, wqe).is_none() {
         state.dead = true;
         drop(state);
         let broken = Event::new(event::SRQ_CATAS_ERROR, 0);
         hca.async_event(broken.with(eqe_qp_srq::QP_SRQ_N, srq.srqn));
         return Err(NoWqe::Broken);
     }
-    state.taken = state.taken.wrapping_add(1);
-    let below = state.limit != 0 && left - 1 < state.limit;
-    if below {
-        state.limit = 0;
-    }
-    drop(state);
-    if below {
-        hca.async_event(Event::new(event::SRQ_RQ_LIMIT, 0).with(eqe_qp_srq::QP_SRQ_N, srq.srqn));
-    }
-    Ok(())
+    Ok((state, posted))
 }
 
-fn follow(hca: &Hca, srq: &Srq, state: &mut SrqState, wqe: &mut RecvWqe) -> Option<()> {
+fn follow(hca: &Hca, srq: &Srq, state: &SrqState, wqe: &mut RecvWqe) -> Option<()> {
     let stride = (1usize << srq.log_stride.min(11)).min(MAX_RECV_WQE);
     let at = |index: u16| u64::from(index) * stride as u64;
     if u32::from(state.next) >= 1 << srq.log_size.min(16) {
@@ -193,6 +238,5 @@ fn follow(hca: &Hca, srq: &Srq, state: &mut SrqState, wqe: &mut RecvWqe) -> Opti
     wqe.index = state.next;
     wqe.pd = srq.pd;
     wqe.srqn = Some(srq.srqn);
-    state.next = srq_next::NEXT_WQE_INDEX.get(&wqe.bytes) as u16;
     Some(())
 }

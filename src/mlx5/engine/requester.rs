@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::failure::{AtResponder, Failure};
+use super::failure::Failure;
 use super::receive::read_record;
 use super::transfer::{Late, Scratch};
 use super::wqe::{Kind, MAX_SEND_WQE, SendWqe};
@@ -340,8 +340,7 @@ impl Requester {
             Ok(()) => self.invalidated = true,
             Err(error) => {
                 log::debug!("QPN {:#x}: send with invalidate: {error}", peer.qp.qpn);
-                let at = AtResponder { cqe: Some(syndrome::LOCAL_QP_OP_ERR), event: None };
-                self.fail(cx, Failure { requester: Some(syndrome::REMOTE_OP_ERR), responder: Some(at) });
+                self.fail(cx, Failure::operational(Some(syndrome::LOCAL_QP_OP_ERR), None));
             }
         }
     }

@@ -140,6 +140,8 @@ fn shared_receive_queues_have_one_number_space_and_their_own_commands() {
     srq::modify_rmp_in::BITMASK_LWM.set(&mut modify, 1);
     let lwm = srq::wq::LWM.plus(srq::modify_rmp_in::RMPC + srq::rmpc::WQ);
     lwm.set(&mut modify, 3);
+    // Three are posted, by the record that its context names, so the limit is not passed yet.
+    guest.ram.write_slice(&3u32.to_be_bytes(), GuestAddress(0)).unwrap();
     guest.run(&modify, 16).ok();
     let queried = guest.call(Opcode::QUERY_RMP, 0, rmpn).ok();
     assert_eq!(queried.get(srq::wq::LWM.plus(srq::query_rmp_out::RMPC + srq::rmpc::WQ)), 3);

@@ -162,7 +162,7 @@ impl Requester {
     }
 
     fn atomic(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
-        if !peer.attrs.remote_atomic || self.wqe.remote.0 % 8 != 0 {
+        if !peer.attrs.remote_atomic || !self.wqe.remote.0.is_multiple_of(8) {
             return Outcome::Failed(Failure::INVALID_REQUEST);
         }
         let word = match self.target(cx.hca, peer, 8, Rights::ATOMIC) {

@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
         let Span { gpa, len } = self.now;
         let len = len.min(to.len() as u64);
         let from = slice(self.ram, gpa, len).ok_or_else(|| refused(self.hca, gpa, len, Stop::NoSource))?;
-        from.copy_to_volatile_slice(to.clone());
+        from.copy_to_volatile_slice(*to);
         self.now = Span { gpa: gpa + from.len() as u64, len: self.now.len - from.len() as u64 };
         Ok(from.len())
     }

@@ -4,15 +4,17 @@
 //! and cannot reach each other through it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::NicConfig;
 use super::engine::Engines;
 use super::eq::{Eq, Event};
 use super::fault_rules::NicFaults;
+use super::host_memory::{HostMemory, object};
 use super::quiesce::Quiesce;
 use super::table::Table;
 use dma::DmaTarget;
+use mlx5_spec::eq::EQC_SIZE;
 use pci::msix::Msix;
 use pci::rationed::Rationed;
 use probe::ledger::{Ledger, NicCounters};
@@ -68,8 +70,12 @@ pub struct Bus {
     pub ledger: Arc<Ledger>,
     /// Interrupts.
     pub msix: Arc<Msix>,
+    /// Host memory that the guest makes the device take.
+    pub memory: HostMemory,
     /// Event queues.
     pub eqs: Table<Eq>,
+    /// Events that wait in full event queues.
+    pub waiting_events: AtomicUsize,
     /// Read sections of the engines (rule 3).
     pub quiesce: Quiesce,
     /// Injection rules.
@@ -99,13 +105,16 @@ impl Bus {
         let engines = usize::from(config.engines.clamp(1, 16));
         let payload = Arc::new(NicCounters::default());
         ledger.register_nic(index, &payload);
+        let memory = HostMemory::default();
         Ok(Self {
             index,
             config,
             dma,
             ledger,
             msix,
-            eqs: Table::new(1, 255, 64),
+            eqs: Table::new(1, 255, 64).charged(object::<Eq>(EQC_SIZE), &memory),
+            memory,
+            waiting_events: AtomicUsize::new(0),
             quiesce: Quiesce::new(engines),
             faults: NicFaults::default(),
             engines: Engines::new(engines)?,

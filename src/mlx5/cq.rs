@@ -11,6 +11,7 @@ use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::eq::Event;
 use super::sync::lock;
+use super::users::{Used, Users, Uses};
 use mlx5_spec::cq::{CQE_SIZE, cqe};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 
@@ -33,6 +34,10 @@ pub struct Cq {
     pub uar: u32,
     /// Event queue of its completion events.
     pub eqn: u32,
+    /// Queue pairs and shared receive queues that complete into it.
+    pub users: Users,
+    /// Its event queue and UAR page.
+    pub uses: Uses,
     /// CQC as created, for QUERY_CQ.
     pub context: Mutex<Vec<u8>>,
     log_size: u32,
@@ -92,7 +97,22 @@ impl Cq {
         let offset = if entry == 1 { 64 } else { 0 };
         let context = Mutex::new(context);
         let state = Mutex::default();
-        Self { cqn, uar, eqn, context, log_size, log_stride, offset, ignore_overrun, record, buffer, state }
+        let (users, uses) = (Users::default(), Uses::default());
+        Self {
+            cqn,
+            uar,
+            eqn,
+            users,
+            uses,
+            context,
+            log_size,
+            log_stride,
+            offset,
+            ignore_overrun,
+            record,
+            buffer,
+            state,
+        }
     }
 
     /// Bytes of a buffer for this geometry.
@@ -198,6 +218,12 @@ impl Cq {
         self.buffer.write(&bus.dma, at, body)?;
         fence(Ordering::Release);
         self.buffer.write(&bus.dma, at + body.len() as u64, last)
+    }
+}
+
+impl Used for Cq {
+    fn users(&self) -> &Users {
+        &self.users
     }
 }
 

@@ -8,11 +8,15 @@ use std::sync::atomic::{Ordering, fence};
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::sync::lock;
+use super::users::{Used, Users, Uses};
 use mlx5_spec::eq::{EQE_SIZE, eqe};
 
-/// Events that wait for room in a full queue. Completions come at most once a CQ and arm, commands 32 at most, page faults are
-/// capped: only a guest that provokes asynchronous events without reading them gets here.
-const MAX_BACKLOG: usize = 65_536;
+/// Events of one device that wait for room in full queues. Completions come at most once a CQ and arm, commands 32 at most, page faults
+/// are capped: only a guest that provokes asynchronous events without reading them gets here.
+const MAX_BACKLOG: usize = 131_072;
+
+/// Events for which an idle queue keeps room.
+const FEW: usize = 64;
 
 /// What an EQE says: its type, sub-type and the 28 data bytes at 0x20.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,10 @@ pub struct Eq {
     pub uar: u32,
     /// Event types claimed: bit t%64 of word t/64.
     pub mask: [u64; 4],
+    /// Completion queues that tell it.
+    pub users: Users,
+    /// Its UAR page.
+    pub uses: Uses,
     /// EQC as created, for QUERY_EQ.
     pub context: Vec<u8>,
     log_size: u32,
@@ -94,7 +102,8 @@ impl Eq {
     /// An unarmed, empty queue.
     pub fn new(eqn: u32, spec: EqSpec) -> Self {
         let EqSpec { vector, uar, mask, log_size, buffer, context } = spec;
-        Self { eqn, vector, uar, mask, context, log_size, buffer, state: Mutex::default() }
+        let (users, uses) = (Users::default(), Uses::default());
+        Self { eqn, vector, uar, mask, users, uses, context, log_size, buffer, state: Mutex::default() }
     }
 
     /// Publishes an event, or keeps it until there is room. An armed queue raises its vector once.
@@ -103,7 +112,8 @@ impl Eq {
         if state.dead {
             return;
         }
-        if state.backlog.len() >= MAX_BACKLOG {
+        let room = |waiting: usize| (waiting < MAX_BACKLOG).then_some(waiting + 1);
+        if bus.waiting_events.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             bus.counters.events_dropped.add(1);
             return;
         }
@@ -126,10 +136,11 @@ impl Eq {
     }
 
     /// No more entries or interrupts after this returns.
-    pub fn kill(&self) {
+    pub fn kill(&self, bus: &Bus) {
         let mut state = lock(&self.state);
         state.dead = true;
-        state.backlog.clear();
+        bus.waiting_events.fetch_sub(state.backlog.len(), Ordering::Relaxed);
+        state.backlog = VecDeque::new();
     }
 
     /// Entries written and consumed, and whether it is armed: for inspection.
@@ -141,7 +152,11 @@ impl Eq {
     fn drain(&self, bus: &Bus, state: &mut State) {
         let size = 1u32 << self.log_size;
         while state.producer.wrapping_sub(state.consumer) < size {
-            let Some(event) = state.backlog.pop_front() else { return };
+            let Some(event) = state.backlog.pop_front() else {
+                // A flood that is over leaves no memory behind.
+                return state.backlog.shrink_to(FEW);
+            };
+            bus.waiting_events.fetch_sub(1, Ordering::Relaxed);
             let owner = state.producer >> self.log_size & 1;
             let at = u64::from(state.producer & (size - 1)) * EQE_SIZE as u64;
             let mut bytes = event.bytes;
@@ -166,5 +181,11 @@ impl Eq {
             fence(Ordering::SeqCst);
             bus.msix.trigger(self.vector);
         }
+    }
+}
+
+impl Used for Eq {
+    fn users(&self) -> &Users {
+        &self.users
     }
 }

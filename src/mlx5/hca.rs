@@ -8,13 +8,18 @@ use super::NicConfig;
 use super::buffer::BufferMemory;
 use super::bus::Bus;
 use super::cq::Cq;
+use super::host_memory::object;
 use super::levers::NicLevers;
-use super::mkey::{Mkey, TableMemory};
+use super::mkey::Mkey;
 use super::odp::PageFaults;
 use super::qp::{Qp, QpAttrs};
 use super::srq::Srq;
 use super::table::Table;
+use super::users::Users;
 use dma::DmaTarget;
+use mlx5_spec::cq::CQC_SIZE;
+use mlx5_spec::qp::QPC_SIZE;
+use mlx5_spec::srq::RMPC_SIZE;
 use pci::msix::Msix;
 use probe::ledger::Ledger;
 
@@ -22,6 +27,10 @@ use probe::ledger::Ledger;
 pub const FIRST_UAR: u32 = 16;
 /// The first mkey index: low ones stay reserved; index 1 variant 0 is the list terminator 0x100 (contract 8.1).
 pub const FIRST_MKEY: u32 = 0x100;
+/// Host bytes beside a queue pair: its engine's requester with one WQE and its segments, a receive WQE with its segments, uses.
+const ENGINE_SHARE: usize = 4096;
+/// Host bytes beside a UAR page: its eventfd, where that is attached and who watches it.
+const UAR_SHARE: usize = 1024;
 /// LID of the port (contract 11.2).
 pub const PORT_LID: u16 = 1;
 
@@ -37,18 +46,16 @@ pub struct Hca {
     pub srqs: Table<Srq>,
     /// Memory keys, by index.
     pub mkeys: Table<Mkey>,
-    /// Host memory of their translation tables.
-    pub mkey_tables: TableMemory,
-    /// Host memory of the queues' page lists.
+    /// The queues' page lists.
     pub queue_pages: BufferMemory,
-    /// Protection domains: only their numbers.
-    pub pds: Table<()>,
+    /// Protection domains: a number, and who uses it.
+    pub pds: Table<Users>,
     /// XRC domains.
-    pub xrcds: Table<()>,
+    pub xrcds: Table<Users>,
     /// Transport domains.
-    pub tds: Table<()>,
+    pub tds: Table<Users>,
     /// UAR pages.
-    pub uars: Table<()>,
+    pub uars: Table<Users>,
     /// QPNs of QP0 and QP1, once they exist (contract 6.3: packets to 0 and 1 go there).
     pub special: Mutex<[Option<u32>; 2]>,
     /// Page faults that the driver works on.
@@ -75,21 +82,25 @@ impl Hca {
         msix: Arc<Msix>,
     ) -> std::io::Result<Self> {
         let levers = NicLevers::new(index, ledger.clone());
+        let bus = Arc::new(Bus::new(index, config, dma, ledger, msix)?);
+        let memory = &bus.memory;
+        let domains = || Table::new(0x10, 0xff_0000, 1 << 16).charged(object::<Users>(0), memory);
+        let uars = Table::new(FIRST_UAR, super::UAR_PAGES - FIRST_UAR, super::UAR_PAGES as usize);
+        let qp = object::<Qp>(QPC_SIZE + size_of::<QpAttrs>() + ENGINE_SHARE);
         Ok(Self {
-            bus: Arc::new(Bus::new(index, config, dma, ledger, msix)?),
-            cqs: Table::new(0x80, 0xff_0000, 1 << 16),
-            qps: Table::new(0x40, 0xff_0000, 1 << 16),
-            srqs: Table::new(0x20, 0xff_0000, 1 << 16),
-            mkeys: Table::new(FIRST_MKEY, 0xff_0000, 1 << 20),
-            mkey_tables: TableMemory::default(),
+            cqs: Table::new(0x80, 0xff_0000, 1 << 16).charged(object::<Cq>(CQC_SIZE), memory),
+            qps: Table::new(0x40, 0xff_0000, 1 << 16).charged(qp, memory),
+            srqs: Table::new(0x20, 0xff_0000, 1 << 16).charged(object::<Srq>(RMPC_SIZE), memory),
+            mkeys: Table::new(FIRST_MKEY, 0xff_0000, 1 << 20).charged(object::<Mkey>(0), memory),
             queue_pages: BufferMemory::default(),
-            pds: Table::new(0x10, 0xff_0000, 1 << 16),
-            xrcds: Table::new(0x10, 0xff_0000, 1 << 16),
-            tds: Table::new(0x10, 0xff_0000, 1 << 16),
-            uars: Table::new(FIRST_UAR, super::UAR_PAGES - FIRST_UAR, super::UAR_PAGES as usize),
+            pds: domains(),
+            xrcds: domains(),
+            tds: domains(),
+            uars: uars.charged(object::<Users>(UAR_SHARE), memory),
             special: Mutex::default(),
             page_faults: PageFaults::default(),
             levers,
+            bus,
         })
     }
 

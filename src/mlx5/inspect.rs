@@ -50,6 +50,7 @@ impl NicHandle {
             "uars": numbers(&hca.uars.all()),
             "page_faults": hca.page_faults.live().len(),
             "queue_pages": hca.queue_pages.used(),
+            "host_memory": hca.memory.used(),
             "doorbell_eventfds": self.plane().doorbells().attached(),
             "counters": counters(&hca.counters),
         })

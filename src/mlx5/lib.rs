@@ -16,6 +16,7 @@ pub mod engine;
 pub mod eq;
 pub mod fault_rules;
 pub mod hca;
+pub mod host_memory;
 pub mod init_segment;
 pub mod inspect;
 pub mod levers;
@@ -34,6 +35,7 @@ pub mod table;
 #[cfg(test)]
 mod testing;
 pub mod uar;
+pub mod users;
 
 pub use command::log::TARGET as COMMAND_LOG;
 pub use mlx5_spec as spec;

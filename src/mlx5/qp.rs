@@ -10,6 +10,7 @@ use super::cq::Cq;
 use super::engine::Responder;
 use super::srq::Srq;
 use super::sync::{read, write};
+use super::users::Uses;
 use mlx5_spec::qp::{service_type, state};
 
 /// Where the work queues lie in the buffer (contract 7.2): RQ at 0, SQ behind it, each wrapping by itself.
@@ -88,6 +89,8 @@ pub struct Qp {
     pub layout: QueueLayout,
     /// Work queues.
     pub buffer: GuestBuffer,
+    /// Its domains, completion queues, shared receive queue and UAR page.
+    pub uses: Uses,
     /// QPC as created and modified, for QUERY_QP. The command plane's.
     pub context: Mutex<Vec<u8>>,
     /// The receiving half, which the engines of its peers use.
@@ -120,6 +123,7 @@ impl Qp {
             uar,
             layout,
             buffer,
+            uses: Uses::default(),
             context: Mutex::new(context),
             responder: Mutex::default(),
             progress: Progress::default(),

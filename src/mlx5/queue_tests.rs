@@ -47,6 +47,26 @@ fn an_armed_event_queue_interrupts_once_and_again_after_its_doorbell() {
     assert_eq!(bench.router.take(), [3]);
 }
 
+/// All full event queues together keep a bounded number of events, and a queue that is destroyed keeps none.
+#[test]
+fn a_flood_of_events_is_bounded_and_leaves_nothing() {
+    let bench = Bench::new();
+    let (one, other) = (eq(&bench, 1, 0, 2), eq(&bench, 2, 0, 2));
+    for _ in 0..80_000 {
+        one.push(&bench.hca, Event::new(event::COMP, 0));
+        other.push(&bench.hca, Event::new(event::COMP, 0));
+    }
+    let waiting = || bench.hca.waiting_events.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((waiting(), bench.hca.counters.events_dropped.get()), (131_072, 160_000 - 8 - 131_072));
+    one.kill(&bench.hca);
+    assert_eq!(waiting(), 131_072 / 2);
+    // Four entries at a time.
+    (1..=131_072 / 8).for_each(|turn| other.update(&bench.hca, turn * 4, false));
+    assert_eq!((waiting(), other.indices().0), (0, 131_072 / 2 + 4));
+    other.kill(&bench.hca);
+    assert_eq!(waiting(), 0);
+}
+
 #[test]
 fn a_full_event_queue_keeps_events_until_there_is_room_and_flips_the_owner() {
     let bench = Bench::new();
@@ -72,7 +92,7 @@ fn a_dead_event_queue_writes_and_interrupts_no_more() {
     let bench = Bench::new();
     let eq = eq(&bench, 1, 0, 2);
     eq.update(&bench.hca, 0, true);
-    eq.kill();
+    eq.kill(&bench.hca);
     eq.push(&bench.hca, Event::new(event::COMP, 0).with(eqe_comp::CQN, 5));
     assert_eq!((bench.router.take(), eqe_at(&bench, &eq, 0)), (NONE.to_vec(), vec![0; EQE_SIZE]));
 }

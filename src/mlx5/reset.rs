@@ -31,7 +31,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     hca.page_faults.clear();
     hca.quiesce.wait();
     hca.cqs.clear().iter().for_each(|cq| cq.kill());
-    hca.eqs.clear().iter().for_each(|eq| eq.kill());
+    hca.eqs.clear().iter().for_each(|eq| eq.kill(hca));
     for table in [&hca.pds, &hca.xrcds, &hca.tds, &hca.uars] {
         table.clear();
     }

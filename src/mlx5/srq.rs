@@ -9,6 +9,7 @@ use super::engine::read_record;
 use super::eq::Event;
 use super::hca::Hca;
 use super::sync::lock;
+use super::users::{Used, Users, Uses};
 use mlx5_spec::eq::{eqe_qp_srq, event};
 
 /// Which command family made it.
@@ -44,10 +45,20 @@ pub struct Srq {
     pub record: u64,
     /// WQEs.
     pub buffer: GuestBuffer,
+    /// Queue pairs that receive from it. XRC messages name theirs themselves.
+    pub users: Users,
+    /// Its domains and, XRC, its completion queue.
+    pub uses: Uses,
     /// Context as created, for queries.
     pub context: Mutex<Vec<u8>>,
     /// Where the engines are in the list.
     pub state: Mutex<SrqState>,
+}
+
+impl Used for Srq {
+    fn users(&self) -> &Users {
+        &self.users
+    }
 }
 
 /// Progress in the list.

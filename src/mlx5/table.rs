@@ -2,50 +2,90 @@
 //! A number space of objects: QPNs, CQNs, mkey indices and so on.
 //!
 //! Numbers are given out upwards and come around only at the end of the space, so that a number is not reused while a driver may
-//! still have it in a table (contract T10).
+//! still have it in a table (contract T10), and a doorbell that is late finds nobody. What the table costs depends on how many objects
+//! were alive at once, not on how many have come and gone.
 
 use std::sync::{Arc, RwLock};
 
+use super::host_memory::HostMemory;
 use super::sync::{read, write};
+
+/// Slots of a table that has its first object.
+const FEWEST: usize = 64;
 
 /// Objects by number. A lookup costs a read lock and an array access.
 pub struct Table<T> {
     first: u32,
     space: u32,
     limit: usize,
+    /// What an object takes of which account.
+    charge: Option<(u64, HostMemory)>,
     inner: RwLock<Inner<T>>,
 }
 
 struct Inner<T> {
-    /// Number of `slots[0]` is `first`.
-    slots: Vec<Option<Arc<T>>>,
+    /// Object n of the space lies in slot n modulo the length, which is a power of two and at least twice the number of objects.
+    slots: Vec<Option<(u32, Arc<T>)>>,
     next: u32,
     live: usize,
+}
+
+impl<T> Inner<T> {
+    fn slot(&self, at: u32) -> usize {
+        at as usize & self.slots.len().wrapping_sub(1)
+    }
+
+    fn get(&self, at: u32) -> Option<&Arc<T>> {
+        match self.slots.get(self.slot(at)) {
+            Some(Some((number, object))) if *number == at => Some(object),
+            _ => None,
+        }
+    }
+
+    /// Twice as many slots. Two numbers that differ modulo the old length differ modulo the new one.
+    fn grow(&mut self) {
+        let len = (self.slots.len() * 2).max(FEWEST);
+        let mut slots: Vec<_> = std::iter::repeat_with(|| None).take(len).collect();
+        for (at, object) in std::mem::take(&mut self.slots).into_iter().flatten() {
+            slots[at as usize & (len - 1)] = Some((at, object));
+        }
+        self.slots = slots;
+    }
 }
 
 impl<T> Table<T> {
     /// Numbers `first..first + space`, at most `limit` objects alive at once.
     pub fn new(first: u32, space: u32, limit: usize) -> Self {
         let inner = Inner { slots: Vec::new(), next: 0, live: 0 };
-        Self { first, space: space.max(1), limit, inner: RwLock::new(inner) }
+        Self { first, space: space.max(1), limit, charge: None, inner: RwLock::new(inner) }
     }
 
-    /// Makes an object under a fresh number; `None` when the space or the limit is exhausted.
+    /// The same; each object alive takes `bytes` of `memory`.
+    pub fn charged(self, bytes: u64, memory: &HostMemory) -> Self {
+        Self { charge: Some((bytes, memory.clone())), ..self }
+    }
+
+    /// Makes an object under a fresh number; `None` when the space, the limit or the host memory for it is exhausted.
     pub fn insert(&self, make: impl FnOnce(u32) -> T) -> Option<Arc<T>> {
         let mut inner = write(&self.inner);
         if inner.live >= self.limit.min(self.space as usize) {
             return None;
         }
+        if self.charge.as_ref().is_some_and(|(bytes, memory)| !memory.take(*bytes)) {
+            return None;
+        }
+        if inner.live * 2 >= inner.slots.len() {
+            inner.grow();
+        }
+        // Ends: a slot is free, and one that no other number of the space needs. At most half of the slots are taken, so that over a round
+        // of them a number is found at the second try.
         let mut at = inner.next;
-        // Ends: fewer objects are alive than the space has numbers.
-        while inner.slots.get(at as usize).is_some_and(Option::is_some) {
+        while inner.slots[inner.slot(at)].is_some() {
             at = (at + 1) % self.space;
         }
         let object = Arc::new(make(self.first + at));
-        if inner.slots.len() <= at as usize {
-            inner.slots.resize_with(at as usize + 1, || None);
-        }
-        inner.slots[at as usize] = Some(object.clone());
+        let slot = inner.slot(at);
+        inner.slots[slot] = Some((at, object.clone()));
         inner.next = (at + 1) % self.space;
         inner.live += 1;
         Some(object)
@@ -53,23 +93,25 @@ impl<T> Table<T> {
 
     /// The object with this number.
     pub fn get(&self, number: u32) -> Option<Arc<T>> {
-        let at = number.checked_sub(self.first)? as usize;
-        read(&self.inner).slots.get(at)?.clone()
+        self.with(number, Arc::clone)
     }
 
     /// What `look` finds in the object with this number, without counting a reference: for hot paths. No other lookup in this table
     /// within `look`.
     pub fn with<R>(&self, number: u32, look: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
-        let at = number.checked_sub(self.first)? as usize;
-        read(&self.inner).slots.get(at)?.as_ref().map(look)
+        let at = number.checked_sub(self.first)?;
+        read(&self.inner).get(at).map(look)
     }
 
     /// Takes the object out.
     pub fn remove(&self, number: u32) -> Option<Arc<T>> {
-        let at = number.checked_sub(self.first)? as usize;
+        let at = number.checked_sub(self.first)?;
         let mut inner = write(&self.inner);
-        let object = inner.slots.get_mut(at)?.take()?;
+        inner.get(at)?;
+        let slot = inner.slot(at);
+        let (_, object) = inner.slots[slot].take()?;
         inner.live -= 1;
+        self.give(1);
         Some(object)
     }
 
@@ -77,15 +119,24 @@ impl<T> Table<T> {
     pub fn clear(&self) -> Vec<Arc<T>> {
         let mut inner = write(&self.inner);
         inner.next = 0;
-        inner.live = 0;
-        std::mem::take(&mut inner.slots).into_iter().flatten().collect()
+        self.give(std::mem::take(&mut inner.live));
+        std::mem::take(&mut inner.slots).into_iter().flatten().map(|(_, object)| object).collect()
     }
 
-    /// All objects with their numbers, in order.
+    /// All objects with their numbers, in order. Costs as much as the most objects that were alive at once: for resets and inspection.
     pub fn all(&self) -> Vec<(u32, Arc<T>)> {
         let inner = read(&self.inner);
-        let numbered = inner.slots.iter().zip(self.first..);
-        numbered.filter_map(|(slot, number)| Some((number, slot.clone()?))).collect()
+        let live = inner.slots.iter().flatten();
+        let mut all: Vec<_> = live.map(|(at, object)| (self.first + at, object.clone())).collect();
+        drop(inner);
+        all.sort_unstable_by_key(|(number, _)| *number);
+        all
+    }
+
+    fn give(&self, objects: usize) {
+        if let Some((bytes, memory)) = &self.charge {
+            memory.give(bytes * objects as u64);
+        }
     }
 
     /// Objects alive.
@@ -96,6 +147,11 @@ impl<T> Table<T> {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Places for objects that the table has memory for: at most four times the most objects that were alive at once, or 64.
+    pub fn capacity(&self) -> usize {
+        read(&self.inner).slots.len()
     }
 }
 
@@ -117,5 +173,40 @@ mod tests {
         assert_eq!(table.clear().len(), 3);
         assert!(table.is_empty());
         assert_eq!(make(), Some(0x40));
+    }
+
+    /// Beside a few that stay, each in the way of every round: a number comes again only after all others of the space, the table does
+    /// not grow, and an old number finds nobody.
+    #[test]
+    fn what_comes_and_goes_leaves_neither_memory_nor_a_number_to_be_mistaken() {
+        let space = 0x1_0000;
+        let table = Table::new(0x10, space, 1 << 12);
+        let make = || *table.insert(|number| number).unwrap();
+        let stays: Vec<u32> = (0..20).map(|_| make()).collect();
+        let mut given = std::collections::HashSet::new();
+        let mut last = 0;
+        for _ in 0..space / 2 {
+            let number = make();
+            assert!(given.insert(number) && number > last, "{number:#x}");
+            assert_eq!(table.remove(number).as_deref(), Some(&number));
+            assert_eq!(table.get(last), None);
+            last = number;
+        }
+        assert_eq!((table.capacity(), table.len()), (FEWEST, stays.len()));
+        assert!(stays.iter().all(|number| table.get(*number).as_deref() == Some(number)));
+    }
+
+    #[test]
+    fn as_many_live_as_the_limit_says() {
+        let table = Table::new(1, 0xff_0000, 3000);
+        let made: Vec<u32> = (0..3000).map(|_| *table.insert(|number| number).unwrap()).collect();
+        assert!(table.insert(|number| number).is_none());
+        assert!(table.capacity() <= 4 * 3000);
+        assert!(made.iter().all(|number| table.get(*number).as_deref() == Some(number)));
+        assert_eq!(table.all().iter().map(|(number, _)| *number).collect::<Vec<_>>(), made);
+        // All but a few go: those few are still there, and new ones find place between them.
+        made.iter().filter(|number| **number % 100 != 0).for_each(|number| drop(table.remove(*number)));
+        (0..2000).for_each(|_| drop(table.insert(|number| number).unwrap()));
+        assert!(made.iter().filter(|number| **number % 100 == 0).all(|number| table.get(*number).is_some()));
     }
 }

@@ -336,7 +336,6 @@ fn resident_kib() -> u64 {
 
 /// Objects that come and go leave nothing behind on the host, and commands do not get slower.
 #[test]
-#[ignore = "a10: a table keeps room for what has gone"]
 fn a10_objects_that_come_and_go_cost_nothing() {
     use mlx5::table::Table;
     let before = resident_kib();
@@ -452,7 +451,6 @@ fn a16_a_solicited_arm_does_not_weaken_an_arm_for_any() {
 
 /// Commands that make objects fail before INIT_HCA, and everything but ENABLE_HCA before that.
 #[test]
-#[ignore = "a17: commands do not know their time"]
 fn a17_commands_know_their_time() {
     let machine = machine();
     machine.enable();
@@ -464,7 +462,6 @@ fn a17_commands_know_their_time() {
 
 /// A queue pair needs a protection domain.
 #[test]
-#[ignore = "a19: a connected queue pair needs no protection domain"]
 fn a19_a_connected_queue_pair_without_a_domain_is_refused() {
     let pair = Pair::new();
     let spec = QpSpec { pd: 0, ..QpSpec::rc(&pair.driver, 0, &pair.one_cq) };

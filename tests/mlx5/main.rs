@@ -12,6 +12,7 @@ mod hostile;
 mod keys;
 mod ledger;
 mod loopback;
+mod objects;
 mod odp;
 mod public_reports;
 mod retries;

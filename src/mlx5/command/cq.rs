@@ -3,10 +3,8 @@
 
 use super::CommandError;
 use super::caps::LOG_MAX_CQ_SIZE;
-use super::request::{Reply, Request, at_most, find, refuse_if};
+use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::cq::{Cq, CqSpec};
-use crate::hca::Hca;
-use crate::srq::SrqKind;
 use crate::sync::lock;
 use mlx5_spec::cq::{
     CQC_SIZE, cqc, cqe_sz, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in,
@@ -20,9 +18,10 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     if entry > cqe_sz::BYTES_128_PADDED {
         return Err(CommandError::Param("CQE size is not offered"));
     }
-    let uar = request.uar(cqc::UAR_PAGE.get(context))?;
+    let mut uses = Vec::new();
+    let uar = request.uar(cqc::UAR_PAGE.get(context), &mut uses)?;
     let eqn = cqc::C_EQN.get(context);
-    find(&request.hca.eqs, "EQ", eqn)?;
+    hold(&request.hca.eqs, "EQ", eqn, &mut uses)?;
     let log_size = at_most(cqc::LOG_CQ_SIZE.get(context), LOG_MAX_CQ_SIZE, "CQ size")?;
     let (log_page, offset) = (cqc::LOG_PAGE_SIZE.get(context), cqc::PAGE_OFFSET.get(context));
     let buffer = request.buffer(create_in::PAS, log_page, offset, Cq::bytes(log_size, entry))?;
@@ -37,27 +36,16 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         context: context.to_vec(),
     };
     let cq = request.hca.cqs.insert(|cqn| Cq::new(cqn, spec)).ok_or(CommandError::Exhausted("CQ"))?;
+    cq.uses.replace(uses);
     Ok(Reply::new(create_out::SIZE).with(create_out::CQN, cq.cqn))
 }
 
-/// DESTROY_CQ.
+/// DESTROY_CQ: no entry is written to it once this is answered.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let (hca, cqn) = (request.hca, request.get(destroy_in::CQN));
-    find(&hca.cqs, "CQ", cqn)?;
-    refuse_if(used_by_qp(hca, cqn), "CQ", cqn, "a queue pair")?;
-    let by_srq = hca.srqs.all().iter().any(|(_, srq)| srq.kind == SrqKind::Xrc && srq.cqn == cqn);
-    refuse_if(by_srq, "CQ", cqn, "a shared receive queue")?;
-    if let Some(cq) = hca.cqs.remove(cqn) {
-        cq.kill();
-    }
+    let cq = take(&request.hca.cqs, "CQ", request.get(destroy_in::CQN))?;
+    cq.kill();
+    cq.uses.end();
     Ok(Reply::ok())
-}
-
-fn used_by_qp(hca: &Hca, cqn: u32) -> bool {
-    hca.qps.all().iter().any(|(_, qp)| {
-        let attrs = qp.attrs();
-        [&attrs.send_cq, &attrs.recv_cq].into_iter().flatten().any(|cq| cq.cqn == cqn)
-    })
 }
 
 /// QUERY_CQ.

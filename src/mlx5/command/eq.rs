@@ -3,7 +3,7 @@
 
 use super::CommandError;
 use super::caps::LOG_MAX_EQ_SIZE;
-use super::request::{Reply, Request, at_most, find, refuse_if};
+use super::request::{Reply, Request, at_most, find, take};
 use crate::VECTORS;
 use crate::eq::{Eq, EqSpec};
 use mlx5_spec::eq::{EQC_SIZE, EQE_SIZE, create_in, create_out, destroy_in, eqc, query_in, query_out, state};
@@ -15,7 +15,8 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     if vector >= VECTORS {
         return Err(CommandError::Param("MSI-X vector does not exist"));
     }
-    let uar = request.uar(eqc::UAR_PAGE.get(context))?;
+    let mut uses = Vec::new();
+    let uar = request.uar(eqc::UAR_PAGE.get(context), &mut uses)?;
     let log_size = at_most(eqc::LOG_EQ_SIZE.get(context), LOG_MAX_EQ_SIZE, "EQ size")?;
     let (log_page, offset) = (eqc::LOG_PAGE_SIZE.get(context), eqc::PAGE_OFFSET.get(context));
     let buffer = request.buffer(create_in::PAS, log_page, offset, (EQE_SIZE as u64) << log_size)?;
@@ -28,17 +29,15 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let mask = words.map(|word| request.get64(word));
     let spec = EqSpec { vector, uar, mask, log_size, buffer, context: context.to_vec() };
     let eq = request.hca.eqs.insert(|eqn| Eq::new(eqn, spec)).ok_or(CommandError::Exhausted("EQ"))?;
+    eq.uses.replace(uses);
     Ok(Reply::new(create_out::SIZE).with(create_out::EQN, eq.eqn))
 }
 
 /// DESTROY_EQ: nothing is written to it and its vector is not raised for it once this is answered.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let eqn = request.get(destroy_in::EQN);
-    find(&request.hca.eqs, "EQ", eqn)?;
-    refuse_if(request.hca.cqs.all().iter().any(|(_, cq)| cq.eqn == eqn), "EQ", eqn, "a completion queue")?;
-    if let Some(eq) = request.hca.eqs.remove(eqn) {
-        eq.kill();
-    }
+    let eq = take(&request.hca.eqs, "EQ", request.get(destroy_in::EQN))?;
+    eq.kill(request.hca);
+    eq.uses.end();
     Ok(Reply::ok())
 }
 

@@ -36,15 +36,18 @@ pub enum CommandError {
         number: u32,
     },
     /// Other objects use it.
-    #[error("{what} {number:#x} is in use by {user}")]
+    #[error("{what} {number:#x} is in use by {users} others")]
     InUse {
         /// Kind of object.
         what: &'static str,
         /// Its number.
         number: u32,
-        /// Who uses it.
-        user: &'static str,
+        /// How many use it.
+        users: u32,
     },
+    /// Too early: ENABLE_HCA or INIT_HCA has not come, or TEARDOWN_HCA has.
+    #[error("{0} comes first")]
+    Early(Opcode),
     /// The queue pair is not in a state from which this transition goes.
     #[error("queue pair {qpn:#x} is in state {state}")]
     QpState {
@@ -81,6 +84,7 @@ impl CommandError {
             Self::Param(_) => status::BAD_PARAM,
             Self::NoSuch { .. } => status::BAD_RES,
             Self::InUse { .. } => status::BAD_RES_STATE,
+            Self::Early(_) => status::BAD_SYS_STATE,
             Self::QpState { .. } => status::BAD_QP_STATE,
             Self::Limit(_) => status::EXCEED_LIM,
             Self::Exhausted(_) => status::NO_RES,

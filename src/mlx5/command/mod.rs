@@ -43,6 +43,7 @@ pub use self::error::CommandError;
 pub use self::qp::retire as retire_qp;
 use self::queue::{Entry, Output, SLOTS, Undelivered};
 use self::request::{Reply, Request};
+use self::table::Phase;
 pub use self::vport::port_gid;
 use super::NicConfig;
 use super::eq::Event;
@@ -87,6 +88,19 @@ impl Firmware {
             node_desc: regs::initial_node_desc(),
             incarnations,
         }
+    }
+
+    fn phase(&self) -> Phase {
+        match (self.enabled, self.initialized) {
+            (false, _) => Phase::Off,
+            (true, false) => Phase::Enabled,
+            (true, true) => Phase::Running,
+        }
+    }
+
+    /// What the driver has to send first.
+    fn missing(&self) -> Opcode {
+        if self.enabled { Opcode::INIT_HCA } else { Opcode::ENABLE_HCA }
     }
 
     /// A number for a queue pair's new life.
@@ -233,6 +247,7 @@ impl Plane {
         let planted = hca.faults.command_status(opcode.0);
         let result = match command {
             _ if planted.is_some_and(|status| status != 0) => Err(CommandError::Planted(planted.unwrap_or_default())),
+            Some(command) if command.from > firmware.phase() => Err(CommandError::Early(firmware.missing())),
             Some(command) if input.len() < command.input => {
                 Err(CommandError::InputLength { len: input.len(), needed: command.input as u64 })
             }

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 
 use super::CommandError;
 use super::caps::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
-use super::request::{Reply, Request, at_most, find};
+use super::request::{Reply, Request, at_most, find, hold};
 use crate::buffer::GuestBuffer;
 use crate::cq::Cq;
-use crate::hca::Hca;
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
-use crate::srq::Srq;
+use crate::srq::{Srq, SrqKind};
 use crate::sync::lock;
+use crate::users::Use;
 use mlx5_spec::qp::{
     PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, destroy_in, mtu, qpc, query_in, query_out,
     rq_type, service_type, state,
@@ -38,11 +38,8 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     }
     let layout = layout(context)?;
     let uar = qpc::UAR_PAGE.get(context);
-    if layout.log_sq_size.is_some() {
-        request.uar(uar)?;
-    }
+    let named = Named::find(request, context, true)?;
     let buffer = work_queues(request, context, &layout)?;
-    let named = Named::find(request.hca, context)?;
     let mut attrs = QpAttrs { incarnation: request.firmware.incarnation(), ..QpAttrs::default() };
     load(&mut attrs, context, &named);
     let spec = QpSpec {
@@ -55,6 +52,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         attrs,
     };
     let qp = request.hca.qps.insert(|qpn| Qp::new(qpn, spec)).ok_or(CommandError::Exhausted("queue pair"))?;
+    qp.uses.replace(named.uses);
     if let Some(slot) = special_slot(service) {
         lock(&request.hca.special)[slot] = Some(qp.qpn);
     }
@@ -102,23 +100,48 @@ pub struct Named {
     send_cq: Option<Arc<Cq>>,
     recv_cq: Option<Arc<Cq>>,
     srq: Option<Arc<Srq>>,
+    /// All of them, domains and UAR page included.
+    pub uses: Vec<Use>,
 }
 
 impl Named {
-    /// Looks them up. A number of 0 names nothing: a UMR queue pair has no PD before RST2INIT (contract T6).
-    pub fn find(hca: &Hca, context: &[u8]) -> Result<Self, CommandError> {
-        let cq = |number| if number == 0 { Ok(None) } else { find(&hca.cqs, "CQ", number).map(Some) };
-        let pd = qpc::PD.get(context);
-        if pd != 0 {
-            find(&hca.pds, "PD", pd)?;
+    /// Looks them up, the same for CREATE and for every transition. `early`: before RST2INIT, when a UMR queue pair has no PD yet
+    /// (contract T6).
+    ///
+    /// A completion queue of 0 names nothing, which will do where no queue completes into it. Drivers name a dummy SRQ and XRC domain
+    /// where there is none (contract 6.3), and XRC messages name their SRQ themselves.
+    pub fn find(request: &Request<'_>, context: &[u8], early: bool) -> Result<Self, CommandError> {
+        let hca = request.hca;
+        let mut uses = Vec::new();
+        let (service, pd) = (qpc::ST.get(context), qpc::PD.get(context));
+        if pd != 0 || service != service_type::REG_UMR || !early {
+            request.pd(pd, &mut uses)?;
         }
-        // Drivers name a dummy SRQ where there is none (contract 6.3), and XRC messages name theirs themselves.
-        let shared = qpc::RQ_TYPE.get(context) == rq_type::SRQ && qpc::ST.get(context) != service_type::XRC;
-        let srq = match shared {
-            true => Some(find(&hca.srqs, "SRQ", qpc::SRQN_RMPN_XRQN.get(context))?),
-            false => None,
+        let sends = !qpc::NO_SQ.is_set(context);
+        if sends {
+            request.uar(qpc::UAR_PAGE.get(context), &mut uses)?;
+        }
+        let from_shared = qpc::RQ_TYPE.get(context) == rq_type::SRQ;
+        let receives = from_shared || qpc::RQ_TYPE.get(context) == rq_type::REGULAR;
+        let mut cq = |number: u32, needed: bool| match number {
+            0 if !needed => Ok(None),
+            number => hold(&hca.cqs, "CQ", number, &mut uses).map(Some),
         };
-        Ok(Self { send_cq: cq(qpc::CQN_SND.get(context))?, recv_cq: cq(qpc::CQN_RCV.get(context))?, srq })
+        let send_cq = cq(qpc::CQN_SND.get(context), sends)?;
+        let recv_cq = cq(qpc::CQN_RCV.get(context), receives && service != service_type::XRC)?;
+        let mut srq = None;
+        if from_shared && service != service_type::XRC {
+            let number = qpc::SRQN_RMPN_XRQN.get(context);
+            let found = hold(&hca.srqs, "SRQ", number, &mut uses)?;
+            if found.kind == SrqKind::Xrc {
+                return Err(CommandError::NoSuch { what: "SRQ of this kind", number });
+            }
+            srq = Some(found);
+        }
+        if from_shared && service == service_type::XRC && !sends {
+            hold(&hca.xrcds, "XRC domain", qpc::XRCD.get(context), &mut uses)?;
+        }
+        Ok(Self { send_cq, recv_cq, srq, uses })
     }
 }
 
@@ -157,6 +180,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let (hca, qpn) = (request.hca, request.get(destroy_in::QPN));
     let qp = hca.qps.remove(qpn).ok_or(CommandError::NoSuch { what: "queue pair", number: qpn })?;
     hca.change_qp(&qp, retire);
+    qp.uses.end();
     for slot in lock(&hca.special).iter_mut().filter(|slot| **slot == Some(qpn)) {
         *slot = None;
     }

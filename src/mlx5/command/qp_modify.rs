@@ -203,7 +203,7 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         let known = (mtu::BYTES_256..=mtu::BYTES_4096).contains(&qpc::MTU.get(&context));
         known.then_some(()).ok_or(CommandError::Param("MTU code is 1 to 5"))?;
     }
-    let named = Named::find(request.hca, &context)?;
+    let named = Named::find(request, &context, false)?;
     // An engine may have moved the queue pair to ERR a moment ago: the state is judged where it is changed.
     let mut found = None;
     request.hca.change_qp(&qp, |attrs| {
@@ -216,6 +216,7 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     match found {
         Some(state) if state == transition.from => {
             *lock(&qp.context) = context;
+            qp.uses.replace(named.uses);
             Ok(Reply::new(modify_out::SIZE))
         }
         other => Err(CommandError::QpState { qpn, state: other.unwrap_or_default() }),

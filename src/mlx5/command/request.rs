@@ -10,6 +10,7 @@ use crate::buffer::{Geometry, GuestBuffer};
 use crate::hca::Hca;
 use crate::table::Table;
 use crate::uar::UarDoorbells;
+use crate::users::{Use, Used};
 use mlx5_spec::bits::{Field, Field64};
 use mlx5_spec::cmd::{in_header, out_header};
 use mlx5_spec::small::PAGE_SIZE;
@@ -73,9 +74,14 @@ impl<'a> Request<'a> {
         admitted.ok_or(CommandError::Exhausted("page of the guest that no queue has"))
     }
 
-    /// A UAR page that the driver has allocated.
-    pub fn uar(&self, number: u32) -> Result<u32, CommandError> {
-        find(&self.hca.uars, "UAR page", number).map(|_| number)
+    /// A UAR page that the driver has allocated, for an object that uses it.
+    pub fn uar(&self, number: u32, uses: &mut Vec<Use>) -> Result<u32, CommandError> {
+        hold(&self.hca.uars, "UAR page", number, uses).map(|_| number)
+    }
+
+    /// A protection domain, for an object that uses it.
+    pub fn pd(&self, number: u32, uses: &mut Vec<Use>) -> Result<u32, CommandError> {
+        hold(&self.hca.pds, "PD", number, uses).map(|_| number)
     }
 }
 
@@ -89,9 +95,25 @@ pub fn find<T>(table: &Table<T>, what: &'static str, number: u32) -> Result<Arc<
     table.get(number).ok_or(CommandError::NoSuch { what, number })
 }
 
-/// Refuses with BAD_RES_STATE if somebody uses it.
-pub fn refuse_if(used: bool, what: &'static str, number: u32, user: &'static str) -> Result<(), CommandError> {
-    if used { Err(CommandError::InUse { what, number, user }) } else { Ok(()) }
+/// The object `number`, or BAD_RES; one more use of it.
+pub fn hold<T: Used>(
+    table: &Table<T>,
+    what: &'static str,
+    number: u32,
+    uses: &mut Vec<Use>,
+) -> Result<Arc<T>, CommandError> {
+    let object = find(table, what, number)?;
+    uses.push(object.users().add());
+    Ok(object)
+}
+
+/// Takes the object `number` out of its table; BAD_RES if there is none, BAD_RES_STATE if others use it.
+pub fn take<T: Used>(table: &Table<T>, what: &'static str, number: u32) -> Result<Arc<T>, CommandError> {
+    let users = find(table, what, number)?.users().count();
+    if users != 0 {
+        return Err(CommandError::InUse { what, number, users });
+    }
+    table.remove(number).ok_or(CommandError::NoSuch { what, number })
 }
 
 /// Refuses with EXCEED_LIM what is beyond a capability.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use super::CommandError;
 use super::caps::{LOG_MAX_SRQ_SIZE, MAX_RECV_WQE};
-use super::request::{Reply, Request, at_most, find, refuse_if};
+use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::buffer::GuestBuffer;
 use crate::hca::Hca;
 use crate::srq::{Srq, SrqKind, SrqState};
 use crate::sync::lock;
+use crate::users::{Use, Users, Uses};
 use mlx5_spec::srq::{
     MIN_STRIDE, RMPC_SIZE, XRC_SRQC_SIZE, arm_xrc_srq_in, create_rmp_in, create_rmp_out, create_xrc_srq_in,
     create_xrc_srq_out, destroy_rmp_in, destroy_xrc_srq_in, modify_rmp_in, query_rmp_in, query_rmp_out,
@@ -39,8 +40,10 @@ impl Geometry {
     }
 }
 
-fn insert(hca: &Hca, make: impl FnOnce(u32) -> Srq) -> Result<u32, CommandError> {
-    hca.srqs.insert(make).map(|srq| srq.srqn).ok_or(CommandError::Exhausted("SRQ"))
+fn insert(hca: &Hca, uses: Vec<Use>, make: impl FnOnce(u32) -> Srq) -> Result<u32, CommandError> {
+    let srq = hca.srqs.insert(make).ok_or(CommandError::Exhausted("SRQ"))?;
+    srq.uses.replace(uses);
+    Ok(srq.srqn)
 }
 
 /// CREATE_RMP.
@@ -56,11 +59,11 @@ pub fn create_rmp(request: &mut Request<'_>) -> Outcome {
         log_page: wq::LOG_WQ_PG_SZ.get(queue),
         page_offset: wq::PAGE_OFFSET.get(queue),
     };
-    let pd = wq::PD.get(queue);
-    find(&request.hca.pds, "PD", pd)?;
+    let mut uses = Vec::new();
+    let pd = request.pd(wq::PD.get(queue), &mut uses)?;
     let buffer = geometry.buffer(request, create_rmp_in::PAS)?;
     let limit = wq::LWM.get(queue) as u16;
-    let srqn = insert(request.hca, |srqn| Srq {
+    let srqn = insert(request.hca, uses, |srqn| Srq {
         srqn,
         kind: SrqKind::Rmp,
         pd,
@@ -71,6 +74,8 @@ pub fn create_rmp(request: &mut Request<'_>) -> Outcome {
         log_stride: geometry.log_stride,
         record: wq::DBR_ADDR.get(queue),
         buffer,
+        users: Users::default(),
+        uses: Uses::default(),
         context: context.to_vec().into(),
         state: SrqState { limit, ..SrqState::default() }.into(),
     })?;
@@ -80,18 +85,19 @@ pub fn create_rmp(request: &mut Request<'_>) -> Outcome {
 /// CREATE_XRC_SRQ.
 pub fn create_xrc(request: &mut Request<'_>) -> Outcome {
     let context = request.part(create_xrc_srq_in::XRC_SRQC, XRC_SRQC_SIZE)?;
-    find(&request.hca.xrcds, "XRC domain", xrc_srqc::XRCD.get(context))?;
-    find(&request.hca.cqs, "CQ", xrc_srqc::CQN.get(context))?;
-    create_srq(request, SrqKind::Xrc, context)
+    let mut uses = Vec::new();
+    hold(&request.hca.xrcds, "XRC domain", xrc_srqc::XRCD.get(context), &mut uses)?;
+    hold(&request.hca.cqs, "CQ", xrc_srqc::CQN.get(context), &mut uses)?;
+    create_srq(request, SrqKind::Xrc, context, uses)
 }
 
 /// CREATE_SRQ.
 pub fn create_basic(request: &mut Request<'_>) -> Outcome {
     let context = request.part(create_xrc_srq_in::XRC_SRQC, XRC_SRQC_SIZE)?;
-    create_srq(request, SrqKind::Basic, context)
+    create_srq(request, SrqKind::Basic, context, Vec::new())
 }
 
-fn create_srq(request: &mut Request<'_>, kind: SrqKind, context: &[u8]) -> Outcome {
+fn create_srq(request: &mut Request<'_>, kind: SrqKind, context: &[u8], mut uses: Vec<Use>) -> Outcome {
     let geometry = Geometry {
         log_size: xrc_srqc::LOG_XRC_SRQ_SIZE.get(context),
         // 16 << n bytes here.
@@ -99,11 +105,10 @@ fn create_srq(request: &mut Request<'_>, kind: SrqKind, context: &[u8]) -> Outco
         log_page: xrc_srqc::LOG_PAGE_SIZE.get(context),
         page_offset: xrc_srqc::PAGE_OFFSET.get(context),
     };
-    let pd = xrc_srqc::PD.get(context);
-    find(&request.hca.pds, "PD", pd)?;
+    let pd = request.pd(xrc_srqc::PD.get(context), &mut uses)?;
     let buffer = geometry.buffer(request, create_xrc_srq_in::PAS)?;
     let limit = xrc_srqc::LWM.get(context) as u16;
-    let srqn = insert(request.hca, |srqn| Srq {
+    let srqn = insert(request.hca, uses, |srqn| Srq {
         srqn,
         kind,
         pd,
@@ -114,6 +119,8 @@ fn create_srq(request: &mut Request<'_>, kind: SrqKind, context: &[u8]) -> Outco
         log_stride: geometry.log_stride,
         record: xrc_srqc::DBR_ADDR.get(context),
         buffer,
+        users: Users::default(),
+        uses: Uses::default(),
         context: context.to_vec().into(),
         state: SrqState { limit, ..SrqState::default() }.into(),
     })?;
@@ -126,10 +133,9 @@ fn of_kind(hca: &Hca, kind: SrqKind, number: u32) -> Result<Arc<Srq>, CommandErr
 }
 
 fn destroy(hca: &Hca, kind: SrqKind, number: u32) -> Outcome {
-    let srq = of_kind(hca, kind, number)?;
-    let used = hca.qps.all().iter().any(|(_, qp)| qp.attrs().srq.as_ref().is_some_and(|srq| srq.srqn == number));
-    refuse_if(used, "SRQ", number, "a queue pair")?;
-    hca.srqs.remove(number);
+    of_kind(hca, kind, number)?;
+    let srq = take(&hca.srqs, "SRQ", number)?;
+    srq.uses.end();
     lock(&srq.state).dead = true;
     // XRC messages name their SRQ themselves: one may be under way.
     hca.quiesce.wait();

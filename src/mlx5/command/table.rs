@@ -15,10 +15,23 @@ pub type Handler = fn(&mut Request<'_>) -> Result<Reply, CommandError>;
 /// Fields that the command log shows.
 pub type Shows = &'static [(&'static str, Field)];
 
+/// How far the driver is with bringing the device up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// ENABLE_HCA has not come, or DISABLE_HCA has.
+    Off,
+    /// INIT_HCA has not come, or TEARDOWN_HCA has: no objects yet.
+    Enabled,
+    /// Everything goes.
+    Running,
+}
+
 /// One command.
 pub struct Command {
     /// Its opcode.
     pub opcode: Opcode,
+    /// From when on it is executed.
+    pub from: Phase,
     /// Bytes of the shortest input.
     pub input: usize,
     /// Its handler.
@@ -35,7 +48,12 @@ pub fn find(opcode: Opcode) -> Option<&'static Command> {
 }
 
 const fn command(opcode: Opcode, input: usize, run: Handler, takes: Shows, gives: Shows) -> Command {
-    Command { opcode, input, run, takes, gives }
+    Command { opcode, from: Phase::Running, input, run, takes, gives }
+}
+
+/// A command for the time before INIT_HCA too.
+const fn early(opcode: Opcode, input: usize, run: Handler, takes: Shows, gives: Shows) -> Command {
+    Command { from: Phase::Enabled, ..command(opcode, input, run, takes, gives) }
 }
 
 /// Input of a command that says at most one dword or two.
@@ -118,26 +136,26 @@ type O = Opcode;
 
 const COMMANDS: &[Command] = &[
     // The device as a whole (contract 4.1).
-    command(O::ENABLE_HCA, SHORT, hca_cmds::enable, FUNCTION, &[]),
-    command(O::DISABLE_HCA, SHORT, hca_cmds::disable, FUNCTION, &[]),
-    command(O::INIT_HCA, SHORT, hca_cmds::init, &[], &[]),
-    command(O::TEARDOWN_HCA, SHORT, hca_cmds::teardown, &[("profile", small_spec::teardown_hca_in::PROFILE)], &[]),
-    command(O::QUERY_ISSI, SHORT, hca_cmds::query_issi, &[], &[]),
-    command(O::SET_ISSI, SHORT, hca_cmds::set_issi, &[("issi", small_spec::set_issi_in::CURRENT_ISSI)], &[]),
-    command(O::QUERY_PAGES, SHORT, hca_cmds::query_pages, FUNCTION, &[]),
-    command(
+    Command { from: Phase::Off, ..command(O::ENABLE_HCA, SHORT, hca_cmds::enable, FUNCTION, &[]) },
+    early(O::DISABLE_HCA, SHORT, hca_cmds::disable, FUNCTION, &[]),
+    early(O::INIT_HCA, SHORT, hca_cmds::init, &[], &[]),
+    early(O::TEARDOWN_HCA, SHORT, hca_cmds::teardown, &[("profile", small_spec::teardown_hca_in::PROFILE)], &[]),
+    early(O::QUERY_ISSI, SHORT, hca_cmds::query_issi, &[], &[]),
+    early(O::SET_ISSI, SHORT, hca_cmds::set_issi, &[("issi", small_spec::set_issi_in::CURRENT_ISSI)], &[]),
+    early(O::QUERY_PAGES, SHORT, hca_cmds::query_pages, FUNCTION, &[]),
+    early(
         O::MANAGE_PAGES,
         SHORT,
         hca_cmds::manage_pages,
         &[("entries", small_spec::manage_pages_in::INPUT_NUM_ENTRIES)],
         &[],
     ),
-    command(O::QUERY_ADAPTER, SHORT, hca_cmds::query_adapter, &[], &[]),
-    command(O::QUERY_SPECIAL_CONTEXTS, SHORT, hca_cmds::query_special_contexts, &[], &[]),
-    command(O::NOP, SHORT, hca_cmds::nop, &[], &[]),
-    command(O::QUERY_HCA_CAP, SHORT, caps::query, &[], &[]),
-    command(O::SET_HCA_CAP, CAPABILITY, caps::set, &[], &[]),
-    command(O::ACCESS_REG, SHORT, regs::access, REGISTER, &[]),
+    early(O::QUERY_ADAPTER, SHORT, hca_cmds::query_adapter, &[], &[]),
+    early(O::QUERY_SPECIAL_CONTEXTS, SHORT, hca_cmds::query_special_contexts, &[], &[]),
+    early(O::NOP, SHORT, hca_cmds::nop, &[], &[]),
+    early(O::QUERY_HCA_CAP, SHORT, caps::query, &[], &[]),
+    early(O::SET_HCA_CAP, CAPABILITY, caps::set, &[], &[]),
+    early(O::ACCESS_REG, SHORT, regs::access, REGISTER, &[]),
     // The port (contract 4.4).
     command(O::QUERY_HCA_VPORT_CONTEXT, SHORT, vport::query_context, &[], &[]),
     command(O::MODIFY_HCA_VPORT_CONTEXT, vport_spec::modify_context_in::SIZE, vport::modify_context, &[], &[]),

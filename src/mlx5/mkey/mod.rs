@@ -23,6 +23,7 @@ use thiserror::Error;
 use super::bus::Bus;
 use super::fault_rules::{NicAction, WqeShape};
 use super::hca::Hca;
+use super::host_memory::Lease;
 use super::sync::lock;
 use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
 use probe::ledger::{NicKind, Seq};
@@ -36,8 +37,6 @@ use version::Version;
 pub const NULL_MKEY: u32 = 0x200;
 /// Largest translation table of one key: 64 MiB map 32 GiB in pages of 4 KiB.
 pub const MAX_TABLE: u64 = 64 << 20;
-/// Largest sum of all translation tables of a device.
-pub const MAX_TABLES: u64 = 512 << 20;
 
 /// What an access needs from a key. Bits can be combined.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,7 +138,7 @@ pub struct Mkey {
     pub zaps: AtomicU64,
     /// MKC with all its bits.
     context: Mutex<[u8; MKC_SIZE]>,
-    /// Held as long as the table lives.
+    /// The table's share of the device's host memory.
     _lease: Option<Lease>,
 }
 
@@ -269,42 +268,13 @@ fn word(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(0, u64::from_be_bytes)
 }
 
-/// Host memory that the translation tables of one device use together.
-#[derive(Debug, Default)]
-pub struct TableMemory(Arc<AtomicU64>);
-
-/// A table's share of [`TableMemory`].
-struct Lease {
-    used: Arc<AtomicU64>,
-    bytes: u64,
-}
-
-impl TableMemory {
-    /// Bytes in use.
-    pub fn used(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn lease(&self, bytes: u64) -> Option<Lease> {
-        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= MAX_TABLES);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Lease { used: self.0.clone(), bytes })
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 /// CREATE_MKEY: a key under a fresh index. Arguments as [`Mkey::from_command`].
 ///
 /// # Errors
 /// See [`MkeyError`]; nothing was made.
 pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc<Mkey>, MkeyError> {
     let bytes = table_bytes(mkc);
-    let lease = hca.mkey_tables.lease(bytes.min(MAX_TABLE)).ok_or(MkeyError::NoRes(bytes))?;
+    let lease = hca.memory.lease(bytes.min(MAX_TABLE)).ok_or(MkeyError::NoRes(bytes))?;
     // The table is made before the index is known: not under the number space's lock.
     let mut mkey = Mkey::from_command(0, mkc, list, pg_access).map_err(MkeyError::BadParam)?;
     mkey._lease = Some(lease);

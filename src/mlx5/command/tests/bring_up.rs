@@ -71,6 +71,7 @@ fn capabilities_are_set_as_a_driver_sets_them_and_forgotten_at_a_restart() {
     assert_eq!((mode.get(&current), caps::atomic_caps::ATOMIC_OPERATIONS.get(&current)), (1, 3));
 
     guest.begin();
+    guest.initialize();
     let current = query_caps(&mut guest, caps::cap_type::ATOMIC, caps::cap_mode::CUR);
     assert_eq!(mode.get(&current), 0);
     assert_eq!(query_caps(&mut guest, caps::cap_type::GENERAL, caps::cap_mode::CUR), most);

@@ -8,6 +8,7 @@ use mlx5_spec::cmd::delivery;
 use mlx5_spec::mkey;
 
 fn alive(guest: &mut Guest) {
+    guest.call(Opcode::ENABLE_HCA, 0, 0).ok();
     guest.call(Opcode::NOP, 0, 0).ok();
 }
 

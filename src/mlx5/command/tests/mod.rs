@@ -87,6 +87,7 @@ impl Guest {
         let mut guest = Self { nic, handle, ram, router, host, next_page: PAGES };
         guest.plug();
         guest.begin();
+        guest.initialize();
         guest
     }
 
@@ -108,6 +109,12 @@ impl Guest {
         self.ram.write_slice(&[0; 32 * ENTRY_SIZE], GuestAddress(QUEUE)).unwrap();
         self.nic.bar_write(0, CMDQ_ADDR_H as u64, &0u32.to_be_bytes());
         self.nic.bar_write(0, CMDQ_ADDR_L_SZ as u64, &(QUEUE as u32).to_be_bytes());
+    }
+
+    /// From here on there may be objects.
+    pub fn initialize(&mut self) {
+        self.call(Opcode::ENABLE_HCA, 0, 0).ok();
+        self.call(Opcode::INIT_HCA, 0, 0).ok();
     }
 
     pub fn read_dword(&mut self, offset: u64) -> u32 {

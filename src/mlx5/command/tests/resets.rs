@@ -35,7 +35,7 @@ fn a_function_reset_leaves_nothing() {
     assert!(guest.handle.hca().dma.ram().is_err());
     guest.plug();
     guest.begin();
-    guest.call(Opcode::ENABLE_HCA, 0, 0).ok();
+    guest.initialize();
     // Numbers begin anew, lives do not.
     populate(&mut guest);
     let fresh = guest.handle.hca().qps.all()[0].1.clone();
@@ -50,6 +50,7 @@ fn a_driver_that_begins_anew_finds_an_empty_device() {
     guest.begin();
     assert_eq!(guest.handle.objects(), 0);
     assert!(doorbell_addresses(&guest).is_empty());
+    guest.initialize();
     populate(&mut guest);
     guest.call(Opcode::TEARDOWN_HCA, 0, 0).ok();
     assert_eq!(guest.handle.objects(), 0);

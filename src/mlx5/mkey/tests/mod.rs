@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::NicConfig;
 use crate::fault_rules::NicRule;
+use crate::host_memory::{MAX_HOST_MEMORY, object};
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use dma::{BusMaster, DmaTarget, GuestRam};
 use mlx5_spec::bits::Field;
@@ -221,17 +222,17 @@ fn contexts_that_cannot_be_are_refused() {
     assert_eq!(refused(&with(base, mkc::ACCESS_MODE_4_2, 1), &[]), bad("access mode is not offered"));
     assert_eq!(refused(&octwords(base, u32::MAX), &[]), bad("translation table is larger than 64 MiB"));
     assert_eq!(refused(&octwords(base, 4), &[0; 72]), bad("more translations than the table holds"));
-    // Eight tables of 64 MiB are the device's limit; a destroyed key gives its share back.
-    assert_eq!(hca.mkey_tables.used(), 0);
+    // Keys and tables have one limit; a destroyed key gives its share back.
+    assert_eq!(hca.memory.used(), 0);
     let large = octwords(base, (MAX_TABLE / 16) as u32);
-    let lease = hca.mkey_tables.lease(MAX_TABLES - 64).unwrap();
+    let lease = hca.memory.lease(MAX_HOST_MEMORY - 64 - object::<Mkey>(0)).unwrap();
     assert_eq!(refused(&large, &[]), Some(MkeyError::NoRes(MAX_TABLE)));
     let small = create(&hca, &octwords(base, 4), &[], true).unwrap();
     assert_eq!(refused(&octwords(base, 4), &[]), Some(MkeyError::NoRes(64)));
     destroy(&hca, small.index);
     drop(small);
     drop(lease);
-    assert_eq!((hca.mkey_tables.used(), hca.mkeys.len()), (0, 0));
+    assert_eq!((hca.memory.used(), hca.mkeys.len()), (0, 0));
 }
 
 #[test]

@@ -47,6 +47,12 @@ pub const LAB_MODULES: [&str; 19] = [
 /// checksums come from crc32_generic on kernels before 6.12, by a name that no module lists).
 pub const RDMA_MODULES: [&str; 9] =
     ["ib_uverbs", "ib_umad", "rdma_cm", "rdma_ucm", "mlx5_core", "mlx5_ib", "rdma_rxe", "crc32_generic", "dummy"];
+/// What the NIC's drivers offer to other modules: those that build on it (ib_ipoib, ib_srp, nvme_rdma, rpcrdma and so on).
+pub const RDMA_CORE: [&str; 2] = ["ib_core", "mlx5_core"];
+/// Without these a remote disk has no block device, and a target nothing to serve; no module lists them.
+pub const RDMA_STORAGE_MODULES: [&str; 3] = ["sd_mod", "target_core_iblock", "target_core_file"];
+/// Where drivers of hardware lie. Those of other hardware build on the same core and have nothing to bind to.
+const HARDWARE: [&str; 3] = ["drivers/infiniband/hw/", "drivers/infiniband/sw/", "drivers/net/ethernet/"];
 /// Files of the module directory that are copied where they exist. The .bin files serve kmod's own modprobe.
 const LISTS: [&str; 7] = [
     "modules.builtin",
@@ -68,6 +74,8 @@ pub struct Spec<'a> {
     pub agent: &'a Path,
     /// Modules that may be loaded later, beside the boot modules: names. Those that the kernel lacks are reported, not an error.
     pub modules: &'a [&'a str],
+    /// Modules that may be loaded later too: all that build on one of these, but for drivers of hardware.
+    pub dependents_of: &'a [&'a str],
     /// More files: (path in the initramfs without leading slash, file on the host, mode).
     pub files: &'a [(&'a str, &'a Path, u32)],
 }
@@ -174,7 +182,9 @@ fn add_modules<W: Write>(
 ) -> Result<(), ImageError> {
     let boot = tree.boot_order()?;
     let mut chosen: BTreeSet<&str> = boot.iter().copied().collect();
-    for name in spec.modules {
+    let dependents = tree.modules.dependents(spec.dependents_of);
+    let dependents = dependents.into_iter().filter(|path| !HARDWARE.iter().any(|place| path.contains(place)));
+    for name in spec.modules.iter().copied().chain(dependents) {
         match tree.modules.load_order(name) {
             Ok(paths) => chosen.extend(paths),
             Err(_) => built.missing.push(name.to_string()),

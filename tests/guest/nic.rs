@@ -176,7 +176,13 @@ fn kexec(name: &str, call: &str) {
     let (entry, cache) = kernel(name);
     let kernel_size = padded(File::open(cache.join(&entry.bzimage)).unwrap(), &dir.path().join("kernel"));
     let source = resolve_kernel(name, None).unwrap();
-    let spec = initramfs::Spec { kernel: &source, agent: &agent(), modules: &initramfs::RDMA_MODULES, files: &[] };
+    let spec = initramfs::Spec {
+        kernel: &source,
+        agent: &agent(),
+        modules: &initramfs::RDMA_MODULES,
+        dependents_of: &[],
+        files: &[],
+    };
     let initramfs_size = padded(initramfs::build(&spec).unwrap().0, &dir.path().join("initramfs"));
     // One script for both lives, told apart by a word on the kernel's command line.
     let script = format!(

@@ -101,6 +101,16 @@ impl Modules {
         found
     }
 
+    /// Paths of the modules that need one of `names`, sorted.
+    pub fn dependents(&self, names: &[&str]) -> Vec<&str> {
+        let needed: Vec<&str> = names.iter().filter_map(|name| self.path(name)).collect();
+        let needs_one = |needs: &[String]| needs.iter().any(|need| needed.contains(&need.as_str()));
+        let found = self.deps.values().filter(|(_, needs)| needs_one(needs));
+        let mut paths: Vec<&str> = found.map(|(path, _)| path.as_str()).collect();
+        paths.sort_unstable();
+        paths
+    }
+
     /// Paths of `name` and all it needs, in the order of loading. Empty when it is built in.
     pub fn load_order(&self, name: &str) -> Result<Vec<&str>, NoModule> {
         let found = self.resolve(name);
@@ -210,6 +220,13 @@ kernel/drivers/dax/dax.ko:
         assert!(modules.load_order("libcrc32c").unwrap().is_empty());
         assert_eq!(modules.load_order("nope"), Err(NoModule("nope".into())));
         assert_eq!(modules.load_order("pci:v00001AF4d00001041sv1").unwrap(), ["kernel/drivers/dax/dax.ko"]);
+    }
+
+    #[test]
+    fn dependents_at_any_depth() {
+        let modules = modules();
+        assert_eq!(modules.dependents(&["crc16"]), ["kernel/fs/ext4/ext4.ko", "kernel/fs/jbd2/jbd2.ko"]);
+        assert_eq!(modules.dependents(&["dax", "ext4", "nope"]), ["kernel/drivers/md/dm-mod.ko"]);
     }
 
     #[test]

@@ -72,6 +72,9 @@ f/ext4.ko: f/jbd2.ko
 f/jbd2.ko:
 f/overlay.ko:
 c/crc32c_generic.ko:
+drivers/infiniband/hw/other.ko: f/jbd2.ko
+u/ocfs2.ko: u/stack.ko f/jbd2.ko
+u/stack.ko:
 f/xfs.ko.xz: f/lib-crc.ko
 f/lib-crc.ko:
 f/unused.ko:
@@ -79,7 +82,8 @@ f/unused.ko:
 
 fn build_with(fixture: &Fixture, modules: &[&str]) -> Result<(Members, Built), ImageError> {
     let agent = fixture.dir.path().join("agent");
-    let (mut file, built) = build(&Spec { kernel: &fixture.kernel, agent: &agent, modules, files: &[] })?;
+    let (mut file, built) =
+        build(&Spec { kernel: &fixture.kernel, agent: &agent, modules, dependents_of: &["jbd2"], files: &[] })?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, built.bytes);
@@ -103,7 +107,12 @@ fn carries_agent_modules_and_their_lists() {
     assert!(!members.contains_key(&format!("{base}/f/unused.ko")));
     assert!(!members.contains_key(&format!("{base}/modules.dep.bin")), "an index of other names would mislead kmod");
     assert!(members.contains_key("lib/modules"), "directories come with their files");
-    assert_eq!((built.modules, built.missing), (8, vec!["mlx5_ib".to_owned()]));
+    assert_eq!((built.modules, built.missing), (10, vec!["mlx5_ib".to_owned()]));
+    assert!(
+        text(&format!("{base}/modules.dep")).contains("u/ocfs2.ko: u/stack.ko f/jbd2.ko\nu/stack.ko:"),
+        "it builds on jbd2"
+    );
+    assert!(!members.contains_key(&format!("{base}/drivers/infiniband/hw/other.ko")), "a driver of other hardware");
 }
 
 #[test]
@@ -123,4 +132,41 @@ fn a_damaged_module_is_named() {
     fs::write(fixture.kernel.modules.as_ref().unwrap().join("f/xfs.ko.xz"), "\u{fd}7zXZ").unwrap();
     let error = build_with(&fixture, &["xfs"]).unwrap_err().to_string();
     assert!(error.contains("xfs.ko.xz cannot be decompressed"), "{error}");
+}
+
+/// Against the kernels of the image cache: what a user of the NIC loads is there, with all that it needs.
+#[test]
+fn what_builds_on_the_nic_is_there_on_every_kernel() {
+    let manifest = crate::Manifest::load().expect("this test reads real kernels: run images/prepare first");
+    for entry in &manifest.kernels {
+        let kernel = crate::resolve_kernel(&entry.name, None).unwrap();
+        let tree = Tree::read(kernel.modules.as_ref().unwrap()).unwrap();
+        // Any file will do for the agent.
+        let (mut file, built) = build(&Spec {
+            kernel: &kernel,
+            agent: &manifest.dir.join("manifest.json"),
+            modules: &[&RDMA_MODULES[..], &RDMA_STORAGE_MODULES].concat(),
+            dependents_of: &RDMA_CORE,
+            files: &[],
+        })
+        .unwrap();
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        let members = unpack(&bytes);
+        let base = format!("lib/modules/{}", kernel.release);
+        let listed = String::from_utf8(members[&format!("{base}/modules.dep")].1.clone()).unwrap();
+        let inside = Modules::parse(&listed, "", "", "");
+        for name in
+            ["mlx5_ib", "ib_ipoib", "ib_srp", "ib_srpt", "ib_iser", "ib_isert", "nvme_rdma", "nvmet_rdma", "rpcrdma"]
+        {
+            let wanted = tree.modules.load_order(name).unwrap();
+            assert!(wanted.iter().any(|path| module_name(path) == name), "{} has no {name}", entry.name);
+            for path in wanted {
+                assert!(inside.path(&module_name(path)).is_some(), "{}: {name} needs {path}", entry.name);
+                assert!(members.contains_key(&format!("{base}/{}", plain(path))), "{}: {path}", entry.name);
+            }
+        }
+        assert!(inside.path("mlx4_ib").is_none() && inside.path("rdmavt").is_none(), "{}", entry.name);
+        assert!(built.bytes < 64 << 20, "{}: {} bytes are copied at every start", entry.name, built.bytes);
+    }
 }

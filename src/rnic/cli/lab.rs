@@ -15,7 +15,7 @@ use lab::plan::{Selection, select};
 use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
 use lab::runner::{self, KernelPlan, LabConfig, News};
 
-use super::parts::own_initramfs;
+use super::parts::{Use, own_initramfs};
 
 /// Kernels of the core set: before and after long-term pins of file mappings were refused.
 const CORE_KERNELS: [&str; 2] = ["6.1", "7.3"];
@@ -100,7 +100,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         .iter()
         .map(|name| {
             let kernel = image::resolve_kernel(name, args.modules.as_deref())?;
-            let initramfs = Arc::new(own_initramfs(&kernel)?);
+            let initramfs = Arc::new(own_initramfs(&kernel, Use::Lab)?);
             Ok(KernelPlan { kernel, initramfs })
         })
         .collect::<Result<Vec<_>, super::Error>>()?;

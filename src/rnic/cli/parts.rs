@@ -25,14 +25,28 @@ fn agent() -> Result<PathBuf, super::Error> {
 /// The agent that has verbs: its name beside the other, and where it goes in the initramfs (guest/agent, `boot`).
 const VERBS_AGENT: (&str, &str) = ("rnic-agent-verbs", "lib/modules/rnic-agent-verbs");
 
+/// Whom the guest's modules are for: everything is copied at every start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Scenarios, or a shell without a NIC.
+    Lab,
+    /// A person with a NIC, who may load whatever builds on it.
+    Nic,
+}
+
 /// An initramfs with the agent and all modules that a scenario or a shell may want.
-pub fn own_initramfs(kernel: &KernelSource) -> Result<File, super::Error> {
+pub fn own_initramfs(kernel: &KernelSource, whose: Use) -> Result<File, super::Error> {
     let agent = agent()?;
-    let modules = [&initramfs::LAB_MODULES[..], &initramfs::RDMA_MODULES].concat();
+    let mut modules = [&initramfs::LAB_MODULES[..], &initramfs::RDMA_MODULES].concat();
+    let mut dependents_of: &[&str] = &[];
+    if whose == Use::Nic {
+        modules.extend(initramfs::RDMA_STORAGE_MODULES);
+        dependents_of = &initramfs::RDMA_CORE;
+    }
     let verbs = agent.with_file_name(VERBS_AGENT.0);
     let with_verbs = [(VERBS_AGENT.1, verbs.as_path(), 0o755)];
     let files = if verbs.is_file() { with_verbs.as_slice() } else { &[] };
-    let spec = initramfs::Spec { kernel, agent: &agent, modules: &modules, files };
+    let spec = initramfs::Spec { kernel, agent: &agent, modules: &modules, dependents_of, files };
     let (file, built) = initramfs::build(&spec)?;
     log::info!("initramfs: {} KiB, {} modules, without {:?}", built.bytes >> 10, built.modules, built.missing);
     Ok(file)

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
 use vmm::{Outcome, Vm, window_size};
 
-use super::parts::{base64, own_initramfs};
+use super::parts::{Use, base64, own_initramfs};
 use super::values::{Disk, Nic, Reboot, Serial, Size, memory};
 
 const DEFAULT_CPUS: u8 = 1;
@@ -160,7 +160,8 @@ fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<Ma
                 serial: "rnic-root".into(),
                 ..DiskConfig::new(root)
             }));
-            (own_initramfs(kernel)?, own_cmdline(args.exec.as_deref(), &extra, interactive))
+            let whose = if args.nic.is_some() { Use::Nic } else { Use::Lab };
+            (own_initramfs(kernel, whose)?, own_cmdline(args.exec.as_deref(), &extra, interactive))
         }
     };
     disks.extend(args.disk.into_iter().map(DiskConfig::from));

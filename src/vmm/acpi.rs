@@ -47,7 +47,7 @@ impl Room<'_> {
     fn place(&mut self, table: &[u8]) -> Result<u64, VmmError> {
         let address = self.next;
         let end = address + table.len() as u64;
-        if end > layout::ACPI_END {
+        if end > layout::RESET_VECTOR {
             return Err(VmmError::AcpiTooLarge);
         }
         self.ram.write_slice(table, GuestAddress(address)).map_err(|e| VmmError::Memory(std::io::Error::other(e)))?;

@@ -9,6 +9,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::error::VmmError;
 use super::irq::{Interrupts, IoEvents};
+use super::placement::{Placement, place};
 use super::vm::{Kernel, VmConfig};
 use super::{MAX_CPUS, acpi, boot, cpuid, layout, memory};
 use dma::GuestRam;
@@ -33,8 +34,13 @@ pub struct Image {
 impl Image {
     /// Fills guest memory and makes the vCPUs, the first of them at the kernel's entry point.
     pub fn load(&self, vm: &VmFd, ram: &GuestRam, vmlinux: &[u8]) -> Result<Vec<VcpuFd>, VmmError> {
+        // A kernel file may have changed since the machine was prepared: this is also what a restart runs.
+        let Placement { initramfs } =
+            place(&self.kernel.path, vmlinux, self.initramfs.as_ref(), &self.cmdline, memory::size(ram))?;
         let entry = boot::load_kernel(ram, &self.kernel.path, vmlinux)?;
-        let initramfs = self.initramfs.as_ref().map(|file| boot::load_initramfs(ram, file)).transpose()?;
+        if let (Some(file), Some(place)) = (&self.initramfs, initramfs) {
+            boot::load_initramfs(ram, file, place)?;
+        }
         let rsdp = acpi::write_tables(ram, self.cpus, self.window_64)?;
         boot::write_boot_params(ram, &self.cmdline, initramfs, rsdp)?;
         (0..self.cpus).map(|id| self.vcpu(vm, ram, id, entry)).collect()

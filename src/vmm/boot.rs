@@ -31,17 +31,9 @@ pub fn load_kernel(ram: &GuestRam, path: &Path, vmlinux: &[u8]) -> Result<u64, V
     Ok(loaded.kernel_load.0)
 }
 
-/// Copies the initramfs to the top of RAM below the hole; returns (address, size).
-pub fn load_initramfs(ram: &GuestRam, file: &std::fs::File) -> Result<(u64, u64), VmmError> {
+/// Copies the initramfs to where [`super::placement`] has put it: (address, size).
+pub fn load_initramfs(ram: &GuestRam, file: &std::fs::File, (address, size): (u64, u64)) -> Result<(), VmmError> {
     let io = |source| VmmError::Initramfs(source);
-    let size = file.metadata().map_err(io)?.len();
-    let (_, low) = layout::ram_ranges(ram.last_addr().0 + 1)[0];
-    // A quarter of low RAM is left for the kernel to start in.
-    let room = low.saturating_sub(layout::HIGH_RAM) / 4 * 3;
-    if size > room {
-        return Err(VmmError::InitramfsTooLarge { size, room });
-    }
-    let address = (low - size) & !0xfff;
     let mut chunk = vec![0; 1 << 20];
     let mut offset = 0;
     while offset < size {
@@ -53,19 +45,16 @@ pub fn load_initramfs(ram: &GuestRam, file: &std::fs::File) -> Result<(u64, u64)
         ram.write_slice(piece, GuestAddress(address + offset)).map_err(|e| io(std::io::Error::other(e)))?;
         offset += piece.len() as u64;
     }
-    Ok((address, size))
+    Ok(())
 }
 
-/// Writes the command line and the zero page.
+/// Writes the command line, of which [`super::placement`] has checked the length, and the zero page.
 pub fn write_boot_params(
     ram: &GuestRam,
     cmdline: &str,
     initramfs: Option<(u64, u64)>,
     rsdp: u64,
 ) -> Result<(), VmmError> {
-    if cmdline.len() >= layout::CMDLINE_MAX || cmdline.contains('\0') {
-        return Err(VmmError::Cmdline { len: cmdline.len(), max: layout::CMDLINE_MAX - 1 });
-    }
     let memory = |e| VmmError::Memory(std::io::Error::other(e));
     ram.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE)).map_err(memory)?;
     ram.write_obj(0u8, GuestAddress(layout::CMDLINE + cmdline.len() as u64)).map_err(memory)?;

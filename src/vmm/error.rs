@@ -12,7 +12,7 @@ use pci::{PciError, PlugError};
 #[derive(Debug, Error)]
 pub enum VmmError {
     /// No KVM device.
-    #[error("/dev/kvm does not exist on this machine; run the command through images/with-kvm, which brings one")]
+    #[error("/dev/kvm does not exist on this machine; give --host emulated, which brings one")]
     NoKvm,
     /// No right to the KVM device.
     #[error("no right to open /dev/kvm; run as root or add this user to the group kvm")]
@@ -53,13 +53,28 @@ pub enum VmmError {
     /// The initramfs could not be read.
     #[error("the initramfs could not be read: {0}")]
     Initramfs(#[source] io::Error),
-    /// The initramfs does not fit.
-    #[error("the initramfs has {} MiB and only {} MiB of guest memory are free for it; give the guest more with --memory size=", .size >> 20, .room >> 20)]
+    /// The initramfs does not fit below the hole, however much memory the guest has.
+    #[error("the initramfs has {} MiB and a guest has room for {} MiB below 3 GiB; make it smaller", .size >> 20, .room >> 20)]
     InitramfsTooLarge {
         /// Bytes of the initramfs.
         size: u64,
         /// Bytes there is room for.
         room: u64,
+    },
+    /// Kernel, initramfs and what the kernel needs to start do not fit together.
+    #[error(
+        "the guest has {} MiB of memory; a kernel that ends at {} MiB and an initramfs of {} MiB need more; give it --memory size={}M",
+        .memory >> 20, .kernel_end.div_ceil(1 << 20), .initramfs.div_ceil(1 << 20), .needed >> 20
+    )]
+    TooSmall {
+        /// Bytes of guest memory.
+        memory: u64,
+        /// Bytes that are needed, whole MiB.
+        needed: u64,
+        /// Address of the kernel's end.
+        kernel_end: u64,
+        /// Bytes of the initramfs.
+        initramfs: u64,
     },
     /// The command line is too long or holds a zero.
     #[error(

@@ -28,7 +28,7 @@ pub const CMDLINE_MAX: usize = 2048;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first.
 pub const ACPI: u64 = 0xe_0000;
-/// End of the room for ACPI tables.
+/// End of what is reserved for ACPI tables; the last 16 bytes of it are the reset vector's.
 pub const ACPI_END: u64 = 0x10_0000;
 /// Where a processor starts after a reset in real mode, F000:FFF0, and where Linux jumps to reset a machine "by BIOS".
 pub const RESET_VECTOR: u64 = 0xf_fff0;
@@ -87,6 +87,27 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is written before the kernel runs: (name, first byte, first byte behind it).
+    const BOOT_DATA: [(&str, u64, u64); 8] = [
+        ("GDT", GDT, GDT + 4 * 8),
+        ("zero page", ZERO_PAGE, ZERO_PAGE + 0x1000),
+        ("stack", ZERO_PAGE + 0x1000, BOOT_STACK),
+        ("page tables", PML4, PML4 + 3 * 0x1000),
+        ("command line", CMDLINE, CMDLINE + CMDLINE_MAX as u64),
+        ("end of conventional memory", LOW_RAM_END, LOW_RAM_END),
+        ("ACPI tables", ACPI, RESET_VECTOR),
+        ("reset vector", RESET_VECTOR, ACPI_END),
+    ];
+
+    #[test]
+    fn boot_data_do_not_overlap() {
+        for pair in BOOT_DATA.windows(2) {
+            assert!(pair[0].1 <= pair[0].2 && pair[0].2 <= pair[1].1, "{} and {}", pair[0].0, pair[1].0);
+        }
+        // What the kernel may be placed over begins behind all of them.
+        assert!(BOOT_DATA.iter().all(|(_, _, end)| *end <= HIGH_RAM));
+    }
 
     #[test]
     fn windows_do_not_overlap_ram_or_each_other() {

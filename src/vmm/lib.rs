@@ -17,6 +17,7 @@ mod irq;
 pub mod layout;
 mod memory;
 mod outcome;
+mod placement;
 mod platform;
 pub mod probe;
 pub mod run;
@@ -29,8 +30,8 @@ mod whereabouts;
 pub use console::{Console, Echo};
 pub use error::VmmError;
 pub use outcome::Outcome;
-pub use sys::{on_ending_signal, window_size};
-pub use vm::{Kernel, Vm, VmConfig};
+pub use sys::{on_ending_signal, send_signal, window_size};
+pub use vm::{Kernel, Prepared, Vm, VmConfig};
 
 /// Most vCPUs a machine can have.
 pub const MAX_CPUS: u8 = 8;

@@ -33,6 +33,11 @@ pub fn allocate(size: u64) -> Result<Arc<GuestRam>, VmmError> {
     Ok(Arc::new(ram))
 }
 
+/// How much of it there is, in bytes.
+pub fn size(ram: &GuestRam) -> u64 {
+    ram.iter().map(|region| region.len()).sum()
+}
+
 fn memfd(size: u64) -> std::io::Result<File> {
     // SAFETY: the name is a valid C string and the call has no other preconditions; the result is checked.
     let fd = unsafe { libc::memfd_create(c"rnic-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };

@@ -12,7 +12,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use super::error::VmmError;
 use super::outcome::{Ending, Outcome};
 use super::sys::{self, RawTerminal, Signals};
-use super::vm::{Input, Vm, VmConfig};
+use super::vm::{Input, Prepared, Vm};
 
 /// Ctrl-A, then x: leave the VM, as in QEMU; a second ctrl-A is passed on.
 const ESCAPE: u8 = 0x01;
@@ -33,11 +33,11 @@ pub struct Manner {
     pub restarts: bool,
 }
 
-/// Boots `config` and stays until the guest ends, a signal comes, or the user leaves with ctrl-A x.
-pub fn run(config: VmConfig, manner: Manner, on_agent_line: AgentLine) -> Result<Outcome, VmmError> {
+/// Boots a machine and stays until the guest ends, a signal comes, or the user leaves with ctrl-A x.
+pub fn run(machine: Prepared, manner: Manner, on_agent_line: AgentLine) -> Result<Outcome, VmmError> {
     // Before any thread starts, so that all inherit the blocked signals.
     let signals = Signals::new().map_err(VmmError::host("catching signals"))?;
-    stay(Vm::boot(config)?, Some(signals), manner, on_agent_line)
+    stay(Vm::start(machine)?, Some(signals), manner, on_agent_line)
 }
 
 /// Joins a machine that is already running to this terminal, until it ends or the user leaves with ctrl-A x.

@@ -50,19 +50,25 @@ impl AsRawFd for Signals {
     }
 }
 
-/// Calls `act` on a thread of its own when an ending signal comes. Call it before any other thread starts.
-pub fn on_ending_signal(act: impl FnOnce(i32) + Send + 'static) -> io::Result<()> {
+/// Calls `act` on a thread of its own whenever an ending signal comes. Call it before any other thread starts.
+pub fn on_ending_signal(mut act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
     let signals = Signals::new()?;
     let wait = move || {
         loop {
-            if let Some(signal) = signals.next() {
+            while let Some(signal) = signals.next() {
                 restore();
-                return act(signal);
+                act(signal);
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+}
+
+/// Sends a signal to a process. One that is gone is no error: it has ended as it was to.
+pub fn send_signal(process: u32, signal: i32) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::kill(process as libc::pid_t, signal) };
 }
 
 /// Whether a write to `fd` would go through now (or fail at once), waiting for it at most `limit_ms`. False when a signal comes.

@@ -14,6 +14,7 @@ use super::console::{LineSender, PanicWatcher};
 use super::error::VmmError;
 use super::irq::{Host, Interrupts, IoEvents};
 use super::outcome::{Ending, Outcome};
+use super::placement::place;
 use super::platform::{Platform, lock};
 use super::serial::{Output, Uart};
 use super::vcpu::Vcpus;
@@ -64,13 +65,41 @@ pub struct Vm {
     ram: Arc<GuestRam>,
 }
 
+/// A machine whose kernel, sizes and places are known to be good, before any KVM is asked for.
+pub struct Prepared {
+    config: VmConfig,
+    vmlinux: Vec<u8>,
+    ram: Arc<GuestRam>,
+}
+
+impl Prepared {
+    /// Finds out everything that can be wrong with `config` itself.
+    ///
+    /// # Errors
+    /// What cannot be had, as one sentence.
+    pub fn new(config: VmConfig) -> Result<Self, VmmError> {
+        check(&config)?;
+        let vmlinux = boot::read_kernel(&config.kernel)?;
+        let memory = config.memory & !0xf_ffff;
+        place(&config.kernel.path, &vmlinux, config.initramfs.as_ref(), &config.cmdline, memory)?;
+        let ram = memory::allocate(memory)?;
+        Ok(Self { config, vmlinux, ram })
+    }
+
+    /// Gives up the machine. Its devices stay as they are, a disk open and locked.
+    pub fn into_devices(self) -> Vec<Box<dyn Plug>> {
+        self.config.devices
+    }
+}
+
 impl Vm {
     /// Builds the machine and starts its vCPUs.
     pub fn boot(config: VmConfig) -> Result<Self, VmmError> {
-        check(&config)?;
-        // Everything that can be wrong with files is found out before memory is taken, and on machines without KVM too.
-        let vmlinux = boot::read_kernel(&config.kernel)?;
-        let ram = memory::allocate(config.memory & !0xf_ffff)?;
+        Self::start(Prepared::new(config)?)
+    }
+
+    /// Builds a machine that is prepared and starts its vCPUs.
+    pub fn start(Prepared { config, vmlinux, ram }: Prepared) -> Result<Self, VmmError> {
         let kvm = open_kvm()?;
         let vm = create_vm(&kvm, &ram)?;
         let cpuid = cpuid::supported(&kvm)?;

@@ -108,7 +108,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     let left = work.0.clone();
     vmm::on_ending_signal(move |signal| {
         // Guests end with the process; their disks have no names any more, the directory has.
-        drop(std::fs::remove_dir_all(left));
+        drop(std::fs::remove_dir_all(&left));
         std::process::exit(128 + signal);
     })?;
     let seed = args.seed.unwrap_or_else(clock_seed);

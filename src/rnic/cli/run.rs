@@ -16,7 +16,7 @@ use rnic_agent::frame::{self, Line};
 use rnic_agent::proto::{Event, Hello, Message};
 use serde::Deserialize;
 use vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
-use vmm::{Outcome, Vm, window_size};
+use vmm::{Outcome, Prepared, Vm, window_size};
 
 use super::parts::{Use, base64, own_initramfs};
 use super::values::{Disk, Nic, Reboot, Serial, Size, memory};
@@ -136,7 +136,7 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     let manner = Manner { interactive, restarts: args.reboot == Some(Reboot::Restart) };
     let config = machine(args, &kernel, interactive)?;
     let (config, _devices) = config.open()?;
-    let outcome = run(config, manner, agent_lines(timing, status.clone()))?;
+    let outcome = run(Prepared::new(config)?, manner, agent_lines(timing, status.clone()))?;
     let status = *status.lock().unwrap_or_else(PoisonError::into_inner);
     match (&outcome, status) {
         (Outcome::PowerOff, Some(status)) if exec => return Ok(ExitCode::from(status as u8)),
@@ -160,7 +160,7 @@ fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<Ma
                 serial: "rnic-root".into(),
                 ..DiskConfig::new(root)
             }));
-            let whose = if args.nic.is_some() { Use::Nic } else { Use::Lab };
+            let whose = if args.nic.is_empty() { Use::Lab } else { Use::Nic };
             (own_initramfs(kernel, whose)?, own_cmdline(args.exec.as_deref(), &extra, interactive))
         }
     };

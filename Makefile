@@ -6,6 +6,8 @@
 #   make verbs-smoke VERBS_ARGS='--kernel 6.1'    any options of tests/verbs-smoke
 #   make test                      every test there is
 #   make build | prepare | clean
+#   make install PREFIX=/usr/local DESTDIR=    what `make build` has built, with its parts, manual pages and completions
+#   make uninstall                             takes the same away
 
 LAB_ARGS ?=
 VERBS_ARGS ?=
@@ -13,7 +15,7 @@ export LAB_ARGS VERBS_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab verbs-smoke test build prepare clean
+.PHONY: help lab verbs-smoke test build prepare clean install uninstall
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -24,3 +26,36 @@ lab verbs-smoke test build prepare:
 # The image cache stays: it lies outside the tree and other checkouts use it too (images/README.md).
 clean:
 	cargo clean
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# What is installed: the program, and the folder of the guest agents.
+PROGRAM ?= $(TARGET)/release/rnic
+AGENTS ?= $(TARGET)/guest/x86_64-unknown-linux-gnu/release
+ROOT = $(DESTDIR)$(PREFIX)
+SHARE = $(ROOT)/share
+BASH_COMPLETIONS = $(SHARE)/bash-completion/completions
+ZSH_COMPLETIONS = $(SHARE)/zsh/site-functions
+FISH_COMPLETIONS = $(SHARE)/fish/vendor_completions.d
+
+# Builds nothing, so that it may run as another user than the one that built. The program finds its parts in ../share/rnic.
+install:
+	@test -x "$(PROGRAM)" -a -f "$(AGENTS)/rnic-agent" || { echo "make: nothing is built yet: run \`make build\` first" >&2; exit 1; }
+	install -D -m 755 "$(PROGRAM)" "$(ROOT)/bin/rnic"
+	install -d "$(SHARE)/rnic/images/lib/rnic_images" "$(SHARE)/doc/rnic" "$(SHARE)/man/man1" \
+		"$(BASH_COMPLETIONS)" "$(ZSH_COMPLETIONS)" "$(FISH_COMPLETIONS)"
+	install -m 755 "$(AGENTS)/rnic-agent" "$(SHARE)/rnic"
+	test ! -f "$(AGENTS)/rnic-agent-verbs" || install -m 755 "$(AGENTS)/rnic-agent-verbs" "$(SHARE)/rnic"
+	install -m 755 images/with-kvm images/prepare images/l1-init "$(SHARE)/rnic/images"
+	install -m 644 images/lib/rnic_images/*.py "$(SHARE)/rnic/images/lib/rnic_images"
+	install -m 644 LICENSE-* README.md "$(SHARE)/doc/rnic"
+	"$(PROGRAM)" man "$(SHARE)/man/man1"
+	"$(PROGRAM)" completions bash >"$(BASH_COMPLETIONS)/rnic"
+	"$(PROGRAM)" completions zsh >"$(ZSH_COMPLETIONS)/_rnic"
+	"$(PROGRAM)" completions fish >"$(FISH_COMPLETIONS)/rnic.fish"
+
+uninstall:
+	rm -rf "$(SHARE)/rnic" "$(SHARE)/doc/rnic"
+	rm -f "$(ROOT)/bin/rnic" "$(SHARE)"/man/man1/rnic.1 "$(SHARE)"/man/man1/rnic-*.1 \
+		"$(BASH_COMPLETIONS)/rnic" "$(ZSH_COMPLETIONS)/_rnic" "$(FISH_COMPLETIONS)/rnic.fish"

@@ -123,12 +123,12 @@ fn kernels_that_are_none() {
         (&empty, &[&empty, "neither an ELF vmlinux nor a bzImage"]),
         (&damaged, &[&damaged, "damaged"]),
         (dir, &[dir, "cannot be read"]),
-        ("5.4", &["5.4", "6.1, 6.12, 7.3", "images/prepare", "path"]),
+        ("5.4", &["5.4", "6.1, 6.12, 7.3", "rnic prepare", "path"]),
     ] {
         place.refuses(&["run", "--kernel", kernel, "--exec", "true"], words);
     }
     place.refuses(&["run"], &["--kernel"]);
-    place.refuses(&["lab", "--kernel", "5.4"], &["5.4", "images/prepare"]);
+    place.refuses(&["lab", "--kernel", "5.4"], &["5.4", "rnic prepare"]);
     place.refuses(&["lab", "--kernel", &truncated], &[&truncated, "truncated"]);
 }
 
@@ -159,7 +159,7 @@ fn an_empty_image_cache() {
     let mut command = place.command(rnic());
     command.env("RNIC_CACHE", place.path("nothing")).args(["run", "--kernel", "6.1"]);
     let done = run(&mut command, LIMIT);
-    assert_refusal(&done, &["run"], &["nothing", "images/prepare"]);
+    assert_refusal(&done, &["run"], &["nothing", "rnic prepare"]);
     place.assert_clean();
 }
 
@@ -284,7 +284,7 @@ fn the_lab_and_what_it_does_not_know() {
     let place = Place::new();
     place.refuses(&["lab", "--scenario", "H99"], &["H99", "--list"]);
     place.refuses(&["lab", "--fs", "ntfs"], &["ntfs", "ext4"]);
-    place.refuses(&["lab", "--kernel", "5.4"], &["5.4", "images/prepare"]);
+    place.refuses(&["lab", "--kernel", "5.4"], &["5.4", "rnic prepare"]);
     place.refuses(&["lab", "--kernel", "/nowhere/bzImage"], &["/nowhere/bzImage"]);
     let mut nowhere = place.command(rnic());
     nowhere.env("TMPDIR", "/nowhere").args(["lab", "--scenario", "H12", "--kernel", "6.1"]);
@@ -318,13 +318,13 @@ fn private_dev(place: &Place, script: &str) -> Done {
     run(command.env("FILES", place.dir.path().join("files")), LIMIT)
 }
 
-const BOOT: &str = "\"$FILES/rnic\" run --kernel \"$FILES/bzImage\" --initramfs \"$FILES/initramfs\"";
+const BOOT: &str = "\"$FILES/rnic\" run --kernel \"$FILES/bzImage\" --initramfs \"$FILES/initramfs\" --host kvm";
 
 #[test]
 fn a_machine_without_kvm() {
     let place = Place::new();
     let done = private_dev(&place, &format!("exec {BOOT}"));
-    assert_refusal(&done, &["without /dev/kvm"], &["/dev/kvm", "images/with-kvm"]);
+    assert_refusal(&done, &["without /dev/kvm"], &["/dev/kvm", "--host emulated"]);
     place.assert_clean();
 }
 
@@ -352,7 +352,14 @@ fn a_kvm_that_is_none() {
 
 #[test]
 fn help_that_a_person_can_read() {
-    for words in [&["--help"][..], &["run", "--help"], &["lab", "--help"], &["kvm-probe", "--help"], &["help", "run"]] {
+    for words in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["lab", "--help"],
+        &["kvm-probe", "--help"],
+        &["man", "--help"],
+        &["help", "run"],
+    ] {
         // A terminal as wide as it likes: the width is our own limit.
         let done = run(Command::new(rnic()).args(words).env("COLUMNS", "300"), LIMIT);
         assert_eq!((done.code(), done.err.as_str()), (0, ""), "{words:?}");

@@ -47,6 +47,8 @@ pub const LAB_MODULES: [&str; 19] = [
 /// checksums come from crc32_generic on kernels before 6.12, by a name that no module lists).
 pub const RDMA_MODULES: [&str; 9] =
     ["ib_uverbs", "ib_umad", "rdma_cm", "rdma_ucm", "mlx5_core", "mlx5_ib", "rdma_rxe", "crc32_generic", "dummy"];
+/// Loaded at boot where there is a NIC, as udev does elsewhere: rdma-core's programs see it at once.
+pub const NIC_BOOT_MODULES: [&str; 2] = ["mlx5_ib", "ib_uverbs"];
 /// What the NIC's drivers offer to other modules: those that build on it (ib_ipoib, ib_srp, nvme_rdma, rpcrdma and so on).
 pub const RDMA_CORE: [&str; 2] = ["ib_core", "mlx5_core"];
 /// Without these a remote disk has no block device, and a target nothing to serve; no module lists them.
@@ -72,6 +74,8 @@ pub struct Spec<'a> {
     pub kernel: &'a KernelSource,
     /// The agent's program, statically linked (`guest/agent/build`).
     pub agent: &'a Path,
+    /// Modules that are loaded at boot after [`BOOT_MODULES`], where the kernel has them: names.
+    pub boot: &'a [&'a str],
     /// Modules that may be loaded later, beside the boot modules: names. Those that the kernel lacks are reported, not an error.
     pub modules: &'a [&'a str],
     /// Modules that may be loaded later too: all that build on one of these, but for drivers of hardware.
@@ -153,13 +157,13 @@ impl Tree {
         Ok(Self { dir: dir.into(), modules, softdep })
     }
 
-    /// Paths to load at boot, in order.
-    fn boot_order(&self) -> Result<Vec<&str>, ImageError> {
+    /// Paths to load at boot, in order; `more` and the optional ones where they are there.
+    fn boot_order(&self, more: &[&str]) -> Result<Vec<&str>, ImageError> {
         let mut order = Vec::new();
-        for name in BOOT_MODULES.iter().chain(&OPTIONAL_BOOT_MODULES) {
+        for name in BOOT_MODULES.iter().chain(&OPTIONAL_BOOT_MODULES).chain(more) {
             match self.modules.load_order(name) {
                 Ok(paths) => order.extend(paths),
-                Err(_) if OPTIONAL_BOOT_MODULES.contains(name) => {}
+                Err(_) if !BOOT_MODULES.contains(name) => {}
                 Err(_) => return Err(ImageError::MissingModule { dir: self.dir.clone(), module: name.to_string() }),
             }
         }
@@ -180,7 +184,7 @@ fn add_modules<W: Write>(
     spec: &Spec,
     built: &mut Built,
 ) -> Result<(), ImageError> {
-    let boot = tree.boot_order()?;
+    let boot = tree.boot_order(spec.boot)?;
     let mut chosen: BTreeSet<&str> = boot.iter().copied().collect();
     let dependents = tree.modules.dependents(spec.dependents_of);
     let dependents = dependents.into_iter().filter(|path| !HARDWARE.iter().any(|place| path.contains(place)));

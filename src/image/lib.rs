@@ -25,10 +25,10 @@ pub enum ImageError {
     #[error("the image cache has no place: set RNIC_CACHE or HOME")]
     NoCacheDir,
     /// The cache was never filled.
-    #[error("the image cache {} is empty: run `images/prepare`", .0.display())]
+    #[error("the image cache {} is empty: run `rnic prepare`", .0.display())]
     NoManifest(PathBuf),
     /// The cache's list cannot be read.
-    #[error("the image cache's list {} cannot be read ({what}): run `images/prepare --update`", .path.display())]
+    #[error("the image cache's list {} cannot be read ({what}): run `rnic prepare --update`", .path.display())]
     BadManifest {
         /// The list.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum ImageError {
         what: String,
     },
     /// No kernel of this name.
-    #[error("no kernel named {name} in the image cache (it has {known}): run `images/prepare`, or give a path")]
+    #[error("no kernel named {name} in the image cache (it has {known}): run `rnic prepare`, or give a path")]
     NoKernel {
         /// As asked for.
         name: String,
@@ -81,7 +81,7 @@ pub enum ImageError {
         module: String,
     },
     /// The agent's program is missing.
-    #[error("the guest agent {} cannot be read ({source}): build it with `guest/agent/build`", .path.display())]
+    #[error("the guest agent {} cannot be read ({source}): run `make build`", .path.display())]
     NoAgent {
         /// Where it was looked for.
         path: PathBuf,

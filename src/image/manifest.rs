@@ -141,10 +141,10 @@ mod tests {
     fn bad_lists_are_named_with_their_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let error = Manifest::load_from(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("is empty: run `images/prepare`"), "{error}");
+        assert!(error.contains("is empty: run `rnic prepare`"), "{error}");
         for text in ["", "{", "[]", r#"{"format":2}"#, r#"{"format":1,"kernels":[{"name":"x"}]}"#] {
             let error = load(text).unwrap_err().to_string();
-            assert!(error.contains("manifest.json") && error.contains("images/prepare --update"), "{error}");
+            assert!(error.contains("manifest.json") && error.contains("rnic prepare --update"), "{error}");
         }
     }
 
@@ -153,6 +153,6 @@ mod tests {
         let text = r#"{"format":1,"kernels":[
             {"name":"6.1","release":"r","package_version":"1","suite":"s","vmlinux":"v","bzimage":"b","modules":"m","root":"x"}]}"#;
         let error = load(text).unwrap().kernel("6.2").unwrap_err().to_string();
-        assert_eq!(error, "no kernel named 6.2 in the image cache (it has 6.1): run `images/prepare`, or give a path");
+        assert_eq!(error, "no kernel named 6.2 in the image cache (it has 6.1): run `rnic prepare`, or give a path");
     }
 }

@@ -99,7 +99,7 @@ impl Guest {
             .kernel
             .root
             .clone()
-            .ok_or_else(|| Stop::Failed("there is no root image for this kernel; run `images/prepare`".into()))?;
+            .ok_or_else(|| Stop::Failed("there is no root image for this kernel; run `rnic prepare`".into()))?;
         let work = parts.work.clone();
         let name = format!("{name}-{}", BOOTED.fetch_add(1, Ordering::Relaxed));
         let fs = make_disk(&work, &format!("{name}-fs-0"), DISK_SIZE, &[]).map_err(|e| failed(&e))?;

@@ -5,7 +5,7 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// A minimal KVM machine monitor and a lab that puts device DMA against filesystem writeback on unmodified kernels.
 #[derive(Parser)]
@@ -23,6 +23,12 @@ enum Command {
     Lab(cli::lab::LabArgs),
     /// Say whether this host's KVM is an architectural one (exit status 0) or not (1).
     KvmProbe,
+    /// Fill the image cache: kernels, root file systems, QEMU. A second run only looks.
+    Prepare(cli::prepare::PrepareArgs),
+    /// Print a shell's completions of this command line.
+    Completions(cli::manual::CompletionsArgs),
+    /// Print the manual page, or write those of all commands.
+    Man(cli::manual::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +37,9 @@ fn main() -> ExitCode {
         Command::Run(args) => cli::run::main(*args),
         Command::Lab(args) => cli::lab::main(args),
         Command::KvmProbe => cli::probe::main(),
+        Command::Prepare(args) => cli::prepare::main(&args).map(|never| match never {}),
+        Command::Completions(args) => cli::manual::completions(&args, Args::command()),
+        Command::Man(args) => cli::manual::man(&args, Args::command()),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rnic: {error}");

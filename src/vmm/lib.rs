@@ -30,7 +30,7 @@ mod whereabouts;
 pub use console::{Console, Echo};
 pub use error::VmmError;
 pub use outcome::Outcome;
-pub use sys::{on_ending_signal, send_signal, window_size};
+pub use sys::{on_ending_signal, send_signal, unblock_signals, window_size};
 pub use vm::{Kernel, Prepared, Vm, VmConfig};
 
 /// Most vCPUs a machine can have.

@@ -6,6 +6,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Mutex;
 
 use vmm_sys_util::signal::{block_signal, create_sigset};
@@ -63,6 +65,20 @@ pub fn on_ending_signal(mut act: impl FnMut(i32) + Send + 'static) -> io::Result
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+}
+
+/// Has the program of `command` get ending signals: it would inherit that they are blocked here.
+pub fn unblock_signals(command: &mut Command) {
+    let unblock = || {
+        let set = create_sigset(&ENDING_SIGNALS).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        // SAFETY: `set` is an initialised signal set that outlives the call; the old one is not asked for.
+        match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    };
+    // SAFETY: between fork and exec the closure only makes calls that are safe in a signal handler, and takes no memory.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Sends a signal to a process. One that is gone is no error: it has ended as it was to.

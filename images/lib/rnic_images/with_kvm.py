@@ -27,7 +27,7 @@ GUEST_TEMPORARY = "/dev/shm"
 def probe_program():
     """The rnic binary that can try the KVM, if it has been built."""
     target = os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target"
-    installed = REPOSITORY.parents[1] / "bin/rnic"
+    installed = REPOSITORY / "../../bin/rnic"
     for path in (os.environ.get("RNIC_BIN"), Path(target) / "release" / "rnic", REPOSITORY / "target/release/rnic", installed):
         if path and os.access(path, os.X_OK):
             return str(path)

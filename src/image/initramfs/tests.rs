@@ -78,12 +78,19 @@ u/stack.ko:
 f/xfs.ko.xz: f/lib-crc.ko
 f/lib-crc.ko:
 f/unused.ko:
+f/unwanted.ko:
 ";
 
 fn build_with(fixture: &Fixture, modules: &[&str]) -> Result<(Members, Built), ImageError> {
     let agent = fixture.dir.path().join("agent");
-    let (mut file, built) =
-        build(&Spec { kernel: &fixture.kernel, agent: &agent, modules, dependents_of: &["jbd2"], files: &[] })?;
+    let (mut file, built) = build(&Spec {
+        kernel: &fixture.kernel,
+        agent: &agent,
+        boot: &["absent", "unused"],
+        modules,
+        dependents_of: &["jbd2"],
+        files: &[],
+    })?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, built.bytes);
@@ -98,16 +105,16 @@ fn carries_agent_modules_and_their_lists() {
     let text = |name: &str| String::from_utf8(members[name].1.clone()).unwrap();
     assert_eq!(
         text("etc/rnic-modules"),
-        "b/virtio.ko\nb/virtio_blk.ko\nc/crc32c_generic.ko\nf/jbd2.ko\nf/ext4.ko\nf/overlay.ko\n"
+        "b/virtio.ko\nb/virtio_blk.ko\nc/crc32c_generic.ko\nf/jbd2.ko\nf/ext4.ko\nf/overlay.ko\nf/unused.ko\n"
     );
     let base = "lib/modules/6.9-x";
     assert_eq!(text(&format!("{base}/f/xfs.ko")), "xfs.ko.xz", "decompressed, under its plain name");
     assert!(text(&format!("{base}/modules.dep")).contains("f/xfs.ko: f/lib-crc.ko\n"));
     assert_eq!(text(&format!("{base}/modules.alias")), "alias crypto-crc32c crc32c_generic\n");
-    assert!(!members.contains_key(&format!("{base}/f/unused.ko")));
+    assert!(!members.contains_key(&format!("{base}/f/unwanted.ko")));
     assert!(!members.contains_key(&format!("{base}/modules.dep.bin")), "an index of other names would mislead kmod");
     assert!(members.contains_key("lib/modules"), "directories come with their files");
-    assert_eq!((built.modules, built.missing), (10, vec!["mlx5_ib".to_owned()]));
+    assert_eq!((built.modules, built.missing), (11, vec!["mlx5_ib".to_owned()]));
     assert!(
         text(&format!("{base}/modules.dep")).contains("u/ocfs2.ko: u/stack.ko f/jbd2.ko\nu/stack.ko:"),
         "it builds on jbd2"
@@ -123,7 +130,7 @@ fn what_is_missing_is_named() {
     let fixture = fixture(DEP);
     fs::remove_file(fixture.dir.path().join("agent")).unwrap();
     let error = build_with(&fixture, &[]).unwrap_err().to_string();
-    assert!(error.contains("guest/agent/build"), "{error}");
+    assert!(error.contains("make build"), "{error}");
 }
 
 #[test]
@@ -145,6 +152,7 @@ fn what_builds_on_the_nic_is_there_on_every_kernel() {
         let (mut file, built) = build(&Spec {
             kernel: &kernel,
             agent: &manifest.dir.join("manifest.json"),
+            boot: &NIC_BOOT_MODULES,
             modules: &[&RDMA_MODULES[..], &RDMA_STORAGE_MODULES].concat(),
             dependents_of: &RDMA_CORE,
             files: &[],

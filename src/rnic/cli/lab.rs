@@ -15,6 +15,7 @@ use lab::plan::{Selection, select};
 use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
 use lab::runner::{self, KernelPlan, LabConfig, News};
 
+use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, own_initramfs};
 
 /// Kernels of the core set: before and after long-term pins of file mappings were refused.
@@ -70,6 +71,8 @@ pub struct LabArgs {
     /// Copy the guests' consoles to standard error.
     #[arg(long)]
     verbose: bool,
+    #[command(flatten)]
+    host: HostArgs,
 }
 
 /// Runs the lab.
@@ -104,7 +107,10 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
             Ok(KernelPlan { kernel, initramfs })
         })
         .collect::<Result<Vec<_>, super::Error>>()?;
-    let work = WorkDir::new()?;
+    if let Way::Emulated(why) = args.host.way()? {
+        return elsewhere(&args, &kernels, &why);
+    }
+    let work = WorkDir::new("lab")?;
     let left = work.0.clone();
     vmm::on_ending_signal(move |signal| {
         // Guests end with the process; their disks have no names any more, the directory has.
@@ -142,6 +148,32 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         lab::console::attach(guest)?;
     }
     Ok(ExitCode::from(report.exit_status()))
+}
+
+/// Runs this command in an emulated host, which now and then dies: with a journal and one seed it is gone on with in the next one.
+fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], why: &str) -> Result<ExitCode, super::Error> {
+    let mut errand = Errand::default();
+    for KernelPlan { kernel, .. } in kernels {
+        errand.reads.extend(
+            [Some(&kernel.image), kernel.modules.as_ref(), kernel.root.as_ref()].into_iter().flatten().cloned(),
+        );
+    }
+    errand.writes.extend(args.json_file.clone());
+    let mut own = None;
+    let journal = match &args.journal {
+        Some(path) => path.clone(),
+        None => {
+            let path = own.insert(WorkDir::new("journal")?).0.join("rows");
+            errand.options.extend(["--journal".into(), path.clone().into()]);
+            path
+        }
+    };
+    if args.seed.is_none() {
+        errand.options.extend(["--seed".into(), clock_seed().to_string().into()]);
+    }
+    errand.writes.push(journal.clone());
+    errand.progress = Some(journal);
+    errand.run(why)
 }
 
 fn version(kernel: &KernelSource) -> String {
@@ -184,12 +216,12 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(&name, path)
 }
 
-/// Where the run's disks lie; removed at its end.
+/// A folder of a run's own, for its disks or its journal; removed at its end.
 struct WorkDir(PathBuf);
 
 impl WorkDir {
-    fn new() -> Result<Self, super::Error> {
-        let path = std::env::temp_dir().join(format!("rnic-lab-{}", std::process::id()));
+    fn new(what: &str) -> Result<Self, super::Error> {
+        let path = std::env::temp_dir().join(format!("rnic-{what}-{}", std::process::id()));
         std::fs::create_dir(&path)
             .map_err(|e| format!("cannot make {}: {e}; set TMPDIR to a directory with 2 GB of room", path.display()))?;
         Ok(Self(path))

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One file a command; an error is one sentence that `main` prints.
 
+mod host;
 pub mod lab;
 pub mod log;
+pub mod manual;
 mod parts;
+mod places;
+pub mod prepare;
 pub mod probe;
 pub mod run;
 mod values;

@@ -2,25 +2,10 @@
 //! What a guest of ours needs beside its kernel: the agent's program and an initramfs around it.
 
 use std::fs::File;
-use std::path::PathBuf;
 
 use image::{KernelSource, initramfs};
 
-/// Names the agent's program when it lies elsewhere.
-const AGENT_VARIABLE: &str = "RNIC_AGENT";
-/// Where it lies seen from this program's directory: in a build tree, and installed. The tree comes first, since cargo may have put
-/// a dynamically linked agent beside this program, which cannot run in an initramfs.
-const AGENT_PLACES: [&str; 2] = ["../guest/x86_64-unknown-linux-gnu/release/rnic-agent", "rnic-agent"];
-
-fn agent() -> Result<PathBuf, super::Error> {
-    if let Some(path) = std::env::var_os(AGENT_VARIABLE) {
-        return Ok(path.into());
-    }
-    let own = std::env::current_exe()?;
-    let places = AGENT_PLACES.iter().filter_map(|place| Some(own.parent()?.join(place)));
-    let found = places.into_iter().find(|path| path.is_file());
-    found.ok_or_else(|| format!("the guest agent is not built; run guest/agent/build or set {AGENT_VARIABLE}").into())
-}
+use super::places;
 
 /// The agent that has verbs: its name beside the other, and where it goes in the initramfs (guest/agent, `boot`).
 const VERBS_AGENT: (&str, &str) = ("rnic-agent-verbs", "lib/modules/rnic-agent-verbs");
@@ -36,17 +21,17 @@ pub enum Use {
 
 /// An initramfs with the agent and all modules that a scenario or a shell may want.
 pub fn own_initramfs(kernel: &KernelSource, whose: Use) -> Result<File, super::Error> {
-    let agent = agent()?;
+    let agent = places::find(&places::AGENT)?;
     let mut modules = [&initramfs::LAB_MODULES[..], &initramfs::RDMA_MODULES].concat();
-    let mut dependents_of: &[&str] = &[];
+    let (mut boot, mut dependents_of): (&[&str], &[&str]) = (&[], &[]);
     if whose == Use::Nic {
         modules.extend(initramfs::RDMA_STORAGE_MODULES);
-        dependents_of = &initramfs::RDMA_CORE;
+        (boot, dependents_of) = (&initramfs::NIC_BOOT_MODULES, &initramfs::RDMA_CORE);
     }
     let verbs = agent.with_file_name(VERBS_AGENT.0);
     let with_verbs = [(VERBS_AGENT.1, verbs.as_path(), 0o755)];
     let files = if verbs.is_file() { with_verbs.as_slice() } else { &[] };
-    let spec = initramfs::Spec { kernel, agent: &agent, modules: &modules, dependents_of, files };
+    let spec = initramfs::Spec { kernel, agent: &agent, boot, modules: &modules, dependents_of, files };
     let (file, built) = initramfs::build(&spec)?;
     log::info!("initramfs: {} KiB, {} modules, without {:?}", built.bytes >> 10, built.modules, built.missing);
     Ok(file)

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
 use vmm::{Outcome, Prepared, Vm, window_size};
 
+use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, base64, own_initramfs};
 use super::values::{Disk, Nic, Reboot, Serial, Size, memory};
 
@@ -71,6 +72,8 @@ pub struct RunArgs {
     /// Print how long the start took and how much memory the machine monitor itself uses.
     #[arg(long)]
     timing: bool,
+    #[command(flatten)]
+    host: HostArgs,
 }
 
 /// The file of `--config`.
@@ -134,9 +137,15 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     let timing = args.timing.then_some(begun);
     let exec = args.exec.is_some();
     let manner = Manner { interactive, restarts: args.reboot == Some(Reboot::Restart) };
-    let config = machine(args, &kernel, interactive)?;
-    let (config, _devices) = config.open()?;
-    let outcome = run(Prepared::new(config)?, manner, agent_lines(timing, status.clone()))?;
+    let (host, errand) = (args.host, errand(&args, &kernel));
+    let (config, _handles) = machine(args, &kernel, interactive)?.open()?;
+    let machine = Prepared::new(config)?;
+    if let Way::Emulated(why) = host.way()? {
+        // The locks on the disks are this machine's: the emulated host's are seen by nobody else.
+        let _devices = machine.into_devices();
+        return errand.run(&why);
+    }
+    let outcome = run(machine, manner, agent_lines(timing, status.clone()))?;
     let status = *status.lock().unwrap_or_else(PoisonError::into_inner);
     match (&outcome, status) {
         (Outcome::PowerOff, Some(status)) if exec => return Ok(ExitCode::from(status as u8)),
@@ -144,6 +153,22 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
         _ => eprintln!("rnic: {outcome}"),
     }
     Ok(ExitCode::from(outcome.exit_status()))
+}
+
+/// What this run touches on this machine.
+fn errand(args: &RunArgs, kernel: &KernelSource) -> Errand {
+    let of_kernel = [Some(&kernel.image), kernel.modules.as_ref(), kernel.root.as_ref(), args.initramfs.as_ref()];
+    let disks = |readonly| args.disk.iter().filter(move |disk| disk.readonly == readonly).map(|disk| disk.path.clone());
+    let console = match &args.serial {
+        Some(Serial::File(path)) => Some(path.clone()),
+        _ => None,
+    };
+    Errand {
+        reads: of_kernel.into_iter().flatten().cloned().chain(disks(true)).collect(),
+        writes: disks(false).chain(console).collect(),
+        memory: args.memory.map_or(DEFAULT_MEMORY, |size| size.0),
+        ..Errand::default()
+    }
 }
 
 fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<MachineConfig, super::Error> {

@@ -11,11 +11,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::disk::{BlockError, Disk};
 use super::handle::DiskHandle;
+use super::hooks::DiskInjections;
 use super::lever::Levers;
 use super::request::{MAX_DISCARD_SEGMENTS, MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 use super::stats::Counters;
 use super::worker::Worker;
-use probe::FaultPlan;
 use probe::ledger::Ledger;
 use virtio::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
 
@@ -93,7 +93,7 @@ pub(super) struct Shared {
     /// before it completes. On before negotiation and when the driver can flush; the driver changes it with CONFIG_WCE only.
     pub(super) writeback: AtomicBool,
     pub(super) levers: Levers,
-    pub(super) faults: Arc<FaultPlan>,
+    pub(super) injections: Arc<DiskInjections>,
     pub(super) counters: Counters,
     /// The worker has orders to look at, or is to stop.
     pub(super) wake: EventFd,
@@ -146,7 +146,7 @@ impl BlockDevice {
             disk: Mutex::new(disk),
             writeback: AtomicBool::new(true),
             levers: Levers::default(),
-            faults: Arc::default(),
+            injections: Arc::default(),
             counters: Counters::default(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BlockError::Wake)?,
             stop: AtomicBool::new(false),

@@ -9,12 +9,12 @@ use super::device::SERIAL_BYTES;
 use super::disk::Disk;
 use super::evidence::{Moment, start_of};
 use super::file_io::Zero;
+use super::hooks::DiskAction;
 use super::lever::{Caught, Levers, Order};
 use super::request::{Request, S_IOERR, S_OK};
 use super::stats::add;
 use super::worker::Worker;
 use dma::GuestRam;
-use probe::FaultAction;
 use probe::ledger::{BlkOp, Hold, HoldPoint, Ledger, ReleaseWhy, RequestRecord, Seq};
 
 pub(super) struct Flight {
@@ -69,8 +69,8 @@ impl Worker {
         shared.counters.ops.count(request.op);
         self.note_refusal(&request);
         let shape = request.shape();
-        let hide = shared.faults.consult(&shape, |a| a == FaultAction::HideFromLedger).is_some();
-        let forced = shared.faults.consult(&shape, |a| matches!(a, FaultAction::Status(_)));
+        let hide = shared.injections.consult(&shape, |a| a == DiskAction::HideFromLedger).is_some();
+        let forced = shared.injections.consult(&shape, |a| matches!(a, DiskAction::Status(_)));
         let ledger = &self.shared.ledger;
         let record = if hide { None } else { ledger.begin(start_of(shared.index, &request)) };
         // A refused request is answered at once: there is nothing to hold.
@@ -78,7 +78,7 @@ impl Worker {
             None => shared.levers.consult(token, record.unwrap_or(0), &shape),
             Some(_) => None,
         };
-        let lie = caught.is_some() && shared.faults.consult(&shape, |a| a == FaultAction::LieAboutHold).is_some();
+        let lie = caught.is_some() && shared.injections.consult(&shape, |a| a == DiskAction::LieAboutHold).is_some();
         let flush_arrival = self.shared.disk().arrives(request.op);
         let flight = Flight {
             token,
@@ -92,7 +92,7 @@ impl Worker {
             record,
             flush_arrival,
             forced: match forced {
-                Some(FaultAction::Status(status)) => Some(status),
+                Some(DiskAction::Status(status)) => Some(status),
                 _ => None,
             },
             synced: false,

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use super::device::Shared;
 use super::disk::{BlockError, Disk};
+use super::hooks::DiskInjections;
 use super::lever::{Lever, LeverError, LeverId, LeverState, ReleaseReport};
 use super::power_cut::{self, FrozenImage};
 use super::stats::DiskStats;
 use super::undo::PowerCut;
-use probe::FaultPlan;
 use probe::ledger::{HoldPoint, Note};
 
-/// A disk's levers, power cuts, counters and faults. Clones are the same disk. No method may be called from the
+/// A disk's levers, power cuts, counters and injections. Clones are the same disk. No method may be called from the
 /// device's own worker; all may block for as long as one request's data takes to move.
 #[derive(Clone)]
 pub struct DiskHandle {
@@ -118,15 +118,15 @@ impl DiskHandle {
         Ok(())
     }
 
-    // ---- numbers and faults ----
+    // ---- numbers and injections ----
 
     /// The disk's own counters.
     pub fn stats(&self) -> DiskStats {
         self.shared.counters.stats()
     }
 
-    /// The rules that make this disk misbehave.
-    pub fn faults(&self) -> &Arc<FaultPlan> {
-        &self.shared.faults
+    /// The rules that make this disk misbehave on purpose.
+    pub fn injections(&self) -> &Arc<DiskInjections> {
+        &self.shared.injections
     }
 }

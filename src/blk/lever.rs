@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::hooks::{RequestMatch, RequestShape};
+use probe::Match;
 use probe::ledger::{HoldPoint, ReleaseWhy};
-use probe::{RequestMatch, RequestShape};
 
 pub use describe::{Lever, LeverError, LeverId, LeverState, MAX_LIMIT, MAX_TIMES, ReleaseReport};
 

@@ -8,8 +8,8 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::file_io::Segment;
+use super::hooks::RequestShape;
 use dma::{DmaError, DmaTarget, GuestRam};
-use probe::RequestShape;
 use probe::ledger::{BlkOp, PAGE_SIZE, PageTouch, SECTOR_SIZE};
 
 /// VIRTIO_BLK_S_OK.

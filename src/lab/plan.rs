@@ -27,14 +27,14 @@ impl fmt::Display for Folio {
     }
 }
 
-/// A planted fault, for negative controls.
+/// An injection, for negative controls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plant {
+pub enum Injected {
     /// The lever on the disk under test says that it holds and does not.
     LyingLever,
     /// The ledger misses a write of the page under test.
     MissedWrite,
-    /// The scenario itself plants rules in the NIC: its verdict must be a harmful one.
+    /// The scenario itself adds rules to the NIC: its verdict must be a harmful one.
     Nic,
 }
 
@@ -105,8 +105,8 @@ pub struct Scenario {
     pub filesystems: &'static [FsType],
     /// Whether it is part of the core set: on which file systems.
     pub core: &'static [FsType],
-    /// A fault to plant.
-    pub plant: Option<Plant>,
+    /// What goes wrong on purpose.
+    pub inject: Option<Injected>,
     /// Whether folio sizes matter to it.
     pub folios: &'static [Folio],
     /// The folio sizes of its rows in the core set.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::NicConfig;
 use super::engine::Engines;
 use super::eq::{Eq, Event};
-use super::fault_rules::NicFaults;
+use super::hooks::NicInjections;
 use super::host_memory::{HostMemory, object};
 use super::quiesce::Quiesce;
 use super::table::Table;
@@ -79,7 +79,7 @@ pub struct Bus {
     /// Read sections of the engines (rule 3).
     pub quiesce: Quiesce,
     /// Injection rules.
-    pub faults: NicFaults,
+    pub injections: NicInjections,
     /// Data path threads.
     pub engines: Engines,
     /// Warnings that a guest can provoke.
@@ -116,7 +116,7 @@ impl Bus {
             memory,
             waiting_events: AtomicUsize::new(0),
             quiesce: Quiesce::new(engines),
-            faults: NicFaults::default(),
+            injections: NicInjections::default(),
             engines: Engines::new(engines)?,
             complaints: Rationed::default(),
             counters: Counters::default(),

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::bus::Bus;
-use super::fault_rules::WqeShape;
+use super::hooks::WqeShape;
 use super::sync::lock;
 use probe::ledger::{Ledger, NicKind, ReleaseWhy};
 

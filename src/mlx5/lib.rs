@@ -6,7 +6,7 @@
 //! * [`command`]: the command queue and a table of commands.
 //! * [`bus`]: what every object uses. [`hca`]: object tables ([`table`]) over it: [`eq`], [`cq`], [`qp`], [`srq`], [`mkey`].
 //! * [`engine`]: the data path. [`quiesce`] is how translations die without DMA in flight (rule 3).
-//! * [`odp`]: page faults. [`fault_rules`] and [`levers`]: how the lab makes it misbehave and wait.
+//! * [`odp`]: page faults. [`hooks`] and [`levers`]: how the lab makes it misbehave and wait.
 
 pub mod buffer;
 pub mod bus;
@@ -14,8 +14,8 @@ pub mod command;
 pub mod cq;
 pub mod engine;
 pub mod eq;
-pub mod fault_rules;
 pub mod hca;
+pub mod hooks;
 pub mod host_memory;
 pub mod init_segment;
 pub mod inspect;

@@ -2,7 +2,7 @@
 //! How everything goes at once: FLR, platform reset, a driver that begins anew (contract 1.3, 15.7), bus mastering off.
 //!
 //! When one of these returns, nothing is in flight: no DMA of an engine (rule 3), no CQE or EQE, no command. Every page fault and lab
-//! hold is cancelled. Planted faults stay: they are the lab's.
+//! hold is cancelled. Injections stay: they are the lab's.
 
 use super::command::Plane;
 use super::command::retire_qp;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the ledger hears of the data path.
 
-use mlx5::fault_rules::{NicAction, NicRule};
+use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5_spec::mkey::{MTT_READ, MTT_WRITE};
 use mlx5_spec::wqe::opcode;
 use probe::ledger::NicKind;
@@ -40,8 +40,8 @@ fn a_write_into_a_watched_page_is_on_record_with_its_key_and_before_its_completi
     }
     assert!(ledger.nic_totals()[0].agree());
     // A write that hides shows in the totals.
-    let rule = NicRule::new(1, NicAction::HideFromLedger).for_opcode(opcode::RDMA_WRITE as u8);
-    driver.machine.nic.hca().faults.add(rule).unwrap();
+    let rule = NicRule::new(1, NicAction::HideFromLedger).on(WqeMatch::opcode(opcode::RDMA_WRITE as u8));
+    driver.machine.nic.hca().injections.add(rule).unwrap();
     pair.one.run(write).unwrap();
     assert!(!ledger.nic_totals()[0].agree());
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mlx5::NicConfig;
-use mlx5::fault_rules::{NicAction, NicRule};
+use mlx5::hooks::{NicAction, NicRule};
 use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::event;
 use mlx5_spec::odp::wqe_fault_type;
@@ -411,7 +411,7 @@ fn a_fault_can_be_answered_by_rnr() {
     let paged = Paged::new();
     let pair = &paged.pair;
     let hca = pair.driver.machine.nic.hca();
-    hca.faults.add(NicRule::new(0, NicAction::RnrOnFault)).unwrap();
+    hca.injections.add(NicRule::new(0, NicAction::RnrOnFault)).unwrap();
     pair.local.fill_pattern(11);
     pair.one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
     let fault = paged.fault();

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mlx5::fault_rules::{NicAction, NicRule};
+use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5::spec::cmd::Opcode;
 use mlx5::spec::cq::{cqc, cqe, create_in as cq_create_in, opcode as cqe_opcode, syndrome};
 use mlx5::spec::eq::{create_in as eq_create_in, eqc, eqe_comp, eqe_qp_srq, event};
@@ -968,8 +968,8 @@ fn c31b_a_fenced_send_waits_for_a_read_that_waits_for_a_page() {
 #[test]
 fn c31c_a_fenced_send_waits_for_a_read_that_stands_in_flight() {
     let pair = Pair::new();
-    let rule = NicRule::new(0, NicAction::StallInFlight { ms: 20 }).for_opcode(opcode::RDMA_READ as u8);
-    pair.driver.machine.nic.faults().add(rule).unwrap();
+    let rule = NicRule::new(0, NicAction::StallInFlight { ms: 20 }).on(WqeMatch::opcode(opcode::RDMA_READ as u8));
+    pair.driver.machine.nic.injections().add(rule).unwrap();
     for seed in 0..10 {
         pair.remote.fill_pattern(seed);
         pair.local.fill(0, LEN, 0);

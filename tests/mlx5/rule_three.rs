@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Rule 3: no DMA through a dead translation. Pages that a translation has lost are filled with a canary, which must
-//! never change, and must never be read. Each test that finds nothing has a twin with a planted fault, which must find something.
+//! never change, and must never be read. Each test that finds nothing has a twin with an injection, which must find something.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use mlx5::fault_rules::{NicAction, NicRule};
+use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5_spec::wqe::opcode;
 use probe::ledger::NicKind;
 use rnic_testdrive::odp::FaultService;
@@ -22,7 +22,7 @@ const MESSAGE: u32 = 16 << 10;
 const CANARY: u8 = 0xc5;
 const WRITTEN: u8 = 0x22;
 const FRESH: u8 = 0x11;
-/// How long a lost page is watched; longer than the planted stall.
+/// How long a lost page is watched; longer than the injected stall.
 const QUARANTINE: Duration = Duration::from_millis(12);
 const STALL: NicAction = NicAction::StallInFlight { ms: 3 };
 
@@ -158,7 +158,7 @@ fn zap_stress(rules: &[NicRule], time: Duration, least: [u64; 3]) -> Seen {
     let (read_into, read_mr) = region(MESSAGE, 0);
     let (sink, sink_mr) = region(MESSAGE, 0);
     for rule in rules {
-        machine.nic.hca().faults.add(rule.clone()).unwrap();
+        machine.nic.hca().injections.add(rule.clone()).unwrap();
     }
     let key = paging.odp.mr.key;
     let (stop, count, stale_reads) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
@@ -278,7 +278,7 @@ fn outlives(end: End, rules: &[NicRule], rounds: u32) -> bool {
         // The UMR queue pair and the target, before any rule acts.
         let mr = pair.driver.register_by_umr(pair.pd, &target, VA, Access::ALL).unwrap();
         for rule in rules {
-            pair.driver.machine.nic.hca().faults.add(rule.clone()).unwrap();
+            pair.driver.machine.nic.hca().injections.add(rule.clone()).unwrap();
         }
         let write = Wqe::write(VA, mr.key).sge(pair.local_mr.sge(0, MESSAGE));
         pair.one.post(&vec![write; 60]);
@@ -287,13 +287,13 @@ fn outlives(end: End, rules: &[NicRule], rounds: u32) -> bool {
         target.fill(0, target.len, CANARY);
         std::thread::sleep(Duration::from_millis(8));
         let stale = target.bytes(0, target.len).iter().any(|byte| *byte != CANARY);
-        pair.driver.machine.nic.hca().faults.clear();
+        pair.driver.machine.nic.hca().injections.clear();
         stale
     })
 }
 
 fn stalled_writes() -> NicRule {
-    every(STALL).for_opcode(opcode::RDMA_WRITE as u8)
+    every(STALL).on(WqeMatch::opcode(opcode::RDMA_WRITE as u8))
 }
 
 #[test]
@@ -326,10 +326,10 @@ fn control_late_dma_reaches_a_page_that_was_zapped() {
     // From the start: the late copy comes right behind the zap.
     memory.fill(0, 4096, CANARY);
     pair.local.fill(0, 4096, WRITTEN);
-    let rule = NicRule::new(1, NicAction::LateDma).for_opcode(opcode::RDMA_WRITE as u8);
-    let id = pair.driver.machine.nic.hca().faults.add(rule).unwrap();
+    let rule = NicRule::new(1, NicAction::LateDma).on(WqeMatch::opcode(opcode::RDMA_WRITE as u8));
+    let id = pair.driver.machine.nic.hca().injections.add(rule).unwrap();
     pair.one.post_one(Wqe::write(VA, odp.mr.key).sge(pair.local_mr.sge(0, 4096)).signaled());
-    let fired = || pair.driver.machine.nic.hca().faults.rule(id).is_some_and(|rule| rule.fired == 1);
+    let fired = || pair.driver.machine.nic.hca().injections.rule(id).is_some_and(|rule| rule.fired == 1);
     pair.driver.until("the rule to fire", fired).unwrap();
     std::thread::sleep(Duration::from_millis(5));
     assert!(!disturbed(&pair.driver.machine.guest, memory.pages[0]), "early, not late");
@@ -351,19 +351,19 @@ fn control_late_dma_reaches_a_page_that_was_zapped() {
 
 #[test]
 fn control_an_ignored_write_bit_lets_a_write_through() {
-    for planted in [false, true] {
+    for injected in [false, true] {
         let pair = Pair::new();
         let memory = pair.driver.machine.guest.scattered(4096);
         let odp = OdpMr::register(&pair.driver, pair.pd, VA, 4096, Access::ALL).unwrap();
         odp.map(&pair.driver, 0, &memory.pages, false).unwrap();
         pair.local.fill(0, 4096, WRITTEN);
-        if planted {
-            pair.driver.machine.nic.hca().faults.add(every(NicAction::IgnoreMttWriteBit)).unwrap();
+        if injected {
+            pair.driver.machine.nic.hca().injections.add(every(NicAction::IgnoreMttWriteBit)).unwrap();
         }
         pair.one.post_one(Wqe::write(VA, odp.mr.key).sge(pair.local_mr.sge(0, 4096)).signaled());
         let completed = pair.one_cq.wait_for(Duration::from_millis(100)).is_ok();
         let written = memory.bytes(0, 4096).contains(&WRITTEN);
-        assert_eq!((completed, written), (planted, planted));
+        assert_eq!((completed, written), (injected, injected));
     }
 }
 

@@ -2,8 +2,9 @@
 //! The device as a driver sees it.
 
 mod basic;
-mod faults;
+
 mod hostile;
+mod injected;
 mod levers;
 mod negotiated;
 mod power_cut;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Levers, planted faults and evidence of the NIC.
+//! Levers, injections and evidence of the NIC.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::Bench;
 use super::verbs::{COMPLETION_LIMIT, wqe};
 use crate::verdict::Stop;
 use mlx5::NicHandle;
-use mlx5::fault_rules::NicRule;
+use mlx5::hooks::NicRule;
 use mlx5::levers::{NicLever, NicLeverId};
 use probe::ledger::{NicRecord, Seq};
 
@@ -58,20 +58,20 @@ impl Bench<'_> {
         }
     }
 
-    /// Plants a fault in the NIC for the rest of the row.
-    pub fn plant(&mut self, rule: NicRule) -> Result<(), Stop> {
-        let planted = self.handle().and_then(|nic| nic.faults().add(rule));
-        let id = planted
-            .ok_or_else(|| Stop::Failed("no fault can be planted: there is no NIC of ours, or no room".into()))?;
-        self.planted.push(id);
+    /// Adds an injection to the NIC for the rest of the row.
+    pub fn inject(&mut self, rule: NicRule) -> Result<(), Stop> {
+        let injected = self.handle().and_then(|nic| nic.injections().add(rule));
+        let id = injected
+            .ok_or_else(|| Stop::Failed("nothing can be injected: there is no NIC of ours, or no room".into()))?;
+        self.injected.push(id);
         Ok(())
     }
 
-    /// Whether every planted fault has acted.
-    pub fn plants_fired(&self) -> bool {
+    /// Whether every injection has acted.
+    pub fn injections_fired(&self) -> bool {
         let Some(nic) = self.handle() else { return false };
-        let fired = |id: &_| nic.faults().rule(*id).is_some_and(|rule| rule.fired > 0);
-        !self.planted.is_empty() && self.planted.iter().all(fired)
+        let fired = |id: &_| nic.injections().rule(*id).is_some_and(|rule| rule.fired > 0);
+        !self.injected.is_empty() && self.injected.iter().all(fired)
     }
 
     /// How many objects of each kind the NIC has that belong to processes: queue pairs, CQs, SRQs, PDs, transport domains. Keys are not
@@ -83,11 +83,11 @@ impl Bench<'_> {
         ["qps", "cqs", "srqs", "pds", "transport_domains"].map(count).into()
     }
 
-    /// Forgets planted faults and lets go what the NIC holds.
+    /// Forgets injections and lets go what the NIC holds.
     pub(super) fn quiet_nic(&self) {
         if let Some(nic) = self.guest.nic() {
             nic.disarm_all();
-            nic.faults().clear();
+            nic.injections().clear();
         }
     }
 

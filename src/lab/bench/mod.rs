@@ -11,7 +11,7 @@ use rnic_agent::proto::{Advice, Fadvice, FsType, Op, OpenFlags, Page};
 
 use super::guest::Guest;
 use super::oracle;
-use super::plan::{Folio, Plant, Row};
+use super::plan::{Folio, Injected, Row};
 use super::report::Figure;
 use super::verdict::Stop;
 use blk::LeverId;
@@ -58,7 +58,7 @@ pub struct Bench<'a> {
     cuts: u32,
     work: std::path::PathBuf,
     verbs: Option<verbs::Verbs>,
-    planted: Vec<RuleId>,
+    injected: Vec<RuleId>,
     figures: Vec<Figure>,
 }
 
@@ -111,7 +111,7 @@ impl<'a> Bench<'a> {
             cuts: 0,
             work,
             verbs: None,
-            planted: Vec::new(),
+            injected: Vec::new(),
             figures: Vec::new(),
         };
         bench.make_file()?;
@@ -182,9 +182,9 @@ impl<'a> Bench<'a> {
         self.row.fs
     }
 
-    /// The fault that this row plants.
-    pub fn plant_kind(&self) -> Option<Plant> {
-        self.row.scenario.plant
+    /// What this row injects.
+    pub fn injection(&self) -> Option<Injected> {
+        self.row.scenario.inject
     }
 
     /// The file's handle.

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use crate::bench::Bench;
 use crate::guest::Guest;
-use crate::plan::{Plant, Row};
+use crate::plan::{Injected, Row};
 use crate::report::Figure;
 use crate::verdict::{Finding, Stop, Verdict};
+use blk::{DiskAction, DiskRule, RequestMatch};
 use probe::ledger::BlkOp;
-use probe::{FaultAction, RequestMatch, Rule};
 
 /// What came of a row's story.
 pub(super) struct Played {
@@ -20,36 +20,36 @@ pub(super) struct Played {
 
 /// Runs one row's story and judges its evidence as a whole.
 pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, nonce: u64, work: &Path) -> Played {
-    guest.fs_disk().faults().clear();
+    guest.fs_disk().injections().clear();
     let mut bench = match Bench::prepare(guest, witness, *row, nonce, work) {
         Ok(bench) => bench,
         Err(stop) => return Played { outcome: Err(stop), evidence: Vec::new(), figures: Vec::new() },
     };
-    let action = match row.scenario.plant {
-        Some(Plant::LyingLever) => Some(FaultAction::LieAboutHold),
-        Some(Plant::MissedWrite) => Some(FaultAction::HideFromLedger),
-        Some(Plant::Nic) | None => None,
+    let action = match row.scenario.inject {
+        Some(Injected::LyingLever) => Some(DiskAction::LieAboutHold),
+        Some(Injected::MissedWrite) => Some(DiskAction::HideFromLedger),
+        Some(Injected::Nic) | None => None,
     };
     let rule = action.and_then(|action| {
         let request = RequestMatch { op: Some(BlkOp::Write), page: Some(bench.gpa), lba: None };
-        bench.guest.fs_disk().faults().add(Rule::new(request, 1, action))
+        bench.guest.fs_disk().injections().add(DiskRule::new(1, action).on(request))
     });
     let told = (row.scenario.run)(&mut bench);
-    let fired = match row.scenario.plant {
-        Some(Plant::Nic) => bench.plants_fired(),
-        _ => rule.and_then(|id| bench.guest.fs_disk().faults().rule(id)).is_some_and(|rule| rule.fired > 0),
+    let fired = match row.scenario.inject {
+        Some(Injected::Nic) => bench.injections_fired(),
+        _ => rule.and_then(|id| bench.guest.fs_disk().injections().rule(id)).is_some_and(|rule| rule.fired > 0),
     };
     let closed = bench.close();
     let evidence = bench.take_evidence();
-    bench.guest.fs_disk().faults().clear();
-    let (outcome, evidence) = match row.scenario.plant {
+    bench.guest.fs_disk().injections().clear();
+    let (outcome, evidence) = match row.scenario.inject {
         None => (told.and_then(|finding| closed.map(|()| finding)), evidence),
         Some(_) => control(&bench, fired, told, evidence),
     };
     Played { outcome, evidence, figures: bench.take_figures() }
 }
 
-/// Judges a negative control: was the planted fault noticed? By the checks that every row passes; or, where the device itself misbehaves,
+/// Judges a negative control: was the injection noticed? By the checks that every row passes; or, where the device itself misbehaves,
 /// by the scenario, which then has to find harm.
 fn control(
     bench: &Bench<'_>,
@@ -58,9 +58,9 @@ fn control(
     mut evidence: Vec<String>,
 ) -> (Result<Finding, Stop>, Vec<String>) {
     if !fired {
-        return (Err(Stop::Inconclusive("the planted fault did not act".into())), evidence);
+        return (Err(Stop::Inconclusive("the injection did not act".into())), evidence);
     }
-    let device = bench.plant_kind() == Some(Plant::Nic);
+    let device = bench.injection() == Some(Injected::Nic);
     let noticed = bench.broken_evidence();
     let (alone, harmful) = match told {
         Ok(finding) => (format!("would have said {}", finding.observed), finding.observed.verdict.harmful()),

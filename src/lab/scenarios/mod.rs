@@ -15,7 +15,7 @@ mod reflink;
 
 use rnic_agent::proto::FsType::{self, Btrfs, Ext4, Xfs};
 
-use super::plan::{Folio, Plant, Scenario, Writer};
+use super::plan::{Folio, Injected, Scenario, Writer};
 
 const ALL_FS: &[FsType] = &[Ext4, Xfs, Btrfs];
 const BOTH: &[Folio] = &[Folio::Single, Folio::Large];
@@ -34,7 +34,7 @@ const DISK: &[Scenario] = &[
         title: "fsync returns 0 after an O_DIRECT read has landed in a clean page of the file; then a power cut",
         filesystems: ALL_FS,
         core: &[Ext4, Btrfs],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -47,7 +47,7 @@ const DISK: &[Scenario] = &[
         title: "an O_DIRECT read lands in a page while the write of the same page is held; then a power cut",
         filesystems: ALL_FS,
         core: &[Ext4, Btrfs],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -60,7 +60,7 @@ const DISK: &[Scenario] = &[
         title: "fsync and MADV_PAGEOUT while the read is held, so that the page loses its buffers before it is dirtied",
         filesystems: ALL_FS,
         core: &[Ext4],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: BOTH,
         named: false,
@@ -73,7 +73,7 @@ const DISK: &[Scenario] = &[
         title: "the read's completion dirties a page that the file system knows as clean",
         filesystems: &[Btrfs],
         core: &[Btrfs],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -86,7 +86,7 @@ const DISK: &[Scenario] = &[
         title: "fsync and FICLONE while the read is held: is the clone overwritten?",
         filesystems: &[Xfs],
         core: &[Xfs],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -99,7 +99,7 @@ const DISK: &[Scenario] = &[
         title: "fsync and FICLONE while the read is held: is the clone overwritten?",
         filesystems: &[Btrfs],
         core: &[Btrfs],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -112,7 +112,7 @@ const DISK: &[Scenario] = &[
         title: "control: a CPU store in place of the device while the write is held before its data is read",
         filesystems: &[Ext4, Xfs],
         core: &[Ext4],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -125,7 +125,7 @@ const DISK: &[Scenario] = &[
         title: "control: a CPU store after the write's data has been read and before it completes",
         filesystems: &[Ext4, Xfs],
         core: &[],
-        plant: None,
+        inject: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -138,7 +138,7 @@ const DISK: &[Scenario] = &[
         title: "negative control: H12 with a lever that says it holds the write and lets it go",
         filesystems: &[Ext4],
         core: &[Ext4],
-        plant: Some(Plant::LyingLever),
+        inject: Some(Injected::LyingLever),
         folios: SINGLE,
         core_folios: SINGLE,
         named: false,
@@ -151,7 +151,7 @@ const DISK: &[Scenario] = &[
         title: "negative control: H12 with a ledger that misses a write of the page under test",
         filesystems: &[Ext4],
         core: &[Ext4],
-        plant: Some(Plant::MissedWrite),
+        inject: Some(Injected::MissedWrite),
         folios: SINGLE,
         core_folios: SINGLE,
         named: false,

@@ -8,7 +8,7 @@ use super::{price, rdma_cache, rdma_clean, rdma_exit, rdma_held};
 use crate::bench::{Bench, Fsync, status};
 use crate::oracle;
 use crate::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
-use crate::plan::{Folio, Plant, Scenario, Writer};
+use crate::plan::{Folio, Injected, Scenario, Writer};
 use crate::verdict::{Finding, Stop, Verdict, errno_name};
 
 type Run = fn(&mut Bench<'_>) -> Result<Finding, Stop>;
@@ -28,9 +28,9 @@ const fn row(
     title: &'static str,
     run: Run,
 ) -> Scenario {
-    let (core, plant) = (&[], None);
+    let (core, inject) = (&[], None);
     let (folios, core_folios) = (SINGLE, SINGLE);
-    Scenario { id, mode, writer, title, filesystems, core, plant, folios, core_folios, named: false, run }
+    Scenario { id, mode, writer, title, filesystems, core, inject, folios, core_folios, named: false, run }
 }
 
 const fn core(on: &'static [FsType], scenario: Scenario) -> Scenario {
@@ -47,7 +47,7 @@ const fn named(scenario: Scenario) -> Scenario {
 }
 
 const fn control(scenario: Scenario) -> Scenario {
-    Scenario { plant: Some(Plant::Nic), ..scenario }
+    Scenario { inject: Some(Injected::Nic), ..scenario }
 }
 
 const H01: &str = "RDMA WRITE after fsync has cleaned the page; fsync returns 0; then a power cut";

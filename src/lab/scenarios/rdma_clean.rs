@@ -11,7 +11,7 @@ use crate::bench::{Bench, DIR, PAGE_AT, mount, status, wqe};
 use crate::oracle;
 use crate::verdict::{Finding, Stop, Verdict, errno_name};
 use blk::PowerCut;
-use mlx5::fault_rules::{NicAction, NicRule};
+use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 
 /// enum ibv_wc_status: the key does not allow it.
 const REMOTE_ACCESS_ERROR: u32 = 10;
@@ -163,7 +163,7 @@ pub fn in_flight(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
 
 fn stall() -> NicRule {
     let ms = FLIGHT.as_millis() as u32;
-    NicRule::new(1, NicAction::StallInFlight { ms }).for_opcode(wqe::RDMA_WRITE)
+    NicRule::new(1, NicAction::StallInFlight { ms }).on(WqeMatch::opcode(wqe::RDMA_WRITE))
 }
 
 /// One RDMA WRITE makes the translation; `faults` concern a second one, and the fsync beside it.
@@ -180,7 +180,7 @@ fn beside_fsync(bench: &mut Bench<'_>, faults: &[NicRule]) -> Result<Finding, St
     }
     bench.locate()?;
     for fault in faults {
-        bench.plant(fault.clone())?;
+        bench.inject(fault.clone())?;
     }
     let since = bench.mark("RDMA WRITE goes into flight");
     let job = bench.start_write('C')?;
@@ -217,24 +217,24 @@ pub fn read_only_page(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
 
 /// Control: the payload of an RDMA WRITE waits until fsync has taken its translation away, and then goes through it.
 pub fn late_dma(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    let fault = NicRule::new(1, NicAction::LateDma).for_opcode(wqe::RDMA_WRITE);
+    let fault = NicRule::new(1, NicAction::LateDma).on(WqeMatch::opcode(wqe::RDMA_WRITE));
     beside_fsync(bench, &[fault])
 }
 
 /// Control: the NIC's write is not in the ledger; its own counters know of it.
 pub fn hidden_write(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    bench.plant(NicRule::new(1, NicAction::HideFromLedger).for_opcode(wqe::RDMA_WRITE))?;
+    bench.inject(NicRule::new(1, NicAction::HideFromLedger).on(WqeMatch::opcode(wqe::RDMA_WRITE)))?;
     after_clean(bench)
 }
 
 /// Control: the write bit of the translation is not looked at.
 pub fn ignored_write_bit(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    bench.plant(NicRule::new(EVERY, NicAction::IgnoreMttWriteBit))?;
+    bench.inject(NicRule::new(EVERY, NicAction::IgnoreMttWriteBit))?;
     read_only_page(bench)
 }
 
 /// Control: a zap completes with payload in flight.
 pub fn no_guard(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    let no_guard = NicRule::new(EVERY, NicAction::NoGuard).for_opcode(wqe::UMR);
+    let no_guard = NicRule::new(EVERY, NicAction::NoGuard).on(WqeMatch::opcode(wqe::UMR));
     beside_fsync(bench, &[stall(), no_guard])
 }

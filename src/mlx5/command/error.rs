@@ -71,8 +71,8 @@ pub enum CommandError {
         index: u32,
     },
     /// The lab's doing.
-    #[error("planted fault: status {0:#x}")]
-    Planted(u8),
+    #[error("injected status {0:#x}")]
+    Injected(u8),
 }
 
 impl CommandError {
@@ -89,7 +89,7 @@ impl CommandError {
             Self::Limit(_) => status::EXCEED_LIM,
             Self::Exhausted(_) => status::NO_RES,
             Self::Index { .. } => status::BAD_INDEX,
-            Self::Planted(status) => *status,
+            Self::Injected(status) => *status,
         }
     }
 
@@ -97,7 +97,7 @@ impl CommandError {
     pub fn syndrome(&self) -> u32 {
         match self {
             Self::Unsupported(opcode) => UNSUPPORTED | u32::from(opcode.0),
-            Self::Planted(status) => REFUSED | u32::from(*status) << 8 | 0xff,
+            Self::Injected(status) => REFUSED | u32::from(*status) << 8 | 0xff,
             other => REFUSED | u32::from(other.status()) << 8,
         }
     }

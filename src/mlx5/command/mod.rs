@@ -244,9 +244,11 @@ impl Plane {
         let hca = &*self.hca;
         let opcode = Opcode(in_header::OPCODE.get(input) as u16);
         let command = table::find(opcode);
-        let planted = hca.faults.command_status(opcode.0);
+        let injected = crate::hooks::inject::command_status(&hca.injections, opcode.0);
         let result = match command {
-            _ if planted.is_some_and(|status| status != 0) => Err(CommandError::Planted(planted.unwrap_or_default())),
+            _ if injected.is_some_and(|status| status != 0) => {
+                Err(CommandError::Injected(injected.unwrap_or_default()))
+            }
             Some(command) if command.from > firmware.phase() => Err(CommandError::Early(firmware.missing())),
             Some(command) if input.len() < command.input => {
                 Err(CommandError::InputLength { len: input.len(), needed: command.input as u64 })

@@ -10,8 +10,8 @@ use super::receive::NoWqe;
 use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester};
 use super::transfer::{At, Atomic, CHUNK, End, Mover, Piece, Plan, Stop, atomic, transfer};
 use super::wqe::{Extra, Kind, Seg};
-use crate::fault_rules::NicAction;
 use crate::hca::Hca;
+use crate::hooks::NicAction;
 use crate::mkey::{self, Access, Rights};
 use crate::quiesce::Section;
 use crate::srq::{Srq, SrqKind};
@@ -305,25 +305,22 @@ impl Requester {
         Mover { qpn: self.qp.qpn }
     }
 
-    /// What a planted fault says about the piece that is translated now. Asked once a WQE.
+    /// What an injection says about the piece that is translated now. Asked once a WQE.
     fn plan(&self, hca: &Hca) -> Plan {
-        if !hca.faults.any() || self.planned.replace(true) {
+        if !hca.injections.any() || self.planned.replace(true) {
             return Plan::Copy;
         }
         let mine =
             |action| matches!(action, NicAction::LateDma | NicAction::StallInFlight { .. } | NicAction::HideFromLedger);
-        match hca.faults.consult(&self.shape(), mine) {
+        match hca.injections.consult(&self.shape(), mine) {
             Some(NicAction::LateDma) => Plan::Late,
             Some(NicAction::HideFromLedger) => Plan::Hide,
             Some(NicAction::StallInFlight { ms }) => {
                 // Inside the section: that is the fault.
-                std::thread::sleep(Duration::from_millis(u64::from(ms.min(MAX_STALL_MS))));
+                std::thread::sleep(Duration::from_millis(u64::from(ms)));
                 Plan::Copy
             }
             _ => Plan::Copy,
         }
     }
 }
-
-/// Longest planted stall.
-const MAX_STALL_MS: u32 = 2000;

@@ -9,8 +9,8 @@ use super::requester::{Cx, FaultEnd, Missing, Outcome, Park, Requester, Turn, se
 use super::transfer::Stop;
 use super::wqe::{BLOCK, Kind, length};
 use crate::eq::Event;
-use crate::fault_rules::NicAction;
 use crate::hca::Hca;
+use crate::hooks::NicAction;
 use crate::mkey::AccessError;
 use crate::odp::{Fault, FaultKind, FaultState, RaiseError};
 use crate::qp::{Qp, QpAttrs};
@@ -200,10 +200,10 @@ impl Requester {
         }
     }
 
-    /// A planted fault: the responder's page fault is answered as most hardware does.
+    /// An injection: the responder's page fault is answered as most hardware does.
     fn answers_rnr(&self, hca: &Hca, end: FaultEnd) -> bool {
         end != FaultEnd::Local
-            && hca.faults.consult(&self.shape(), |action| matches!(action, NicAction::RnrOnFault)).is_some()
+            && hca.injections.consult(&self.shape(), |action| matches!(action, NicAction::RnrOnFault)).is_some()
     }
 
     fn fault(&self, missing: Missing) -> Option<Fault> {

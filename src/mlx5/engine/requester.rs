@@ -13,8 +13,8 @@ use super::failure::Failure;
 use super::receive::read_record;
 use super::transfer::{Late, Scratch};
 use super::wqe::{Kind, MAX_SEND_WQE, SendWqe};
-use crate::fault_rules::WqeShape;
 use crate::hca::{Hca, PORT_LID};
+use crate::hooks::WqeShape;
 use crate::levers::Gate;
 use crate::mkey::umr;
 use crate::qp::{Qp, QpAttrs};
@@ -81,7 +81,7 @@ pub enum Outcome {
     Stale,
     /// No WQE is posted.
     Idle,
-    /// A planted fault keeps a piece that is translated.
+    /// An injection keeps a piece that is translated.
     Late(Box<Late>),
     /// A lever holds it.
     Held(u64),
@@ -129,9 +129,9 @@ pub struct Requester {
     pub timer: Option<Instant>,
     /// What the WQE waits for.
     pub park: Park,
-    /// A page fault that an RNR NAK answered: a planted fault.
+    /// A page fault that an RNR NAK answered: an injection.
     pub background: Option<u32>,
-    /// Planted faults have been asked about this WQE.
+    /// Injections have been asked about this WQE.
     pub planned: Cell<bool>,
     passed_gate: bool,
     invalidated: bool,

@@ -3,7 +3,7 @@
 //!
 //! * `copy`: the bytes themselves.
 //! * `atomic`: atomic operations.
-//! * `late`: pieces that a planted fault lets move too late.
+//! * `late`: pieces that an injection lets move too late.
 
 mod atomic;
 mod copy;
@@ -55,7 +55,7 @@ pub enum Stop {
     NoSource,
     /// The target's does.
     NoTarget,
-    /// A planted fault keeps the piece for later.
+    /// An injection keeps the piece for later.
     Late(Box<Late>),
 }
 
@@ -66,7 +66,7 @@ impl Stop {
     }
 }
 
-/// What a planted fault says about a piece that is about to be copied.
+/// What an injection says about a piece that is about to be copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
     /// Nothing.

@@ -37,7 +37,7 @@ pub struct Worker {
     hot: VecDeque<u32>,
     scratch: Scratch,
     timer: TimerFd,
-    /// When a page fault event is due that a planted fault keeps back.
+    /// When a page fault event is due that an injection keeps back.
     late_event: Option<Instant>,
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::fault_rules::WqeShape;
+use crate::hooks::WqeShape;
 use probe::ledger::ReleaseWhy;
 
 /// No hold lasts longer: guests call a task hung after 120 s.

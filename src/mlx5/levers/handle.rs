@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the lab does with levers and planted faults.
+//! What the lab does with levers and injections.
 
 use std::time::Duration;
 
 use super::{NicLever, NicLeverError, NicLeverId, NicLeverState};
-use crate::fault_rules::NicFaults;
+use crate::hooks::NicInjections;
 use crate::nic::NicHandle;
 
 impl NicHandle {
@@ -42,8 +42,8 @@ impl NicHandle {
         self.hca().levers.disarm_all(self.hca());
     }
 
-    /// Planted faults.
-    pub fn faults(&self) -> &NicFaults {
-        &self.hca().faults
+    /// Its injections.
+    pub fn injections(&self) -> &NicInjections {
+        &self.hca().injections
     }
 }

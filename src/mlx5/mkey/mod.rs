@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex};
 use thiserror::Error;
 
 use super::bus::Bus;
-use super::fault_rules::{NicAction, WqeShape};
 use super::hca::Hca;
+use super::hooks::{NicAction, WqeShape};
 use super::host_memory::Lease;
 use super::sync::lock;
 use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
@@ -295,10 +295,10 @@ pub fn destroy(hca: &Hca, index: u32) -> bool {
     true
 }
 
-/// Waits until no DMA through what was published before is in flight (rule 3), unless the planted fault
+/// Waits until no DMA through what was published before is in flight (rule 3), unless the injection
 /// [`NicAction::NoGuard`] fires for `shape`. Never call it inside a section.
 pub fn fence(bus: &Bus, shape: &WqeShape) {
-    let skip = bus.faults.consult(shape, |action| matches!(action, NicAction::NoGuard));
+    let skip = bus.injections.consult(shape, |action| matches!(action, NicAction::NoGuard));
     if skip.is_none() {
         bus.quiesce.wait();
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Access, AccessError, Mkey, MkeyState, Rights, Span};
-use crate::fault_rules::{NicAction, WqeShape};
 use crate::hca::{FIRST_MKEY, Hca};
+use crate::hooks::{NicAction, WqeShape};
 use crate::quiesce::{MAX_SECTION, Section};
 use mlx5_spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, access_mode};
 
@@ -94,7 +94,7 @@ struct Walk<'a> {
     spans: &'a mut Vec<Span>,
     covered: u64,
     steps: u32,
-    /// Whether the planted fault says so, once asked.
+    /// Whether the injection says so, once asked.
     ignores_write_bit: Option<bool>,
 }
 
@@ -159,7 +159,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A page that may be read only passes for writable where the planted fault `IgnoreMttWriteBit` says so.
+    /// A page that may be read only passes for writable where the injection `IgnoreMttWriteBit` says so.
     #[cold]
     fn excused(&mut self, entry: u64) -> bool {
         if entry & MTT_READ == 0 {
@@ -168,7 +168,7 @@ impl Walk<'_> {
         let (hca, access) = (self.hca, self.access);
         *self.ignores_write_bit.get_or_insert_with(|| {
             let shape = WqeShape::access(access.key, access.qpn);
-            hca.faults.consult(&shape, |action| matches!(action, NicAction::IgnoreMttWriteBit)).is_some()
+            hca.injections.consult(&shape, |action| matches!(action, NicAction::IgnoreMttWriteBit)).is_some()
         })
     }
 

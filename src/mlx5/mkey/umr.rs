@@ -10,8 +10,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Access, AccessError, Mkey, MkeyState, Rights, Span, fence, record, translate};
-use crate::fault_rules::WqeShape;
 use crate::hca::Hca;
+use crate::hooks::WqeShape;
 use crate::qp::{Qp, QpAttrs};
 use crate::sync::lock;
 use dma::DmaError;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::bus::Bus;
 use super::eq::Event;
-use super::fault_rules::{NicAction, WqeShape};
+use super::hooks::{NicAction, WqeShape};
 use super::sync::lock;
 use mlx5_spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
 use mlx5_spec::odp::{MAX_TOKEN, rdma_fault_type};
@@ -27,7 +27,7 @@ pub const MAX_LIVE: usize = 1024;
 #[derive(Default)]
 pub struct PageFaults {
     table: Mutex<Table>,
-    /// Some event waits for its time: a planted fault.
+    /// Some event waits for its time: an injection.
     late: AtomicBool,
 }
 
@@ -42,7 +42,7 @@ struct Table {
 struct Live {
     state: FaultState,
     waiter: (u32, u32),
-    /// A planted delay: when it is published, and what.
+    /// An injected delay: when it is published, and what.
     late: Option<(Instant, Event)>,
 }
 
@@ -109,7 +109,7 @@ pub enum FaultState {
     Unknown,
 }
 
-/// What a planted fault does to the event.
+/// What an injection does to the event.
 enum Delivery {
     Now,
     Never,
@@ -190,7 +190,7 @@ impl PageFaults {
         live
     }
 
-    /// Publishes what a planted fault kept back until now; when the next is due. An engine's timer calls it. One load when there is none.
+    /// Publishes what an injection kept back until now; when the next is due. An engine's timer calls it. One load when there is none.
     pub fn publish_late(&self, bus: &Bus, now: Instant) -> Option<Instant> {
         if !self.late.load(Ordering::Acquire) {
             return None;
@@ -252,7 +252,7 @@ impl Fault {
 fn delivery(bus: &Bus, fault: &Fault) -> Delivery {
     let shape = WqeShape::access(fault.about.0, fault.waiter.1);
     let mine = |action| matches!(action, NicAction::DropFaultEvent | NicAction::DelayFaultEvent { .. });
-    match bus.faults.consult(&shape, mine) {
+    match bus.injections.consult(&shape, mine) {
         Some(NicAction::DropFaultEvent) => Delivery::Never,
         Some(NicAction::DelayFaultEvent { ms }) => Delivery::At(Instant::now() + Duration::from_millis(ms.into())),
         _ => Delivery::Now,

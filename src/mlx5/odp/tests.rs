@@ -7,8 +7,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::buffer::{Geometry, GuestBuffer};
 use crate::eq::{Eq, EqSpec};
-use crate::fault_rules::NicRule;
 use crate::hca::Hca;
+use crate::hooks::{NicRule, WqeMatch};
 use crate::mkey::tests::hca;
 use mlx5_spec::eq::{EQE_SIZE, eqe};
 
@@ -120,15 +120,15 @@ fn tokens_are_24_bits_never_zero_and_capped() {
 }
 
 #[test]
-fn planted_faults_drop_or_delay_the_event() {
+fn injections_drop_or_delay_the_event() {
     let hca = hca();
     let queue = fault_queue(&hca);
     let published = || queue.indices().0;
-    let drops = hca.faults.add(NicRule::new(1, NicAction::DropFaultEvent).for_key(0x1_00ff)).unwrap();
-    hca.faults.add(NicRule::new(2, NicAction::DelayFaultEvent { ms: 10 }));
+    let drops = hca.injections.add(NicRule::new(1, NicAction::DropFaultEvent).on(WqeMatch::key(0x1_00ff))).unwrap();
+    hca.injections.add(NicRule::new(2, NicAction::DelayFaultEvent { ms: 10 }));
     let lost = hca.page_faults.raise(&hca, &FAULT).unwrap();
     assert_eq!((published(), hca.page_faults.poll(lost)), (0, FaultState::Waiting));
-    assert_eq!(hca.faults.rule(drops).unwrap().fired, 1);
+    assert_eq!(hca.injections.rule(drops).unwrap().fired, 1);
     let now = Instant::now();
     assert_eq!(hca.page_faults.publish_late(&hca, now), None);
     let late = hca.page_faults.raise(&hca, &FAULT).unwrap();
@@ -141,8 +141,8 @@ fn planted_faults_drop_or_delay_the_event() {
     hca.page_faults.raise(&hca, &FAULT).unwrap();
     assert_eq!(published(), 2);
     // A cancelled fault's event is not published.
-    hca.faults.clear();
-    hca.faults.add(NicRule::new(1, NicAction::DelayFaultEvent { ms: 10 }));
+    hca.injections.clear();
+    hca.injections.add(NicRule::new(1, NicAction::DelayFaultEvent { ms: 10 }));
     let gone = hca.page_faults.raise(&hca, &FAULT).unwrap();
     hca.page_faults.cancel(gone);
     assert_eq!(hca.page_faults.publish_late(&hca, Instant::now() + Duration::from_secs(9)), None);

@@ -106,12 +106,12 @@ fn only_the_slot_that_is_rung_for_is_executed() {
 }
 
 #[test]
-fn a_planted_status_is_what_the_driver_gets() {
-    use crate::fault_rules::{NicAction, NicRule};
+fn an_injected_status_is_what_the_driver_gets() {
+    use crate::hooks::{NicAction, NicRule};
 
     let mut guest = Guest::new(NicConfig::default());
     let action = NicAction::CommandStatus { opcode: Opcode::ALLOC_PD.0, status: status::NO_RES };
-    guest.handle.hca().faults.add(NicRule::new(1, action)).unwrap();
+    guest.handle.hca().injections.add(NicRule::new(1, action)).unwrap();
     assert_eq!(guest.call(Opcode::ALLOC_UAR, 0, 0).status(), status::OK);
     assert_eq!(guest.call(Opcode::ALLOC_PD, 0, 0).status(), status::NO_RES);
     assert!(guest.handle.hca().pds.is_empty());

@@ -16,7 +16,7 @@ pub enum Park {
     No,
     /// A lever.
     Gated(u64),
-    /// A planted fault: the death of a translation.
+    /// An injection: the death of a translation.
     Late(Box<Late>),
     /// A page fault.
     Fault(u32, FaultEnd),

@@ -11,7 +11,7 @@ use crate::hca::Hca;
 use crate::mkey::Mkey;
 use probe::ledger::Seq;
 
-/// A piece whose copy a planted fault puts off: exactly what rule 3 forbids, for a negative control.
+/// A piece whose copy an injection puts off: exactly what rule 3 forbids, for a negative control.
 pub struct Late {
     bytes: Option<Vec<u8>>,
     source: Side,

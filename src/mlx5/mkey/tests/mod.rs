@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::NicConfig;
-use crate::fault_rules::NicRule;
+use crate::hooks::{NicRule, WqeMatch};
 use crate::host_memory::{MAX_HOST_MEMORY, object};
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use dma::{BusMaster, DmaTarget, GuestRam};
@@ -153,11 +153,11 @@ fn absent_pages_end_the_walk_and_rights_are_per_page() {
     assert_eq!(reads(0x2fff, 2), absent(0x2fff));
     let atomic = Access { rights: Rights::ATOMIC, ..access(key, 0x1000, 8) };
     assert_eq!(look(&hca, &atomic), absent(0x1000));
-    // The planted fault lets a page that may be read pass, and no page that is absent.
-    let rule = hca.faults.add(NicRule::new(0, NicAction::IgnoreMttWriteBit).for_key(key)).unwrap();
+    // The injection lets a page that may be read pass, and no page that is absent.
+    let rule = hca.injections.add(NicRule::new(0, NicAction::IgnoreMttWriteBit).on(WqeMatch::key(key))).unwrap();
     assert_eq!(writes(0, 0x4000), Ok((0x2000, vec![(0x1000, 0x2000)])));
     assert_eq!(writes(0x2000, 1), absent(0x2000));
-    assert_eq!(hca.faults.rule(rule).unwrap().fired, 1);
+    assert_eq!(hca.injections.rule(rule).unwrap().fired, 1);
 }
 
 #[test]

@@ -233,7 +233,7 @@ fn a_destroyed_key_is_not_revived_by_a_umr_in_flight() {
     assert!(key.state().free && key.state().dead);
 }
 
-/// Rule 3: what takes a translation away returns only after the section that uses it; the planted fault breaks just that.
+/// Rule 3: what takes a translation away returns only after the section that uses it; the injection breaks just that.
 #[test]
 fn zaps_and_destructions_wait_for_dma_in_flight() {
     for guard in [true, false] {
@@ -241,9 +241,9 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
             let hca = Arc::new(hca());
             let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
             let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
-            let rule = hca.faults.add(NicRule::new(0, NicAction::NoGuard).for_key(key.key())).unwrap();
+            let rule = hca.injections.add(NicRule::new(0, NicAction::NoGuard).on(WqeMatch::key(key.key()))).unwrap();
             if guard {
-                hca.faults.clear();
+                hca.injections.clear();
             }
             // Another engine is between translation and copy.
             let section = hca.quiesce.enter(1);
@@ -271,7 +271,7 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
             thread.join().unwrap();
             let record = hca.ledger.nic(0)[0];
             assert_eq!(record.seq > copied, guard, "{way}: {record:?}");
-            assert_eq!(hca.faults.rule(rule).map(|rule| rule.fired), (!guard).then_some(1), "{way}");
+            assert_eq!(hca.injections.rule(rule).map(|rule| rule.fired), (!guard).then_some(1), "{way}");
         }
     }
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Which block requests a rule or a lever means.
+//! What the lab can match, and make go wrong, in a disk's requests.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::{BlkOp, PAGE_SIZE};
+use probe::ledger::{BlkOp, PAGE_SIZE};
+use probe::{Match, Rule, Rules};
 
 /// What a matcher can see of a request.
 #[derive(Debug, Clone, Copy)]
@@ -33,9 +34,17 @@ pub struct RequestMatch {
     pub page: Option<u64>,
 }
 
-impl RequestMatch {
-    /// Whether the request is meant.
-    pub fn matches(&self, request: &RequestShape<'_>) -> bool {
+impl From<BlkOp> for RequestMatch {
+    /// Requests of this kind.
+    fn from(op: BlkOp) -> Self {
+        Self { op: Some(op), ..Self::default() }
+    }
+}
+
+impl Match for RequestMatch {
+    type Shape<'a> = RequestShape<'a>;
+
+    fn matches(&self, request: &RequestShape<'_>) -> bool {
         let op = self.op.is_none_or(|op| op == request.op);
         let lba = self
             .lba
@@ -49,6 +58,27 @@ impl RequestMatch {
         op && lba && page
     }
 }
+
+/// What a disk does wrong when a rule fires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum DiskAction {
+    /// When a lever catches the request, the device says that it holds it, and lets it go on at once.
+    LieAboutHold,
+    /// The request is carried out but not put on record in the ledger.
+    HideFromLedger,
+    /// The request is answered with this status byte (virtio 1.2 §5.2.6) and no data moves.
+    Status(u8),
+}
+
+impl probe::Action for DiskAction {}
+
+/// An injection: which request, and what goes wrong with it.
+pub type DiskRule = Rule<RequestMatch, DiskAction>;
+
+/// The injections of one disk.
+pub type DiskInjections = Rules<RequestMatch, DiskAction>;
 
 #[cfg(test)]
 mod tests {

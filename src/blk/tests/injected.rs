@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Planted faults do what they say, and the evidence shows it.
+//! Injections do what they say, and the evidence shows it.
 
 use crate::testing::*;
 use crate::*;
 use probe::ledger::ReleaseWhy;
-use probe::{FaultAction, RequestMatch, Rule};
 use virtio::VirtioDevice;
-
-fn writes() -> RequestMatch {
-    RequestMatch { op: Some(BlkOp::Write), ..RequestMatch::default() }
-}
 
 #[test]
 fn a_lying_lever_claims_a_hold_that_the_stamps_deny() {
     for point in [HoldPoint::BeforeData, HoldPoint::BeforeComplete] {
         let mut driver = Driver::new(64, |_| {});
-        let rule = driver.handle.faults().add(Rule::new(writes(), 1, FaultAction::LieAboutHold)).unwrap();
+        let rule = driver.handle.injections().add(DiskRule::new(1, DiskAction::LieAboutHold).on(BlkOp::Write)).unwrap();
         let id = driver.handle.arm(Lever::new(BlkOp::Write, point, SOON));
         driver.put(DATA, &[1; 4096]);
         let ticket = driver.submit(0, OUT, 0, &[(DATA, 4096)]);
@@ -31,7 +26,7 @@ fn a_lying_lever_claims_a_hold_that_the_stamps_deny() {
         let after = driver.ledger.request(request).unwrap();
         assert_eq!(after.holds[0].why, Some(ReleaseWhy::Released));
         assert!(after.completed < after.holds[0].to && !after.kept(&after.holds[0]));
-        assert_eq!(driver.handle.faults().rule(rule).unwrap().fired, 1);
+        assert_eq!(driver.handle.injections().rule(rule).unwrap().fired, 1);
         // The next lever is honest.
         let id = driver.handle.arm(Lever::new(BlkOp::Write, point, SOON));
         let ticket = driver.submit(0, OUT, 0, &[(DATA, 4096)]);
@@ -46,7 +41,7 @@ fn a_lying_lever_claims_a_hold_that_the_stamps_deny() {
 #[test]
 fn a_lie_can_be_stepped_and_reset() {
     let mut driver = Driver::new(64, |_| {});
-    driver.handle.faults().add(Rule::new(RequestMatch::default(), 0, FaultAction::LieAboutHold)).unwrap();
+    driver.handle.injections().add(DiskRule::new(0, DiskAction::LieAboutHold)).unwrap();
     let id = driver.handle.arm(Lever::new(BlkOp::Read, HoldPoint::BeforeData, SOON));
     let ticket = driver.submit(0, IN, 0, &[(DATA, 4096)]);
     let request = driver.handle.wait_held(id, SOON).unwrap();
@@ -62,7 +57,7 @@ fn a_lie_can_be_stepped_and_reset() {
 #[test]
 fn a_hidden_write_shows_in_the_device_counts_only() {
     let mut driver = Driver::new(64, |_| {});
-    driver.handle.faults().add(Rule::new(writes(), 2, FaultAction::HideFromLedger)).unwrap();
+    driver.handle.injections().add(DiskRule::new(2, DiskAction::HideFromLedger).on(BlkOp::Write)).unwrap();
     for byte in 1..=3 {
         driver.write_page(8 * u64::from(byte), byte);
     }
@@ -77,13 +72,12 @@ fn a_hidden_write_shows_in_the_device_counts_only() {
 #[test]
 fn a_forced_status_moves_no_data() {
     let mut driver = Driver::new(64, |c| c.track = true);
-    driver.handle.faults().add(Rule::new(writes(), 1, FaultAction::Status(S_IOERR))).unwrap();
+    driver.handle.injections().add(DiskRule::new(1, DiskAction::Status(S_IOERR)).on(BlkOp::Write)).unwrap();
     assert_eq!(driver.write_page(0, 7), S_IOERR);
     assert_eq!(driver.on_disk(0, 4096), [0; 4096]);
     assert_eq!(driver.write_page(0, 7), S_OK);
     // A flush that only says so makes nothing durable.
-    let flush = RequestMatch { op: Some(BlkOp::Flush), ..RequestMatch::default() };
-    driver.handle.faults().add(Rule::new(flush, 1, FaultAction::Status(S_OK))).unwrap();
+    driver.handle.injections().add(DiskRule::new(1, DiskAction::Status(S_OK)).on(BlkOp::Flush)).unwrap();
     assert_eq!(driver.run(FLUSH, 0, &[]), S_OK);
     let image = driver.image("cut");
     assert_eq!(driver.handle.freeze(PowerCut::Cruel, &image).unwrap().undone, 1);

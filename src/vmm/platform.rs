@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What answers on I/O ports and in the MMIO hole: UARTs, PCI configuration, power and panic registers, BARs.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::layout;
 use super::outcome::{Ending, Outcome};
@@ -21,22 +21,17 @@ const KBC_RESET: u8 = 0xfe;
 /// The machine around the vCPUs. Shared by their threads; every handler is quick.
 pub struct Platform {
     /// Console.
-    pub com1: Mutex<Uart>,
+    pub com1: Uart,
     /// Agent channel.
-    pub com2: Mutex<Uart>,
+    pub com2: Uart,
     /// The PCI bus.
     pub pci: Arc<PciBus>,
     /// How the guest's life ends.
     pub ending: Arc<Ending>,
 }
 
-/// Locks a UART; a thread that panicked holding it left it usable.
-pub fn lock(uart: &Mutex<Uart>) -> MutexGuard<'_, Uart> {
-    uart.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Platform {
-    fn uart(&self, port: u16) -> Option<(&Mutex<Uart>, u8)> {
+    fn uart(&self, port: u16) -> Option<(&Uart, u8)> {
         [(&self.com1, layout::COM1.0), (&self.com2, layout::COM2.0)]
             .into_iter()
             .find(|(_, base)| (*base..*base + 8).contains(&port))
@@ -46,14 +41,14 @@ impl Platform {
     /// Devices and UARTs as after power-on; BARs keep their places.
     pub fn reset(&self) {
         self.pci.reset();
-        [&self.com1, &self.com2].into_iter().for_each(|uart| lock(uart).reset());
+        [&self.com1, &self.com2].into_iter().for_each(Uart::reset);
     }
 
     /// `in` from `port`. Nothing there reads as ones.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((uart, offset)) = self.uart(port) {
-            data[0] = lock(uart).read(offset);
+            data[0] = uart.read(offset);
             return;
         }
         match port {
@@ -68,7 +63,7 @@ impl Platform {
     pub fn port_write(&self, port: u16, data: &[u8]) {
         let Some(&value) = data.first() else { return };
         if let Some((uart, offset)) = self.uart(port) {
-            return lock(uart).write(offset, value);
+            return uart.write(offset, value);
         }
         match (port, value) {
             (layout::SLEEP_CONTROL, value) if value & SLEEP_MASK == SLEEP_S5 => self.ending.set(Outcome::PowerOff),

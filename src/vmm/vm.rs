@@ -3,8 +3,8 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
@@ -15,7 +15,7 @@ use super::error::VmmError;
 use super::irq::{Host, Interrupts, IoEvents};
 use super::outcome::{Ending, Outcome};
 use super::placement::place;
-use super::platform::{Platform, lock};
+use super::platform::Platform;
 use super::serial::{Output, Uart};
 use super::vcpu::Vcpus;
 use super::{boot, cpuid, layout, memory, sys};
@@ -113,7 +113,7 @@ impl Vm {
         let console = Box::new(PanicWatcher::new(config.console, ending.clone()));
         let uart = |(_, gsi), output: Output| {
             let line = interrupts.line(gsi).map_err(doing("wiring a UART"))?;
-            Ok::<_, VmmError>(Mutex::new(Uart::new(line, output)))
+            Ok::<_, VmmError>(Uart::new(line, output))
         };
         let doorbells = Arc::new(IoEvents(host));
         let pci = Arc::new(PciBus::new(doorbells.clone(), range(layout::PCI_WINDOW_32), range(window_64)));
@@ -224,12 +224,12 @@ pub struct Input(Arc<Platform>);
 impl Input {
     /// Bytes for ttyS0; returns how many were taken.
     pub fn console(&self, bytes: &[u8]) -> usize {
-        lock(&self.0.com1).input(bytes)
+        self.0.com1.input(bytes)
     }
 
     /// Bytes for ttyS1, the agent channel; returns how many were taken.
     pub fn agent(&self, bytes: &[u8]) -> usize {
-        lock(&self.0.com2).input(bytes)
+        self.0.com2.input(bytes)
     }
 
     /// Whether the guest's life has ended.

@@ -2,6 +2,7 @@
 //! Datagrams: UD, QP0 and QP1 (contract 6.3, 7.5). One packet, placed whole or dropped; the sender succeeds either way.
 
 use super::completion::{Arrival, Place, received};
+use super::diagnosis::Diagnosis;
 use super::failure::{Failure, stopped};
 use super::receive::NoWqe;
 use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester, receives};
@@ -12,7 +13,6 @@ use crate::hca::{Hca, PORT_LID};
 use crate::mkey::Rights;
 use crate::quiesce::Section;
 use crate::sync::lock;
-use mlx5_spec::cq::syndrome;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
 
@@ -34,7 +34,7 @@ impl Requester {
     pub fn datagram(&mut self, cx: &mut Cx<'_>, section: &Section<'_>) -> Outcome {
         let total = self.wqe.total;
         if total > MAX_DATAGRAM {
-            return Outcome::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
+            return Outcome::Failed(Failure::diagnosed(Diagnosis::DATAGRAM_LENGTH));
         }
         self.peer = self.addressee(cx.hca);
         let Some(peer) = &self.peer else { return self.lost(cx, section) };

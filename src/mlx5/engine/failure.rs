@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::completion::{Half, Place, failed, receive_owner};
+use super::diagnosis::Diagnosis;
 use super::receive::read_record;
 use super::requester::{Cx, FaultEnd, Missing, Outcome, Park, Requester, Turn, send_record};
 use super::transfer::Stop;
@@ -23,8 +24,8 @@ use mlx5_spec::qp::{service_type, state};
 /// What both sides see of a failed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
-    /// Syndrome of the send WQE; `None`: its CQ takes no CQE.
-    pub requester: Option<u32>,
+    /// What the send WQE's CQE says; `None`: its CQ takes none.
+    pub requester: Option<Diagnosis>,
     /// The responder's share, which goes to ERR then.
     pub responder: Option<AtResponder>,
 }
@@ -43,7 +44,12 @@ pub struct AtResponder {
 impl Failure {
     /// The requester's alone.
     pub const fn local(syndrome: u32) -> Self {
-        Self { requester: Some(syndrome), responder: None }
+        Self::diagnosed(Diagnosis::send(syndrome))
+    }
+
+    /// The requester's alone, with more than a syndrome to tell.
+    pub const fn diagnosed(why: Diagnosis) -> Self {
+        Self { requester: Some(why), responder: None }
     }
 
     /// NAK "remote access": the responder's memory is not the requester's to touch.
@@ -60,12 +66,14 @@ impl Failure {
     pub const BROKEN_QUEUE: Self = Self::operational(None, Some(event::WQ_CATAS_ERROR));
 
     const fn nak(requester: u32, cqe: Option<u32>, event: Option<u32>) -> Self {
-        Self { requester: Some(requester), responder: Some(AtResponder { cqe, event, own: false }) }
+        let responder = Some(AtResponder { cqe, event, own: false });
+        Self { requester: Some(Diagnosis::send(requester)), responder }
     }
 
     /// NAK "remote operational": the request is good, the responder is not.
     pub const fn operational(cqe: Option<u32>, event: Option<u32>) -> Self {
-        Self { requester: Some(syndrome::REMOTE_OP_ERR), responder: Some(AtResponder { cqe, event, own: true }) }
+        let responder = Some(AtResponder { cqe, event, own: true });
+        Self { requester: Some(Diagnosis::send(syndrome::REMOTE_OP_ERR)), responder }
     }
 
     /// A page that the driver could not bring, an access that is not allowed or that leads outside guest RAM, by where it was
@@ -124,9 +132,9 @@ impl Requester {
             // Whoever changed it decides what becomes of the WQE.
             return;
         }
-        let told = failure.requester.zip(self.attrs.send_cq.as_ref()).is_some_and(|(syndrome, cq)| {
+        let told = failure.requester.zip(self.attrs.send_cq.as_ref()).is_some_and(|(why, cq)| {
             let place = Place { counter: self.next, owner: self.qp.user_index };
-            failed(cx.hca, cq, &self.qp, place, Half::Requester(self.wqe.opcode), syndrome).is_ok()
+            failed(cx.hca, cq, &self.qp, place, Half::Requester(self.wqe.opcode), why).is_ok()
         });
         self.retire();
         drop(section);
@@ -162,8 +170,9 @@ impl Requester {
             responder.sync(&peer.attrs);
             if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
                 let place = Place { counter, owner: receive_owner(cx.hca, &peer.qp, srqn) };
-                let told = receive_cq(cx.hca, &peer.attrs, srqn)
-                    .is_some_and(|cq| failed(cx.hca, &cq, &peer.qp, place, Half::Responder, syndrome).is_ok());
+                let told = receive_cq(cx.hca, &peer.attrs, srqn).is_some_and(|cq| {
+                    failed(cx.hca, &cq, &peer.qp, place, Half::Responder, Diagnosis::receive(syndrome)).is_ok()
+                });
                 if !told {
                     event = Some(event::WQ_CATAS_ERROR);
                 }
@@ -293,7 +302,7 @@ impl Requester {
         if let Some(cq) = &self.attrs.send_cq {
             let place = Place { counter: self.next, owner: self.qp.user_index };
             let half = Half::Requester(self.wqe.opcode);
-            let _ = failed(hca, cq, &self.qp, place, half, syndrome::WR_FLUSH_ERR);
+            let _ = failed(hca, cq, &self.qp, place, half, Diagnosis::send(syndrome::WR_FLUSH_ERR));
         }
         self.retire();
         true
@@ -317,7 +326,7 @@ impl Requester {
         let Some((counter, srqn)) = responder.to_flush(hca, &self.qp, &self.attrs) else { return false };
         if let Some(cq) = receive_cq(hca, &self.attrs, srqn) {
             let place = Place { counter, owner: receive_owner(hca, &self.qp, srqn) };
-            let _ = failed(hca, &cq, &self.qp, place, Half::Responder, syndrome::WR_FLUSH_ERR);
+            let _ = failed(hca, &cq, &self.qp, place, Half::Responder, Diagnosis::receive(syndrome::WR_FLUSH_ERR));
         }
         responder.completed(&self.qp);
         true

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::diagnosis::Diagnosis;
 use super::failure::Failure;
 use super::receive::read_record;
 use super::transfer::{Late, Scratch};
@@ -286,7 +287,7 @@ impl Requester {
             }
             Err(error) => {
                 log::debug!("QPN {:#x}: UMR: {error}", self.qp.qpn);
-                error.syndrome().map_or(Outcome::Stale, |syndrome| Outcome::Failed(Failure::local(syndrome)))
+                Diagnosis::umr(error).map_or(Outcome::Stale, |why| Outcome::Failed(Failure::diagnosed(why)))
             }
         }
     }

@@ -45,6 +45,12 @@ pub enum UmrError {
         /// For the log.
         why: &'static str,
     },
+    /// The key must not be free and is.
+    #[error("key {0:#x} is free")]
+    Free(u32),
+    /// The list reaches beyond the key's table.
+    #[error("translations beyond the table of key {0:#x}")]
+    Beyond(u32),
     /// The list of translations cannot be read through its lkey.
     #[error("the list of translations: {0}")]
     List(AccessError),
@@ -61,7 +67,7 @@ impl UmrError {
     pub fn syndrome(self) -> Option<u32> {
         match self {
             Self::CutShort => Some(syndrome::LOCAL_QP_OP_ERR),
-            Self::NoKey(_) | Self::Refused { .. } => Some(syndrome::MW_BIND_ERR),
+            Self::NoKey(_) | Self::Refused { .. } | Self::Free(_) | Self::Beyond(_) => Some(syndrome::MW_BIND_ERR),
             Self::List(_) | Self::Dma(_) => Some(syndrome::LOCAL_PROT_ERR),
             Self::Retired => None,
         }
@@ -216,7 +222,7 @@ impl<'a> Request<'a> {
             return refused("it is not free");
         }
         if has(umr_flags::CHECK_IS_NOT_FREE) && state.free {
-            return refused("it is free");
+            return Err(UmrError::Free(self.key));
         }
         if has(umr_flags::CHECK_QPN) && state.qpn != ANY_QPN && state.qpn != poster.qpn {
             return refused("it is bound to another queue pair");
@@ -243,7 +249,7 @@ impl<'a> Request<'a> {
         let table = mkey.entries.len() as u64 * 8;
         let at = self.offset.saturating_mul(OCTWORD_SIZE as u64);
         if self.list_len() > 0 && at >= table {
-            return Err(UmrError::Refused { key: self.key, why: "translations beyond its table" });
+            return Err(UmrError::Beyond(self.key));
         }
         let len = self.list_len().min(table.saturating_sub(at));
         match &self.list {

@@ -105,10 +105,20 @@ impl Hca {
     }
 
     /// Changes a queue pair. When it returns nothing that began under the old attributes is in flight: no DMA, no CQE. The
-    /// queue pair's engine looks at it again. Not for use inside a section; an engine uses it only outside of one.
+    /// queue pair's engine looks at it again, and that of the queue pair that it is connected to, which may wait for a page of this one.
+    /// Not for use inside a section; an engine uses it only outside of one.
     pub fn change_qp(&self, qp: &Qp, change: impl FnOnce(&mut QpAttrs)) {
+        let before = qp.attrs();
         qp.replace(change);
+        self.settle_qp(qp, &before);
+    }
+
+    /// The second half of a change, which must not be forgotten after [`Qp::replace`]: `before` is what was replaced.
+    pub fn settle_qp(&self, qp: &Qp, before: &QpAttrs) {
         self.quiesce.wait();
         self.engines.kick(qp.uar, qp.qpn);
+        if let Some(peer) = self.qps.get(before.remote_qpn).filter(|_| before.remote_lid == PORT_LID) {
+            self.engines.kick(peer.uar, peer.qpn);
+        }
     }
 }

@@ -97,9 +97,9 @@ fn qp(qp: &Qp) -> Value {
         "send_cqn": attrs.send_cq.as_ref().map(|cq| cq.cqn),
         "recv_cqn": attrs.recv_cq.as_ref().map(|cq| cq.cqn),
         "srqn": attrs.srq.as_ref().map(|srq| srq.srqn),
-        "sq_done": qp.progress.sq_done.load(Ordering::Relaxed),
-        "rq_done": qp.progress.rq_done.load(Ordering::Relaxed),
-        "wqes": qp.progress.wqes.load(Ordering::Relaxed),
+        "sq_done": attrs.life.progress.sq_done.load(Ordering::Relaxed),
+        "rq_done": attrs.life.progress.rq_done.load(Ordering::Relaxed),
+        "wqes": qp.wqes.load(Ordering::Relaxed),
     })
 }
 

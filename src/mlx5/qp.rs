@@ -11,7 +11,7 @@ use super::engine::Responder;
 use super::srq::Srq;
 use super::sync::{read, write};
 use super::users::Uses;
-use mlx5_spec::qp::{service_type, state};
+use mlx5_spec::qp::state;
 
 /// Where the work queues lie in the buffer (contract 7.2): RQ at 0, SQ behind it, each wrapping by itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,8 +31,10 @@ pub struct QueueLayout {
 pub struct QpAttrs {
     /// Counts changes; `Qp::generation` tells whether this copy is in force.
     pub generation: u64,
-    /// Counts 2RST: when it changes, queue counters start at 0 again.
+    /// Counts 2RST: when it changes, a new life begins.
     pub incarnation: u64,
+    /// What there is from one RST to the next. An engine that still holds old attributes reaches only the old life.
+    pub life: Arc<Life>,
     /// `spec::qp::state`.
     pub state: u32,
     /// Protection domain.
@@ -51,6 +53,10 @@ pub struct QpAttrs {
     pub remote_gid: Option<[u8; 16]>,
     /// Path MTU in bytes.
     pub mtu: u32,
+    /// PSN of the first packet that it sends after RST, 24 bits.
+    pub next_send_psn: u32,
+    /// PSN of the first packet that it expects after RST, 24 bits.
+    pub next_rcv_psn: u32,
     /// QPC.rre, rwe, rae: what the peer may do.
     pub remote_read: bool,
     /// See `remote_read`.
@@ -93,23 +99,32 @@ pub struct Qp {
     pub uses: Uses,
     /// QPC as created and modified, for QUERY_QP. The command plane's.
     pub context: Mutex<Vec<u8>>,
-    /// The receiving half, which the engines of its peers use.
-    pub responder: Mutex<Responder>,
-    /// Send blocks done and posted, receive WQEs done: for inspection.
-    pub progress: Progress,
+    /// Send WQEs executed, for inspection.
+    pub wqes: AtomicU64,
     generation: AtomicU64,
     attrs: RwLock<Arc<QpAttrs>>,
 }
 
-/// Counters that engines leave for inspection.
+/// What a queue pair has from one RST to the next: nothing of it is seen by the next life.
+#[derive(Default)]
+pub struct Life {
+    /// The receiving half, which the engines of its peers use.
+    pub responder: Mutex<Responder>,
+    /// How far it is, for QUERY_QP and inspection.
+    pub progress: Progress,
+}
+
+/// Counters that engines leave for QUERY_QP and inspection.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Send WQEBBs executed since RST.
+    /// Send WQEBBs executed.
     pub sq_done: AtomicU32,
-    /// Receive WQEs consumed since RST.
+    /// Packets sent: QPC.next_send_psn is so much further.
+    pub sq_packets: AtomicU32,
+    /// Receive WQEs consumed.
     pub rq_done: AtomicU32,
-    /// Send WQEs executed.
-    pub wqes: AtomicU64,
+    /// Packets received: QPC.next_rcv_psn is so much further.
+    pub rq_packets: AtomicU32,
 }
 
 impl Qp {
@@ -125,8 +140,7 @@ impl Qp {
             buffer,
             uses: Uses::default(),
             context: Mutex::new(context),
-            responder: Mutex::default(),
-            progress: Progress::default(),
+            wqes: AtomicU64::new(0),
             generation: AtomicU64::new(attrs.generation),
             attrs: RwLock::new(Arc::new(attrs)),
         }
@@ -147,20 +161,22 @@ impl Qp {
         let mut slot = write(&self.attrs);
         let mut attrs = QpAttrs::clone(&slot);
         change(&mut attrs);
+        if attrs.incarnation != slot.incarnation {
+            attrs.life = Arc::default();
+        }
         attrs.generation += 1;
         let generation = attrs.generation;
         *slot = Arc::new(attrs);
         self.generation.store(generation, Ordering::Release);
     }
 
-    /// Whether the service is connected and reliable.
-    pub fn is_rc(&self) -> bool {
-        matches!(self.service, service_type::RC | service_type::XRC)
-    }
-
-    /// Whether it has left RST and is not in error: for quick tests only.
-    pub fn is_alive(&self) -> bool {
-        !matches!(self.attrs().state, state::RST | state::ERR)
+    /// Whether it still executes what it began under `attrs`: in the same life, and not in error. Ask as [`Qp::in_force`].
+    pub fn serves(&self, attrs: &QpAttrs) -> bool {
+        let serves = |now: &QpAttrs| {
+            let goes_on = matches!(now.state, state::RTS | state::SQD | state::SQ_DRAINING);
+            goes_on && now.incarnation == attrs.incarnation
+        };
+        self.in_force(attrs) || serves(&self.attrs())
     }
 }
 
@@ -187,6 +203,7 @@ impl Default for QpAttrs {
         Self {
             generation: 0,
             incarnation: 0,
+            life: Arc::default(),
             state: state::RST,
             pd: 0,
             send_cq: None,
@@ -196,6 +213,8 @@ impl Default for QpAttrs {
             remote_lid: 0,
             remote_gid: None,
             mtu: 0,
+            next_send_psn: 0,
+            next_rcv_psn: 0,
             remote_read: false,
             remote_write: false,
             remote_atomic: false,

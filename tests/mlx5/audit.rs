@@ -105,7 +105,6 @@ fn a01_a_revoked_key_stays_revoked() {
 
 /// A change of the queue pair's attributes between a UMR's effect and its completion makes the device execute it again.
 #[test]
-#[ignore = "a02: work is done again after a stale answer"]
 fn a02_a_umr_is_executed_once() {
     let machine = machine();
     let driver = Driver::probe(&machine).unwrap();
@@ -153,7 +152,6 @@ fn a02_a_umr_is_executed_once() {
 
 /// A message that stands at a page fault goes on, from its middle, into the first receive WQE of the responder's next life.
 #[test]
-#[ignore = "a03: a message goes on in the peer's next life"]
 fn a03_a_message_does_not_go_on_in_the_peers_next_life() {
     let pair = Pair::new();
     let driver = &pair.driver;
@@ -194,7 +192,6 @@ fn a03_a_message_does_not_go_on_in_the_peers_next_life() {
 
 /// A queue pair that talks to itself learns why its work request failed.
 #[test]
-#[ignore = "a04: a failure inside one queue pair loses its cause"]
 fn a04_an_error_of_a_queue_pair_that_talks_to_itself_has_its_cause() {
     let pair = Pair::new();
     let qp = Qp::create(&pair.driver.context, QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq)).unwrap();
@@ -405,7 +402,6 @@ fn a13_xrc_rdma_is_checked_against_the_shared_queues_domain() {
 
 /// Packet sequence numbers that do not match: nothing may arrive.
 #[test]
-#[ignore = "a14: packet sequence numbers are not compared"]
 fn a14_sequence_numbers_must_match() {
     let pair = Pair::with(|spec| (spec.ack_timeout, spec.retry_count) = (4, 1));
     for qp in [&pair.one, &pair.other] {
@@ -427,7 +423,6 @@ fn a14_sequence_numbers_must_match() {
 
 /// P_Key index 5 holds 0, the invalid key (IBTA 10.9.1.1): UD refuses it, so must RC.
 #[test]
-#[ignore = "a15: connected services do not look at the partition key"]
 fn a15_an_invalid_pkey_carries_nothing() {
     let pair = Pair::with(|spec| (spec.ack_timeout, spec.retry_count) = (4, 1));
     let mut c = vec![0; QPC_SIZE];

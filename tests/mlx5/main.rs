@@ -18,5 +18,6 @@ mod public_reports;
 mod retries;
 mod rule_three;
 mod scene;
+mod sequence;
 mod shared_receive;
 mod taking;

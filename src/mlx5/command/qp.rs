@@ -2,7 +2,7 @@
 //! CREATE_QP, DESTROY_QP, QUERY_QP (contract 6.3). The transitions are in [`super::qp_modify`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::CommandError;
 use super::caps::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
@@ -15,7 +15,7 @@ use crate::sync::lock;
 use crate::users::Use;
 use mlx5_spec::qp::{
     PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, destroy_in, mtu, qpc, query_in, query_out,
-    rq_type, service_type, state,
+    rq_type, service_type,
 };
 
 /// Services that can be created.
@@ -162,6 +162,8 @@ pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
         code @ mtu::BYTES_256..=mtu::BYTES_4096 => 128 << code,
         _ => 4096,
     };
+    attrs.next_send_psn = qpc::NEXT_SEND_PSN.get(context);
+    attrs.next_rcv_psn = qpc::NEXT_RCV_PSN.get(context);
     attrs.remote_read = qpc::RRE.is_set(context);
     attrs.remote_write = qpc::RWE.is_set(context);
     attrs.remote_atomic = qpc::RAE.is_set(context);
@@ -199,10 +201,15 @@ pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let mut context = lock(&qp.context).clone();
     let attrs = qp.attrs();
     qpc::STATE.set(&mut context, attrs.state);
-    let (sq_done, rq_done) = (&qp.progress.sq_done, &qp.progress.rq_done);
-    let alive = attrs.state != state::RST;
-    let count = |counter: &std::sync::atomic::AtomicU32| if alive { counter.load(Ordering::Relaxed) } else { 0 };
-    qpc::HW_SQ_WQEBB_COUNTER.set(&mut context, count(sq_done));
-    qpc::HW_RQ_COUNTER.set(&mut context, count(rq_done));
+    let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+    let progress = &attrs.life.progress;
+    qpc::HW_SQ_WQEBB_COUNTER.set(&mut context, count(&progress.sq_done));
+    qpc::HW_RQ_COUNTER.set(&mut context, count(&progress.rq_done));
+    let psn = |first: u32, packets| first.wrapping_add(packets) & 0xff_ffff;
+    let sent = count(&progress.sq_packets);
+    qpc::NEXT_SEND_PSN.set(&mut context, psn(attrs.next_send_psn, sent));
+    // Messages are acknowledged one by one: all that were sent are.
+    qpc::LAST_ACKED_PSN.set(&mut context, psn(attrs.next_send_psn, sent.wrapping_sub(1)));
+    qpc::NEXT_RCV_PSN.set(&mut context, psn(attrs.next_rcv_psn, count(&progress.rq_packets)));
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::QPC, &context))
 }

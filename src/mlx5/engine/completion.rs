@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! CQEs as requester and responder write them (contract 7.5). All of them leave through [`Cq::push`].
 
-use super::diagnosis::Diagnosis;
 use super::wqe::Extra;
 use crate::cq::{Cq, CqError};
 use crate::hca::Hca;
@@ -132,19 +131,19 @@ pub enum Half {
     Responder,
 }
 
-/// A WQE is completed in error.
-pub fn failed(hca: &Hca, cq: &Cq, qp: &Qp, place: Place, half: Half, why: Diagnosis) -> Result<(), CqError> {
+/// A WQE is completed in error: `syndrome` of `spec::cq::syndrome`.
+pub fn failed(hca: &Hca, cq: &Cq, qp: &Qp, place: Place, half: Half, syndrome: u32) -> Result<(), CqError> {
     let mut entry = match half {
         Half::Requester(_) => entry(qp, place, opcode::REQ_ERR),
         Half::Responder => entry(qp, place, opcode::RESP_ERR),
     };
     if let Half::Requester(opcode) = half {
-        record(hca, qp, place, opcode, why.syndrome);
+        record(hca, qp, place, opcode, syndrome);
         cqe::SEND_OPCODE.set(&mut entry, opcode);
     }
-    why.put(&mut entry);
-    if why.syndrome != syndrome::WR_FLUSH_ERR {
-        log::debug!("QPN {:#x}: {half:?} completes in error {:#x}", qp.qpn, why.syndrome);
+    cqe::SYNDROME.set(&mut entry, syndrome);
+    if syndrome != syndrome::WR_FLUSH_ERR {
+        log::debug!("QPN {:#x}: {half:?} completes in error {syndrome:#x}", qp.qpn);
     }
     hca.counters.error_cqes.add(1);
     cq.push(hca, entry, true)

@@ -2,17 +2,18 @@
 //! Datagrams: UD, QP0 and QP1 (contract 6.3, 7.5). One packet, placed whole or dropped; the sender succeeds either way.
 
 use super::completion::{Arrival, Place, received};
-use super::diagnosis::Diagnosis;
 use super::failure::{Failure, stopped};
 use super::receive::NoWqe;
-use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester, receives};
+
 use super::transfer::{Piece, Plan, gather};
+use super::work::{Cx, FaultEnd, Peer, Step, Work, has_pkey, receives};
 use super::wqe::Grh;
 use crate::command::port_gid;
 use crate::hca::{Hca, PORT_LID};
 use crate::mkey::Rights;
 use crate::quiesce::Section;
 use crate::sync::lock;
+use mlx5_spec::cq::syndrome;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
 
@@ -29,14 +30,13 @@ enum Undelivered {
     Failed(Failure),
 }
 
-impl Requester {
+impl Work {
     /// Sends the current WQE's datagram.
-    pub fn datagram(&mut self, cx: &mut Cx<'_>, section: &Section<'_>) -> Outcome {
+    pub fn datagram(&self, cx: &mut Cx<'_>, section: &Section<'_>) -> Step {
         let total = self.wqe.total;
         if total > MAX_DATAGRAM {
-            return Outcome::Failed(Failure::diagnosed(Diagnosis::DATAGRAM_LENGTH));
+            return Step::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
         }
-        self.peer = self.addressee(cx.hca);
         let Some(peer) = &self.peer else { return self.lost(cx, section) };
         // What its sender cannot read takes nothing from the receiver.
         let mut packet = cx.scratch.packet();
@@ -46,7 +46,7 @@ impl Requester {
         });
         let from = self.list(Rights::LOCAL_READ);
         let read = gather(cx.hca, section, (cx.scratch, self.mover()), (&from, total), &mut packet);
-        let outcome = match read {
+        let step = match read {
             Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Receive),
             Ok(()) => match self.deliver_packet(cx, section, peer, &packet) {
                 Ok(()) => {
@@ -54,11 +54,11 @@ impl Requester {
                     self.finish(cx.hca, 0)
                 }
                 Err(Undelivered::Dropped) => self.finish(cx.hca, 0),
-                Err(Undelivered::Failed(failure)) => Outcome::Failed(failure),
+                Err(Undelivered::Failed(failure)) => Step::Failed(failure),
             },
         };
         cx.scratch.keep(packet);
-        outcome
+        step
     }
 
     /// Places `packet`, which begins with the room for the GRH, and completes it.
@@ -70,8 +70,7 @@ impl Requester {
         packet: &[u8],
     ) -> Result<(), Undelivered> {
         let av = self.wqe.av;
-        let mut responder = lock(&to.responder);
-        responder.sync(attrs);
+        let mut responder = lock(&attrs.life.responder);
         let offer = responder.next(cx.hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
             NoWqe::NotReady | NoWqe::Misplaced => Undelivered::Dropped,
             NoWqe::Broken => Undelivered::Failed(Failure::BROKEN_QUEUE),
@@ -117,14 +116,14 @@ impl Requester {
         if !told {
             return Err(Undelivered::Failed(Failure::NO_RECEIVE_CQE));
         }
-        responder.completed(to);
+        responder.completed(attrs);
         Ok(())
     }
 
     /// Who gets it: by LID and QPN, if P_Key and Q_Key are theirs (IBTA 9.6, 10.2).
-    fn addressee(&self, hca: &Hca) -> Option<Peer> {
+    pub fn addressee(&self, hca: &Hca) -> Option<Peer> {
         let av = self.wqe.av;
-        if av.dlid != PORT_LID || self.attrs.pkey_index != 0 {
+        if av.dlid != PORT_LID || !has_pkey(&self.attrs) {
             return None;
         }
         let qpn = match av.dqpn {
@@ -141,7 +140,7 @@ impl Requester {
         };
         // Addressed by its own number a special QP does not exist.
         let named = matches!(qp.service, service_type::QP0 | service_type::QP1) == (av.dqpn < 2);
-        let taken = suits && named && receives(&attrs) && attrs.pkey_index == 0;
+        let taken = suits && named && receives(&attrs) && has_pkey(&attrs);
         taken.then_some(Peer { qp, attrs })
     }
 

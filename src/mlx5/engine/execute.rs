@@ -2,13 +2,15 @@
 //! One step of a connected queue pair's message, requester's and responder's work in one go: inside one section, at most one piece of data.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::completion::{Arrival, Place, receive_owner, received, sent};
 use super::failure::{Failure, receive_cq, stopped};
+use super::psn::Verdict;
 use super::receive::NoWqe;
-use super::requester::{Cx, FaultEnd, Outcome, Peer, Requester};
-use super::transfer::{At, Atomic, CHUNK, End, Mover, Piece, Plan, Stop, atomic, transfer};
+use super::transfer::{At, Atomic, CHUNK, End, Piece, Plan, Stop, atomic, transfer};
+use super::work::{Cx, Effect, FaultEnd, Peer, Step, Work};
 use super::wqe::{Extra, Kind, Seg};
 use crate::hca::Hca;
 use crate::hooks::NicAction;
@@ -22,53 +24,96 @@ use mlx5_spec::qp::service_type;
 /// Bytes of the longest message (cap log_max_msg).
 const MAX_MESSAGE: u64 = 1 << 30;
 
-impl Requester {
-    /// Goes on with the current WQE, which is not a UMR.
-    pub fn execute(&mut self, cx: &mut Cx<'_>, section: &Section<'_>) -> Outcome {
-        match (self.wqe.kind, self.qp.service) {
-            (Kind::Nop | Kind::Umr, _) => return self.finish(cx.hca, 0),
-            (_, service_type::UD | service_type::QP0 | service_type::QP1) => return self.datagram(cx, section),
+impl Work {
+    /// Goes on with the current WQE, whose peer has been looked up. A UMR has had its effect.
+    pub fn execute(&self, cx: &mut Cx<'_>, section: &Section<'_>) -> Step {
+        match self.wqe.kind {
+            Kind::Nop | Kind::Umr => return self.finish(cx.hca, 0),
+            _ if self.is_datagram() => return self.datagram(cx, section),
+            _ if self.wqe.total > MAX_MESSAGE => return Step::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR)),
             _ => {}
         }
-        if self.wqe.total > MAX_MESSAGE {
-            return Outcome::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
-        }
-        let reached = self.find_peer(cx.hca);
-        let Some(peer) = self.peer.as_ref().filter(|_| reached) else {
-            return if self.is_unreliable() { self.lost(cx, section) } else { Outcome::NoPeer };
+        let Some(peer) = &self.peer else {
+            return if self.is_unreliable() { self.lost(cx, section) } else { Step::Silence };
         };
-        match self.wqe.kind {
+        if let Some(step) = self.arrives(cx, section, peer) {
+            return step;
+        }
+        let step = match self.wqe.kind {
             Kind::Send => self.send(cx, section, peer),
             Kind::Write => self.write(cx, section, peer),
             Kind::Read => self.read(cx, section, peer),
             _ => self.atomic(cx, section, peer),
+        };
+        self.arrived(peer, &step);
+        step
+    }
+
+    /// What the responder makes of the packet's number and length before it looks into it. `None`: go on.
+    fn arrives(&self, cx: &Cx<'_>, section: &Section<'_>, peer: &Peer) -> Option<Step> {
+        let (part, initial) = (self.part(), peer.attrs.next_rcv_psn);
+        let mut responder = lock(&peer.attrs.life.responder);
+        let verdict = match self.wqe.kind {
+            _ if self.is_unreliable() => responder.expected.unreliable(initial, &part),
+            Kind::Read => responder.expected.read(initial, &part),
+            _ => responder.expected.request(initial, &part),
+        };
+        let received = responder.expected.received(part.mtu);
+        drop(responder);
+        peer.attrs.life.progress.rq_packets.store(received, Ordering::Relaxed);
+        if verdict != Verdict::Execute {
+            log::debug!("QPN {:#x}: {part:x?} after {received} packets from {initial:#x}: {verdict:?}", self.qp.qpn);
+        }
+        // Packets but the last are as long as the path MTU, which both ends must agree on (IBTA 9.7.4.1.6).
+        let misfit = self.wqe.total > u64::from(self.attrs.mtu.min(peer.attrs.mtu)) && self.attrs.mtu != peer.attrs.mtu;
+        match verdict {
+            Verdict::Execute if !misfit => None,
+            _ if self.is_unreliable() => Some(self.lost(cx, section)),
+            Verdict::Execute if self.wqe.kind == Kind::Read => {
+                Some(Step::Failed(Failure::local(syndrome::BAD_RESP_ERR)))
+            }
+            Verdict::Execute | Verdict::OutOfOrder => Some(Step::Failed(Failure::INVALID_REQUEST)),
+            // Nobody keeps the result of an atomic that was completed.
+            Verdict::Acknowledge if !self.is_answered() => Some(self.finish(cx.hca, 0)),
+            Verdict::Acknowledge | Verdict::Drop => Some(Step::Silence),
+            Verdict::Ahead => Some(Step::OutOfSequence),
         }
     }
 
-    fn is_unreliable(&self) -> bool {
-        self.qp.service == service_type::UC
+    /// The responder's side of what a step brought. A READ was counted when it was asked for.
+    fn arrived(&self, peer: &Peer, step: &Step) {
+        if self.wqe.kind == Kind::Read {
+            return;
+        }
+        let expected = &mut lock(&peer.attrs.life.responder).expected;
+        match step {
+            Step::Moved(bytes) => expected.moved(*bytes),
+            Step::Finished => expected.completed(self.packets()),
+            _ => return,
+        }
+        peer.attrs.life.progress.rq_packets.store(expected.received(self.attrs.mtu), Ordering::Relaxed);
     }
 
     /// The current WQE succeeded: its CQE, if it wants one. Inside the section in which its last byte moved.
-    pub fn finish(&self, hca: &Hca, bytes: u64) -> Outcome {
+    pub fn finish(&self, hca: &Hca, bytes: u64) -> Step {
         if self.wqe.signaled {
-            let Some(cq) = &self.attrs.send_cq else { return Outcome::Failed(Failure::MUTE) };
-            let place = Place { counter: self.next, owner: self.qp.user_index };
+            let Some(cq) = &self.attrs.send_cq else { return Step::Failed(Failure::MUTE) };
+            let place = Place { counter: self.index, owner: self.qp.user_index };
             if sent(hca, cq, &self.qp, place, (self.wqe.opcode, bytes), self.wqe.own_event).is_err() {
-                return Outcome::Failed(Failure::MUTE);
+                return Step::Failed(Failure::MUTE);
             }
         }
-        Outcome::Finished
+        Step::Finished
     }
 
     /// An unreliable message that nobody takes: its sender succeeds, unless its own list is bad.
-    pub fn lost(&self, cx: &Cx<'_>, section: &Section<'_>) -> Outcome {
+    pub fn lost(&self, cx: &Cx<'_>, section: &Section<'_>) -> Step {
         for seg in &self.wqe.segs {
             let Seg::Key { lkey: key, va, len } = *seg else { continue };
             let access = Access { key, pd: self.attrs.pd, qpn: self.qp.qpn, va, len, rights: Rights::LOCAL_READ };
             if let Err(error) = mkey::check(cx.hca, section, &access) {
                 log::debug!("QPN {:#x}: {error}", self.qp.qpn);
-                return Outcome::Failed(Failure::local(syndrome::LOCAL_PROT_ERR));
+                return Step::Failed(Failure::local(syndrome::LOCAL_PROT_ERR));
             }
         }
         self.finish(cx.hca, 0)
@@ -117,10 +162,10 @@ impl Requester {
         At { source: self.done, target: self.done, want: self.wqe.total - self.done }
     }
 
-    fn write(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+    fn write(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Step {
         let access = match self.admit(cx, section, peer, Rights::REMOTE_WRITE, peer.attrs.remote_write) {
             Ok(access) => access,
-            Err(failure) => return Outcome::Failed(failure),
+            Err(failure) => return Step::Failed(failure),
         };
         if let Extra::Imm(word) = self.wqe.extra {
             // Known to be there before the first byte, so that an RNR NAK leaves nothing behind.
@@ -137,10 +182,10 @@ impl Requester {
         }
     }
 
-    fn read(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+    fn read(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Step {
         let access = match self.admit(cx, section, peer, Rights::REMOTE_READ, peer.attrs.remote_read) {
             Ok(access) => access,
-            Err(failure) => return Outcome::Failed(failure),
+            Err(failure) => return Step::Failed(failure),
         };
         if self.done == self.wqe.total {
             return self.finish(cx.hca, self.done);
@@ -153,24 +198,24 @@ impl Requester {
     }
 
     /// Done, or more to come. The bytes count either way.
-    fn moved(&self, hca: &Hca, moved: u64, told: u64) -> Outcome {
+    fn moved(&self, hca: &Hca, moved: u64, told: u64) -> Step {
         if self.done + moved < self.wqe.total {
-            return Outcome::Moved(moved);
+            return Step::Moved(moved);
         }
         hca.counters.bytes.add(moved);
         self.finish(hca, told)
     }
 
-    fn atomic(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+    fn atomic(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Step {
         if !peer.attrs.remote_atomic || !self.wqe.remote.0.is_multiple_of(8) {
-            return Outcome::Failed(Failure::INVALID_REQUEST);
+            return Step::Failed(Failure::INVALID_REQUEST);
         }
         let word = match self.target(cx.hca, peer, 8, Rights::ATOMIC) {
             Ok(word) => word,
-            Err(failure) => return Outcome::Failed(failure),
+            Err(failure) => return Step::Failed(failure),
         };
         if self.wqe.total < 8 {
-            return Outcome::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
+            return Step::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
         }
         let (first, compare) = self.wqe.operands;
         let operation = match self.wqe.kind {
@@ -184,7 +229,7 @@ impl Requester {
         }
     }
 
-    fn send(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Outcome {
+    fn send(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Step {
         self.deliver(cx, section, peer, Arrival::send(self.wqe.extra), None)
     }
 
@@ -196,7 +241,7 @@ impl Requester {
         peer: &Peer,
         arrival: Arrival,
         write: Option<Access>,
-    ) -> Outcome {
+    ) -> Step {
         let total = self.wqe.total;
         // What its sender cannot read takes nothing from the responder.
         let part = match total - self.done {
@@ -209,15 +254,14 @@ impl Requester {
                 }
             }
         };
-        let Ok(srq) = self.shared_queue(cx.hca, peer) else { return Outcome::Failed(Failure::INVALID_REQUEST) };
-        let mut responder = lock(&peer.qp.responder);
-        responder.sync(&peer.attrs);
+        let Ok(srq) = self.shared_queue(cx.hca, peer) else { return Step::Failed(Failure::INVALID_REQUEST) };
+        let mut responder = lock(&peer.attrs.life.responder);
         let offer = match responder.next(cx.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
             Ok(offer) => offer,
             Err(NoWqe::NotReady) if self.is_unreliable() => return self.lost(cx, section),
-            Err(NoWqe::NotReady) => return Outcome::NotReady,
-            Err(NoWqe::Broken) => return Outcome::Failed(Failure::BROKEN_QUEUE),
-            Err(NoWqe::Misplaced) => return Outcome::Failed(Failure::INVALID_REQUEST),
+            Err(NoWqe::NotReady) => return Step::NotReady,
+            Err(NoWqe::Broken) => return Step::Failed(Failure::BROKEN_QUEUE),
+            Err(NoWqe::Misplaced) => return Step::Failed(Failure::INVALID_REQUEST),
         };
         let (aimed, end) = match write {
             Some(access) => (self.aim(cx, section, part, &End::Remote { access }), FaultEnd::Remote),
@@ -227,7 +271,7 @@ impl Requester {
                     return self.lost(cx, section);
                 }
                 offer.take(cx.hca);
-                return Outcome::Failed(Failure::TOO_LONG);
+                return Step::Failed(Failure::TOO_LONG);
             }
             None => (self.aim(cx, section, part, &offer.wqe().list(peer.qp.qpn)), FaultEnd::Receive),
         };
@@ -250,13 +294,13 @@ impl Requester {
             };
         }
         if self.done + moved < total {
-            return Outcome::Moved(moved);
+            return Step::Moved(moved);
         }
         if let Extra::Inval(key) = self.wqe.extra
-            && !self.invalidated()
+            && self.effect == Effect::Due
         {
             // Nothing is left to move when it comes back, but the section must end first.
-            return if moved > 0 { Outcome::Moved(moved) } else { Outcome::Invalidate(key) };
+            return if moved > 0 { Step::Moved(moved) } else { Step::Invalidate(key) };
         }
         let (counter, srqn) = (recv.index, recv.srqn);
         let place = Place { counter, owner: receive_owner(cx.hca, &peer.qp, srqn) };
@@ -266,9 +310,9 @@ impl Requester {
             None => false,
         };
         if !told {
-            return Outcome::Failed(Failure::NO_RECEIVE_CQE);
+            return Step::Failed(Failure::NO_RECEIVE_CQE);
         }
-        responder.completed(&peer.qp);
+        responder.completed(&peer.attrs);
         drop(responder);
         cx.hca.counters.bytes.add(moved);
         self.finish(cx.hca, 0)
@@ -298,11 +342,6 @@ impl Requester {
     /// The SRQ that an XRC message names, if its target serves it.
     fn named_queue(&self, hca: &Hca, peer: &Peer) -> Option<Arc<Srq>> {
         hca.srqs.get(self.wqe.srqn).filter(|srq| srq.kind == SrqKind::Xrc && srq.xrcd == peer.attrs.xrcd)
-    }
-
-    /// Who moves data, for the ledger.
-    pub fn mover(&self) -> Mover {
-        Mover { qpn: self.qp.qpn }
     }
 
     /// What an injection says about the piece that is translated now. Asked once a WQE.

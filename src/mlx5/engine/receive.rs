@@ -8,6 +8,7 @@ use std::sync::{Arc, MutexGuard};
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::psn::Expected;
 use super::transfer::End;
 use super::wqe::{MAX_RECV_WQE, Seg, parse_receive};
 use crate::eq::Event;
@@ -19,12 +20,12 @@ use crate::sync::lock;
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::wqe::srq_next;
 
-/// The receiving half of a queue pair: progress in its receive queue and the message that is arriving. Locked by the engine of the peer
+/// The receiving half of a queue pair in one of its lives: progress in its receive queue and the message that is arriving. Locked by the engine of the peer
 /// whose message arrives, or by the queue pair's own engine when it flushes; commands never take it.
 #[derive(Debug, Default)]
 pub struct Responder {
-    /// `QpAttrs::incarnation` that the rest is of.
-    incarnation: u64,
+    /// Packet sequence numbers.
+    pub expected: Expected,
     /// Receive WQEs done since RST: the own queue's index of the next one.
     done: u16,
     /// The record's counter as last read.
@@ -108,15 +109,6 @@ impl<'a> Offer<'a> {
 }
 
 impl Responder {
-    /// Starts anew when the queue pair has been in RST since.
-    pub fn sync(&mut self, attrs: &QpAttrs) {
-        if self.incarnation != attrs.incarnation {
-            // Its lists keep their room.
-            let wqe = std::mem::take(&mut self.wqe);
-            *self = Self { incarnation: attrs.incarnation, wqe, ..Self::default() };
-        }
-    }
-
     /// The WQE for the message that arrives: the one that is held, or the next.
     pub fn next<'a>(
         &'a mut self,
@@ -171,11 +163,11 @@ impl Responder {
     }
 
     /// The WQE that was taken is completed.
-    pub fn completed(&mut self, qp: &Qp) {
+    pub fn completed(&mut self, attrs: &QpAttrs) {
         self.held = false;
         if self.wqe.srqn.is_none() {
             self.done = self.done.wrapping_add(1);
-            qp.progress.rq_done.fetch_add(1, Ordering::Relaxed);
+            attrs.life.progress.rq_done.store(u32::from(self.done), Ordering::Relaxed);
         }
     }
 

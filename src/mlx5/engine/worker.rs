@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::door::{Door, Inbox};
-use super::requester::{Cx, Requester, Turn};
+use super::requester::{Requester, Turn};
 use super::transfer::Scratch;
+use super::work::Cx;
 use crate::hca::Hca;
 
 /// How long an engine that has had work looks at its last queue pairs' records before it sleeps. A wake-up through an eventfd costs
@@ -22,6 +23,8 @@ const HOT: usize = 8;
 struct Slot {
     requester: Box<Requester>,
     queued: bool,
+    /// When a timer is due that it has been given.
+    timer: Option<Instant>,
 }
 
 /// The thread's own side.
@@ -103,9 +106,9 @@ impl Worker {
             }
             self.timers.pop();
             if let Some(slot) = self.slots.get_mut(&qpn)
-                && slot.requester.timer == Some(at)
+                && slot.timer == Some(at)
             {
-                slot.requester.timer = None;
+                slot.timer = None;
                 self.enqueue(qpn);
             }
         }
@@ -136,7 +139,7 @@ impl Worker {
                 return;
             };
             self.by_uar.entry(qp.uar).or_default().push(qpn);
-            self.slots.insert(qpn, Slot { requester: Box::new(Requester::new(qp)), queued: false });
+            self.slots.insert(qpn, Slot { requester: Box::new(Requester::new(qp)), queued: false, timer: None });
         }
         if let Some(slot) = self.slots.get_mut(&qpn)
             && !slot.queued
@@ -157,8 +160,8 @@ impl Worker {
                 self.ready.push_back(qpn);
             }
             Turn::Until(at) => {
-                if slot.requester.timer.is_none_or(|set| set > at) {
-                    slot.requester.timer = Some(at);
+                if slot.timer.is_none_or(|set| set > at) {
+                    slot.timer = Some(at);
                     self.timers.push(Reverse((at, qpn)));
                 }
             }
@@ -174,7 +177,7 @@ impl Worker {
     fn forget(&mut self, qpn: u32) {
         let Some(mut slot) = self.slots.remove(&qpn) else { return };
         slot.requester.abandon(&self.hca);
-        let uar = slot.requester.qp.uar;
+        let uar = slot.requester.uar();
         if let Some(qpns) = self.by_uar.get_mut(&uar) {
             qpns.retain(|other| *other != qpn);
             if qpns.is_empty() {

@@ -45,12 +45,6 @@ pub enum UmrError {
         /// For the log.
         why: &'static str,
     },
-    /// The key must not be free and is.
-    #[error("key {0:#x} is free")]
-    Free(u32),
-    /// The list reaches beyond the key's table.
-    #[error("translations beyond the table of key {0:#x}")]
-    Beyond(u32),
     /// The list of translations cannot be read through its lkey.
     #[error("the list of translations: {0}")]
     List(AccessError),
@@ -67,7 +61,7 @@ impl UmrError {
     pub fn syndrome(self) -> Option<u32> {
         match self {
             Self::CutShort => Some(syndrome::LOCAL_QP_OP_ERR),
-            Self::NoKey(_) | Self::Refused { .. } | Self::Free(_) | Self::Beyond(_) => Some(syndrome::MW_BIND_ERR),
+            Self::NoKey(_) | Self::Refused { .. } => Some(syndrome::MW_BIND_ERR),
             Self::List(_) | Self::Dma(_) => Some(syndrome::LOCAL_PROT_ERR),
             Self::Retired => None,
         }
@@ -222,7 +216,7 @@ impl<'a> Request<'a> {
             return refused("it is not free");
         }
         if has(umr_flags::CHECK_IS_NOT_FREE) && state.free {
-            return Err(UmrError::Free(self.key));
+            return refused("it is free");
         }
         if has(umr_flags::CHECK_QPN) && state.qpn != ANY_QPN && state.qpn != poster.qpn {
             return refused("it is bound to another queue pair");
@@ -249,7 +243,7 @@ impl<'a> Request<'a> {
         let table = mkey.entries.len() as u64 * 8;
         let at = self.offset.saturating_mul(OCTWORD_SIZE as u64);
         if self.list_len() > 0 && at >= table {
-            return Err(UmrError::Beyond(self.key));
+            return Err(UmrError::Refused { key: self.key, why: "translations beyond its table" });
         }
         let len = self.list_len().min(table.saturating_sub(at));
         match &self.list {
@@ -285,9 +279,10 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Inside a section: nothing of the WQE may take effect after 2RST or DESTROY_QP is complete.
+/// Inside a section: nothing of the WQE may take effect after 2RST or DESTROY_QP is complete. A change that leaves the queue pair in
+/// service is none of its business: a WQE that has begun is not begun again.
 fn in_force(qp: &Qp, attrs: &QpAttrs) -> Result<(), UmrError> {
-    if qp.in_force(attrs) { Ok(()) } else { Err(UmrError::Retired) }
+    if qp.serves(attrs) { Ok(()) } else { Err(UmrError::Retired) }
 }
 
 /// Reads a list from guest memory into a table, in pieces of a bounded section each.

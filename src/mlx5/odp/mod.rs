@@ -7,9 +7,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::bus::Bus;
@@ -36,6 +36,8 @@ struct Table {
     /// Not reset with the device, so that a resume from before a reset meets no new fault.
     last: u32,
     live: HashMap<u32, Live>,
+    /// Who waits for room: UAR page and number of queue pairs, each once.
+    waiting: BTreeSet<(u32, u32)>,
 }
 
 /// A fault whose event has been published, or is being kept back.
@@ -49,7 +51,7 @@ struct Live {
 /// Why no fault was raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RaiseError {
-    /// Too many are live: try again later.
+    /// Too many are live: the waiter is kicked when there is room.
     Busy,
     /// No EQ takes page faults, or the device does not page: a protection error.
     NoQueue,
@@ -128,7 +130,10 @@ impl PageFaults {
         }
         let delivery = delivery(bus, fault);
         let mut table = lock(&self.table);
-        let token = table.free_token().ok_or(RaiseError::Busy)?;
+        let Some(token) = table.free_token() else {
+            table.waiting.insert(fault.waiter);
+            return Err(RaiseError::Busy);
+        };
         let late = match delivery {
             Delivery::At(when) => Some((when, fault.event(token))),
             _ => None,
@@ -146,21 +151,30 @@ impl PageFaults {
     }
 
     /// What became of it. `Resumed` is told once.
-    pub fn poll(&self, token: u32) -> FaultState {
-        let mut table = lock(&self.table);
+    pub fn poll(&self, bus: &Bus, token: u32) -> FaultState {
+        let table = lock(&self.table);
         match table.live.get(&token).map(|live| live.state) {
             None => FaultState::Unknown,
             Some(FaultState::Waiting) => FaultState::Waiting,
             Some(over) => {
-                table.live.remove(&token);
+                self.forget(bus, table, token);
                 over
             }
         }
     }
 
     /// Nobody waits for it any more; a later resume is ignored.
-    pub fn cancel(&self, token: u32) {
-        lock(&self.table).live.remove(&token);
+    pub fn cancel(&self, bus: &Bus, token: u32) {
+        self.forget(bus, lock(&self.table), token);
+    }
+
+    /// Its place is another's, who has waited for one.
+    fn forget(&self, bus: &Bus, mut table: MutexGuard<'_, Table>, token: u32) {
+        let next = table.live.remove(&token).and_then(|_| table.waiting.pop_first());
+        drop(table);
+        if let Some((uar, qpn)) = next {
+            bus.engines.kick(uar, qpn);
+        }
     }
 
     /// PAGE_FAULT_RESUME: wakes the waiter. An unknown token is ignored, and so is a second resume.
@@ -179,6 +193,7 @@ impl PageFaults {
     pub fn clear(&self) {
         let mut table = lock(&self.table);
         table.live.clear();
+        table.waiting.clear();
         self.late.store(false, Ordering::Release);
     }
 

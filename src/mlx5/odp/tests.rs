@@ -83,22 +83,22 @@ fn a_resume_is_told_once_and_unknown_ones_are_ignored() {
     let faults = &hca.page_faults;
     let token = faults.raise(&hca, &FAULT).unwrap();
     let (key, va, write) = FAULT.about;
-    assert_eq!(faults.poll(token), FaultState::Waiting);
+    assert_eq!(faults.poll(&hca, token), FaultState::Waiting);
     assert_eq!(faults.live(), [(token, 16, 0x40)]);
     faults.resume(&hca, token + 1, false);
     faults.resume(&hca, token, true);
     faults.resume(&hca, token, false);
-    assert_eq!(faults.poll(token), FaultState::Resumed { error: true });
-    assert_eq!(faults.poll(token), FaultState::Unknown);
+    assert_eq!(faults.poll(&hca, token), FaultState::Resumed { error: true });
+    assert_eq!(faults.poll(&hca, token), FaultState::Unknown);
     faults.resume(&hca, token, false);
     let kinds: Vec<_> = hca.ledger.nic(0).into_iter().map(|record| (record.qpn, record.kind)).collect();
     let fault = NicKind::Fault { key, va, write, token };
     assert_eq!(kinds, [(0x40, fault), (0x40, NicKind::Resumed { token, error: true })]);
     let cancelled = faults.raise(&hca, &FAULT).unwrap();
     assert_ne!(cancelled, token);
-    faults.cancel(cancelled);
+    faults.cancel(&hca, cancelled);
     faults.resume(&hca, cancelled, false);
-    assert_eq!(faults.poll(cancelled), FaultState::Unknown);
+    assert_eq!(faults.poll(&hca, cancelled), FaultState::Unknown);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn tokens_are_24_bits_never_zero_and_capped() {
     assert_eq!(faults.raise(&hca, &FAULT), Err(RaiseError::Busy));
     // Around once more: tokens that are alive are not given out.
     lock(&faults.table).last = MAX_TOKEN - 1;
-    faults.cancel(5);
+    faults.cancel(&hca, 5);
     assert_eq!(faults.raise(&hca, &FAULT), Ok(5));
     faults.clear();
     assert!(faults.live().is_empty());
@@ -127,7 +127,7 @@ fn injections_drop_or_delay_the_event() {
     let drops = hca.injections.add(NicRule::new(1, NicAction::DropFaultEvent).on(WqeMatch::key(0x1_00ff))).unwrap();
     hca.injections.add(NicRule::new(2, NicAction::DelayFaultEvent { ms: 10 }));
     let lost = hca.page_faults.raise(&hca, &FAULT).unwrap();
-    assert_eq!((published(), hca.page_faults.poll(lost)), (0, FaultState::Waiting));
+    assert_eq!((published(), hca.page_faults.poll(&hca, lost)), (0, FaultState::Waiting));
     assert_eq!(hca.injections.rule(drops).unwrap().fired, 1);
     let now = Instant::now();
     assert_eq!(hca.page_faults.publish_late(&hca, now), None);
@@ -144,7 +144,7 @@ fn injections_drop_or_delay_the_event() {
     hca.injections.clear();
     hca.injections.add(NicRule::new(1, NicAction::DelayFaultEvent { ms: 10 }));
     let gone = hca.page_faults.raise(&hca, &FAULT).unwrap();
-    hca.page_faults.cancel(gone);
+    hca.page_faults.cancel(&hca, gone);
     assert_eq!(hca.page_faults.publish_late(&hca, Instant::now() + Duration::from_secs(9)), None);
     assert_eq!(published(), 2);
 }

@@ -65,6 +65,12 @@ pub struct QpSpec {
     pub ack_timeout: u32,
     /// Q_Key.
     pub qkey: u32,
+    /// Code of the path MTU; 5: 4096 bytes.
+    pub mtu: u32,
+    /// PSN of the first packet that it sends.
+    pub send_psn: u32,
+    /// PSN of the first packet that it expects.
+    pub rcv_psn: u32,
 }
 
 impl QpSpec {
@@ -90,6 +96,9 @@ impl QpSpec {
             min_rnr_nak: 1,
             ack_timeout: ACK_TIMEOUT,
             qkey: 0x1111_1111,
+            mtu: 5,
+            send_psn: 0,
+            rcv_psn: 0,
         }
     }
 }
@@ -208,9 +217,14 @@ impl Qp {
 
     /// INIT2RTR.
     pub fn to_rtr(&self, peer: Peer) -> Result<()> {
-        let spec = &self.spec;
+        self.to_rtr_as(&self.spec, peer)
+    }
+
+    /// INIT2RTR with other attributes than it was made with.
+    pub fn to_rtr_as(&self, spec: &QpSpec, peer: Peer) -> Result<()> {
         let mut c = vec![0; QPC_SIZE];
-        qpc::MTU.set(&mut c, 5);
+        qpc::MTU.set(&mut c, spec.mtu);
+        qpc::NEXT_RCV_PSN.set(&mut c, spec.rcv_psn);
         qpc::LOG_MSG_MAX.set(&mut c, 30);
         qpc::REMOTE_QPN.set(&mut c, peer.qpn);
         qpc::LOG_RRA_MAX.set(&mut c, 4);
@@ -231,8 +245,13 @@ impl Qp {
 
     /// RTR2RTS.
     pub fn to_rts(&self) -> Result<()> {
-        let spec = &self.spec;
+        self.to_rts_as(&self.spec)
+    }
+
+    /// RTR2RTS with other attributes than it was made with.
+    pub fn to_rts_as(&self, spec: &QpSpec) -> Result<()> {
         let mut c = vec![0; QPC_SIZE];
+        qpc::NEXT_SEND_PSN.set(&mut c, spec.send_psn);
         qpc::RETRY_COUNT.set(&mut c, spec.retry_count);
         qpc::RNR_RETRY.set(&mut c, spec.rnr_retry);
         qpc::LOG_SRA_MAX.set(&mut c, 4);

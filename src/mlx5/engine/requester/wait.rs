@@ -1,111 +1,154 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a send WQE waits for, and what ends the wait. A wait is a value: it holds no section, lock or translation.
+//!
+//! Nothing is polled that can tell: a resumed page fault, room for another and a change of the responder kick the queue pair.
 
 use std::time::{Duration, Instant};
 
-use super::{Cx, FaultEnd, Requester, Turn};
+use super::{Cx, Requester, Turn};
 use crate::engine::failure::Failure;
 use crate::engine::transfer::Late;
+use crate::engine::work::{FaultEnd, PageMissing};
 use crate::hca::Hca;
 use crate::odp::FaultState;
+use crate::sync::lock;
 use mlx5_spec::cq::syndrome;
 
 /// What the current WQE waits for.
-pub enum Park {
+pub(super) enum Wait {
     /// Nothing.
     No,
-    /// A lever.
-    Gated(u64),
+    /// The lab.
+    Held(u64),
     /// An injection: the death of a translation.
     Late(Box<Late>),
-    /// A page fault.
-    Fault(u32, FaultEnd),
-    /// RNR or transport timer, or room for another fault.
-    Timer(Instant),
+    /// A page: the fault's token, and what was missing.
+    Page(u32, PageMissing),
+    /// Room for one more live page fault.
+    Room,
+    /// The RNR NAK timer.
+    Rnr(Instant),
+    /// The acknowledge timeout.
+    Ack(Instant),
 }
 
-/// How often a wait that another command can end is looked at.
-const GLANCE: Duration = Duration::from_millis(5);
+/// How often a hold is looked at: its limit ends it too.
+const HOLD_GLANCE: Duration = Duration::from_millis(5);
 /// How often a late piece looks whether its translation is dead.
 const LATE_GLANCE: Duration = Duration::from_micros(200);
 /// How often a requester without acknowledge timeout tries again.
 const NO_TIMEOUT: Duration = Duration::from_millis(100);
+/// What an RNR NAK timer may grow to while nothing is posted: receive queues have no doorbell, so that each try is a look at a record.
+const RNR_CEILING: Duration = Duration::from_millis(1);
 
 impl Requester {
     /// Nobody waits any more for what the current WQE waits for.
     pub fn abandon(&mut self, hca: &Hca) {
-        match std::mem::replace(&mut self.park, Park::No) {
-            Park::Fault(token, _) => hca.page_faults.cancel(token),
-            Park::Gated(token) => hca.levers.cancel(hca, token),
-            Park::No | Park::Late(_) | Park::Timer(_) => {}
+        match std::mem::replace(&mut self.wait, Wait::No) {
+            Wait::Page(token, _) => hca.page_faults.cancel(hca, token),
+            Wait::Held(token) => hca.levers.cancel(hca, token),
+            Wait::No | Wait::Late(_) | Wait::Room | Wait::Rnr(_) | Wait::Ack(_) => {}
         }
         if let Some(token) = self.background.take() {
-            hca.page_faults.cancel(token);
+            hca.page_faults.cancel(hca, token);
         }
     }
 
     /// `None`: go on.
-    pub(super) fn parked(&mut self, cx: &mut Cx<'_>) -> Option<Turn> {
+    pub(super) fn waits(&mut self, cx: &mut Cx<'_>) -> Option<Turn> {
         let soon = |wait| Some(Turn::Until(Instant::now() + wait));
-        match &self.park {
-            Park::No => return None,
-            Park::Timer(at) if Instant::now() < *at => return Some(Turn::Until(*at)),
-            Park::Timer(_) => {}
-            Park::Gated(token) if cx.hca.levers.is_held(*token) => return soon(GLANCE),
-            Park::Gated(_) => self.passed_gate = true,
-            Park::Late(late) if !late.is_due() => return soon(LATE_GLANCE),
-            Park::Late(late) => self.done += late.copy(cx.hca, self.mover()),
-            Park::Fault(token, end) => match cx.hca.page_faults.poll(*token) {
-                FaultState::Waiting => {
-                    let peer_changed = self.peer.as_ref().is_some_and(|peer| !peer.qp.in_force(&peer.attrs));
-                    if *end == FaultEnd::Local || !peer_changed {
-                        return soon(GLANCE);
-                    }
-                    // The responder may be gone, and with it the driver's answer.
-                    self.abandon(cx.hca);
-                }
-                FaultState::Resumed { error: false } => self.faults += 1,
-                FaultState::Resumed { error: true } => {
-                    let failure = Failure::page_fault(*end);
-                    self.park = Park::No;
-                    self.fail(cx, failure);
-                    return Some(Turn::Again);
-                }
-                FaultState::Unknown => {}
-            },
+        match &self.wait {
+            Wait::No => return None,
+            Wait::Rnr(at) | Wait::Ack(at) if Instant::now() < *at => return Some(Turn::Until(*at)),
+            Wait::Rnr(_) | Wait::Room => {}
+            // Without a timeout silence never ends.
+            Wait::Ack(_) if self.timeout_code() == 0 => {}
+            Wait::Ack(_) => {
+                self.wait = Wait::No;
+                self.retry(cx);
+                return Some(Turn::Again);
+            }
+            Wait::Held(token) if cx.hca.levers.is_held(*token) => return soon(HOLD_GLANCE),
+            Wait::Held(_) => self.passed_gate = true,
+            Wait::Late(late) if !late.is_due() => return soon(LATE_GLANCE),
+            Wait::Late(late) => {
+                let moved = late.copy(cx.hca, self.work.mover());
+                self.moved_late(moved);
+            }
+            Wait::Page(token, missing) => {
+                let (token, missing) = (*token, *missing);
+                return self.waits_for_page(cx, token, missing);
+            }
         }
-        self.park = Park::No;
+        self.wait = Wait::No;
         None
     }
 
-    /// An RNR NAK (IBTA 9.7.5.2.8): waits as long as the responder asks for, as often as the requester may.
-    pub fn not_ready(&mut self, cx: &mut Cx<'_>) {
+    fn waits_for_page(&mut self, cx: &mut Cx<'_>, token: u32, missing: PageMissing) -> Option<Turn> {
+        match cx.hca.page_faults.poll(cx.hca, token) {
+            FaultState::Waiting => {
+                let peer_changed = self.work.peer.as_ref().is_some_and(|peer| !peer.in_force());
+                if missing.end == FaultEnd::Local || !peer_changed {
+                    return Some(Turn::Idle);
+                }
+                // The responder may be gone, and with it the driver's answer.
+                self.abandon(cx.hca);
+            }
+            FaultState::Resumed { error: false } => self.faults += 1,
+            FaultState::Resumed { error: true } => {
+                self.wait = Wait::No;
+                self.fail(cx, Failure::page_fault(missing.end));
+                return Some(Turn::Again);
+            }
+            FaultState::Unknown => {}
+        }
+        self.wait = Wait::No;
+        None
+    }
+
+    /// The responder has them as well.
+    fn moved_late(&mut self, bytes: u64) {
+        if let Some(peer) = self.work.peer.as_ref().filter(|_| !self.work.is_answered()) {
+            lock(&peer.attrs.life.responder).expected.moved(bytes);
+        }
+        self.moved(bytes);
+    }
+
+    /// An RNR NAK (IBTA 9.7.5.2.8): waits at least as long as the responder asks for, as often as the requester may.
+    pub(super) fn not_ready(&mut self, cx: &mut Cx<'_>) {
         cx.hca.counters.rnr_naks.add(1);
-        if self.attrs.rnr_retry < 7 {
+        if self.work.attrs.rnr_retry < 7 {
             match self.rnr_left.checked_sub(1) {
                 Some(left) => self.rnr_left = left,
                 None => return self.fail(cx, Failure::local(syndrome::RNR_RETRY_EXC_ERR)),
             }
         }
-        let code = self.peer.as_ref().map_or(0, |peer| peer.attrs.min_rnr_nak);
-        self.park = Park::Timer(Instant::now() + rnr_delay(code));
+        let asked = rnr_delay(self.work.peer.as_ref().map_or(0, |peer| peer.attrs.min_rnr_nak));
+        let grown = asked.saturating_mul(1 << self.rnr_naks.min(16)).min(RNR_CEILING);
+        self.rnr_naks = self.rnr_naks.saturating_add(1);
+        self.wait = Wait::Rnr(Instant::now() + asked.max(grown));
     }
 
-    /// No acknowledgement comes (IBTA 9.7.6.1.3).
-    pub(super) fn no_peer(&mut self, cx: &mut Cx<'_>) {
-        let code = u32::from(self.attrs.ack_timeout & 31);
-        if code == 0 {
-            self.park = Park::Timer(Instant::now() + NO_TIMEOUT);
-            return;
-        }
-        let delay = Duration::from_nanos(4096 << code);
+    /// No acknowledgement comes: waits for it as long as IBTA 9.7.6.1.3 says.
+    pub(super) fn unanswered(&mut self) {
+        let delay = match self.timeout_code() {
+            0 => NO_TIMEOUT,
+            code => Duration::from_nanos(4096 << code),
+        };
+        self.wait = Wait::Ack(Instant::now() + delay);
+    }
+
+    fn timeout_code(&self) -> u32 {
+        u32::from(self.work.attrs.ack_timeout & 31)
+    }
+
+    /// The timeout is over, or a NAK says that something is missing: once more, up to `retry_count` times after the first
+    /// (IBTA 9.7.6.1.3).
+    pub(super) fn retry(&mut self, cx: &mut Cx<'_>) {
         match self.retries_left.checked_sub(1) {
             Some(left) => self.retries_left = left,
-            None => {
-                return self.fail(cx, Failure::local(syndrome::TRANSPORT_RETRY_EXC_ERR));
-            }
+            None => self.fail(cx, Failure::local(syndrome::TRANSPORT_RETRY_EXC_ERR)),
         }
-        self.park = Park::Timer(Instant::now() + delay);
     }
 }
 

@@ -109,7 +109,10 @@ fn a_key_is_registered_zapped_and_revoked_by_umr() {
     let revoke = Umr::new(now, umr_flags::INLINE, umr_mask::PD | umr_mask::FREE, &revoked);
     revoke.post(&hca, &umr).unwrap();
     assert_eq!(why(&hca, &access(now, 0x10_0000, 1)), "it is free");
-    assert!(matches!(Umr::zap(now, 0).inline(&[0; 2]).post(&hca, &umr), Err(UmrError::Free(_))));
+    assert!(matches!(
+        Umr::zap(now, 0).inline(&[0; 2]).post(&hca, &umr),
+        Err(UmrError::Refused { why: "it is free", .. })
+    ));
     assert_eq!((key.zaps.load(Ordering::Relaxed), count(&hca.counters.umrs)), (3, 3));
     let (context, first) = key.query();
     assert_eq!((mkc::PD.get(&context), mkc::START_ADDR.get(&context)), (KERNEL_PD, 0x10_0000));
@@ -138,7 +141,7 @@ fn lists_that_do_not_fit_are_cut_or_refused_and_never_panic() {
     assert_eq!(key.entries[7].load(Ordering::Relaxed), 0x9003);
     let result = |umr_wqe: Umr| umr_wqe.post(&hca, &umr).unwrap_err();
     let beyond = result(Umr::zap(key.key(), 4).inline(&[0; 2]));
-    assert!(matches!(beyond, UmrError::Beyond(_)));
+    assert!(matches!(beyond, UmrError::Refused { why: "translations beyond its table", .. }));
     let beyond = result(Umr::zap(key.key(), u64::MAX >> 16).inline(&[0; 2]));
     assert_eq!(beyond.syndrome(), Some(6));
     let mut short = Umr::zap(key.key(), 0).inline(&[0; 4]);

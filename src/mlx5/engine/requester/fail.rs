@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A message that failed: both sides are told in one section, then both leave service (IBTA 9.9).
+
+use std::sync::Arc;
+
+use super::{Cx, Effect, Peer, Requester};
+use crate::engine::completion::{Half, Place, failed, receive_owner};
+use crate::engine::failure::{AtResponder, Failure, leave_service, receive_cq};
+use crate::engine::work::Step;
+use crate::eq::Event;
+use crate::hca::Hca;
+use crate::qp::{Qp, QpAttrs};
+use crate::sync::lock;
+use mlx5_spec::eq::{eqe_qp_srq, event};
+use mlx5_spec::qp::state;
+
+impl Requester {
+    /// Completes the current WQE in error and takes the queue pairs out of service. Outside of any section.
+    pub(super) fn fail(&mut self, cx: &mut Cx<'_>, failure: Failure) {
+        let unreliable = self.work.is_unreliable() || self.work.is_datagram();
+        self.abandon(cx.hca);
+        let section = cx.hca.quiesce.enter(cx.engine);
+        let peer = failure.responder.zip(self.work.peer.clone());
+        if !self.work.in_force() || peer.as_ref().is_some_and(|(_, peer)| !peer.in_force()) {
+            // Whoever changed one of them decides what becomes of the WQE; what a responder refused, it is asked again.
+            if failure.responder.is_some() {
+                self.work.effect = Effect::Due;
+            }
+            return;
+        }
+        // A state is there before the CQE that tells of it, and the cause before anything is flushed: both halves may be one queue pair's.
+        let mut ends = Vec::new();
+        if let Some((at, peer)) = peer.filter(|(at, _)| at.own || !unreliable) {
+            ends.extend(fail_receive(cx.hca, peer, at));
+        }
+        let lost = (failure.responder.is_some() && unreliable).then(|| self.work.lost(cx, &section));
+        let failure = match lost {
+            // An unreliable message that the responder does not take is lost, and nobody is told (IBTA 9.8.2.2).
+            Some(Step::Failed(failure)) => Some(failure),
+            Some(_) => None,
+            None => Some(failure),
+        };
+        if let Some(failure) = failure {
+            ends.extend(self.fail_send(cx.hca, failure, unreliable));
+        }
+        self.retire();
+        drop(section);
+        ends.into_iter().for_each(|end| end.settle(cx.hca));
+    }
+
+    /// The send WQE is completed in error and its queue pair leaves service, with an event of its own if it cannot be told (IBTA 11.6.3.1).
+    fn fail_send(&self, hca: &Hca, failure: Failure, unreliable: bool) -> Option<End> {
+        let work = &self.work;
+        let to = if unreliable { state::SQER } else { state::ERR };
+        let mut left = leave_service(&work.qp, &work.attrs, to);
+        let told = failure.requester.zip(work.attrs.send_cq.as_ref()).is_some_and(|(syndrome, cq)| {
+            let place = Place { counter: work.index, owner: work.qp.user_index };
+            failed(hca, cq, &work.qp, place, Half::Requester(work.wqe.opcode), syndrome).is_ok()
+        });
+        if !told {
+            // It cannot go on whatever its service.
+            left |= leave_service(&work.qp, &work.attrs, state::ERR);
+        }
+        let event = (!told).then_some(event::WQ_CATAS_ERROR);
+        left.then(|| End { qp: work.qp.clone(), seen: work.attrs.clone(), event })
+    }
+}
+
+/// A queue pair that has left service: what is left to do outside of the section.
+struct End {
+    qp: Arc<Qp>,
+    /// What it was.
+    seen: Arc<QpAttrs>,
+    /// Asynchronous event about it.
+    event: Option<u32>,
+}
+
+impl End {
+    fn settle(self, hca: &Hca) {
+        hca.settle_qp(&self.qp, &self.seen);
+        if let Some(kind) = self.event {
+            hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, self.qp.qpn));
+        }
+    }
+}
+
+/// The responder leaves service, and its receive WQE, if it has taken one, is completed in error; its own engine flushes nothing meanwhile.
+fn fail_receive(hca: &Hca, Peer { qp, attrs }: Peer, at: AtResponder) -> Option<End> {
+    let mut event = at.event;
+    let mut responder = lock(&attrs.life.responder);
+    let left = leave_service(&qp, &attrs, state::ERR);
+    if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
+        let place = Place { counter, owner: receive_owner(hca, &qp, srqn) };
+        let told = receive_cq(hca, &attrs, srqn)
+            .is_some_and(|cq| failed(hca, &cq, &qp, place, Half::Responder, syndrome).is_ok());
+        if !told {
+            event = Some(event::WQ_CATAS_ERROR);
+        }
+        responder.completed(&attrs);
+    }
+    drop(responder);
+    left.then_some(End { qp, seen: attrs, event })
+}

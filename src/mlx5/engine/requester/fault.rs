@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A page is missing: which event its driver gets (contract 9.2), and what the WQE waits for.
+
+use super::{Cx, Requester, Wait, Work};
+use crate::engine::failure::Failure;
+use crate::engine::work::{FaultEnd, PageMissing};
+use crate::hca::Hca;
+use crate::hooks::NicAction;
+use crate::odp::{Fault, FaultKind, FaultState, RaiseError};
+use crate::sync::lock;
+use mlx5_spec::odp::wqe_fault_type;
+
+/// Faults in a row without a byte moved after which an access is refused (contract 9.4, T8).
+const MAX_FAULTS: u32 = 1000;
+
+impl Requester {
+    /// Raises a page fault and waits for it, or fails.
+    pub(super) fn raise(&mut self, cx: &mut Cx<'_>, missing: PageMissing) {
+        let hca = cx.hca;
+        if missing.end != FaultEnd::Local && !self.work.peer.as_ref().is_some_and(|peer| peer.in_force()) {
+            // The responder has changed since: it may be that nobody waits for this page any more.
+            return;
+        }
+        let unreliable = self.work.is_unreliable() && missing.end != FaultEnd::Local;
+        let Some(fault) = fault(&self.work, missing).filter(|_| self.faults < MAX_FAULTS && !unreliable) else {
+            return self.fail(cx, Failure::page_fault(missing.end));
+        };
+        if self.background.is_some_and(|token| hca.page_faults.poll(hca, token) == FaultState::Waiting) {
+            return self.not_ready(cx);
+        }
+        self.background = None;
+        match hca.page_faults.raise(hca, &fault) {
+            Ok(token) => {
+                hca.counters.page_faults.add(1);
+                if self.answers_rnr(hca, missing.end) {
+                    self.background = Some(token);
+                    return self.not_ready(cx);
+                }
+                self.wait = Wait::Page(token, missing);
+            }
+            Err(RaiseError::Busy) => self.wait = Wait::Room,
+            Err(RaiseError::NoQueue) => self.fail(cx, Failure::page_fault(missing.end)),
+        }
+    }
+
+    /// An injection: the responder's page fault is answered as most hardware does.
+    fn answers_rnr(&self, hca: &Hca, end: FaultEnd) -> bool {
+        end != FaultEnd::Local
+            && hca.injections.consult(&self.work.shape(), |action| matches!(action, NicAction::RnrOnFault)).is_some()
+    }
+}
+
+fn fault(work: &Work, missing: PageMissing) -> Option<Fault> {
+    let total = work.wqe.total;
+    let (kind, write) = match missing.end {
+        FaultEnd::Local => {
+            let reads = work.is_answered();
+            let wq_type = match reads {
+                true => wqe_fault_type::REQUESTER_READ_OR_ATOMIC,
+                false => wqe_fault_type::REQUESTER_SEND_OR_WRITE,
+            };
+            (FaultKind::Wqe { wq_type: wq_type as u8, number: work.qp.qpn, wqe_index: work.index }, reads)
+        }
+        FaultEnd::Remote => {
+            let write = work.wqe.kind != super::Kind::Read;
+            let (rdma_va, r_key) = work.wqe.remote;
+            (FaultKind::Rdma { r_key, rdma_va, op_len: u32::try_from(total).ok()?, write }, write)
+        }
+        FaultEnd::Receive => {
+            let peer = work.peer.as_ref()?;
+            let (wqe_index, srqn) = lock(&peer.attrs.life.responder).held()?;
+            let (wq_type, number) = match srqn {
+                Some(srqn) => (wqe_fault_type::SRQ, srqn),
+                None => (wqe_fault_type::RESPONDER, peer.qp.qpn),
+            };
+            (FaultKind::Wqe { wq_type: wq_type as u8, number, wqe_index }, true)
+        }
+    };
+    let left = total.saturating_sub(work.done).min(u64::from(work.attrs.mtu.clamp(256, 4096)));
+    Some(Fault {
+        kind,
+        bytes_committed: u32::try_from(work.done).ok()?,
+        packet_length: left.max(1) as u16,
+        waiter: (work.qp.uar, work.qp.qpn),
+        about: (missing.key, missing.va, write),
+    })
+}

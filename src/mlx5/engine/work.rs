@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The send WQE in hand, and what one step of it comes to. A step is a function from [`Work`] to [`Step`]: it moves data and writes CQEs,
+//! and changes nothing here. Only the requester does, which alone decides what a [`Step`] means.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::failure::Failure;
+use super::psn::{self, Part};
+use super::transfer::{Late, Mover, Scratch};
+use super::wqe::{Kind, MAX_SEND_WQE, Seg, SendWqe, umr_key};
+use crate::hca::Hca;
+use crate::hooks::WqeShape;
+use crate::qp::{Qp, QpAttrs};
+use mlx5_spec::qp::{service_type, state};
+
+/// What a thread has at hand while it serves a queue pair.
+pub struct Cx<'a> {
+    /// The device.
+    pub hca: &'a Arc<Hca>,
+    /// Number of this engine.
+    pub engine: usize,
+    /// Reused lists.
+    pub scratch: &'a mut Scratch,
+}
+
+/// Which end of a message lacks a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultEnd {
+    /// The send WQE's own list.
+    Local,
+    /// Memory that it names at the responder.
+    Remote,
+    /// The receive WQE's list.
+    Receive,
+}
+
+/// A page that is missing: key and address of the first byte, as the requester named them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageMissing {
+    /// Where.
+    pub end: FaultEnd,
+    /// Key.
+    pub key: u32,
+    /// Address.
+    pub va: u64,
+}
+
+/// What one step came to. All but the first four leave the section before they are acted upon.
+pub enum Step {
+    /// This many bytes more are in place.
+    Moved(u64),
+    /// The WQE is done and completed.
+    Finished,
+    /// Look again: attributes have changed, or an effect outside of sections is there.
+    Again,
+    /// No WQE is posted.
+    Idle,
+    /// An injection keeps a part that is translated.
+    Late(Box<Late>),
+    /// The lab holds it.
+    Held(u64),
+    /// A page is missing.
+    Missing(PageMissing),
+    /// The responder has no receive WQE: RNR NAK.
+    NotReady,
+    /// Nobody answers.
+    Silence,
+    /// NAK "PSN sequence error".
+    OutOfSequence,
+    /// A key of the responder must be invalidated before the message completes.
+    Invalidate(u32),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// What a WQE does outside of sections: a UMR, the invalidation that comes with a SEND. Kept until its completion is written, so that
+/// a change of the queue pair's attributes in between does not make it happen twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Not yet.
+    Due,
+    /// It is there.
+    Done,
+    /// It was refused, without a trace.
+    Refused(Failure),
+}
+
+/// The queue pair at the other end, as last looked up.
+#[derive(Clone)]
+pub struct Peer {
+    /// The queue pair.
+    pub qp: Arc<Qp>,
+    /// Its attributes; asked inside every section whether they are in force.
+    pub attrs: Arc<QpAttrs>,
+}
+
+impl Peer {
+    /// Whether it is as it was looked up.
+    pub fn in_force(&self) -> bool {
+        self.qp.in_force(&self.attrs)
+    }
+}
+
+/// See the module's text.
+pub struct Work {
+    /// The queue pair.
+    pub qp: Arc<Qp>,
+    /// Its attributes as last seen.
+    pub attrs: Arc<QpAttrs>,
+    /// Block counter of the current or next WQE.
+    pub index: u16,
+    /// Packets sent since RST: the PSN of the WQE's first packet, counted from QPC.next_send_psn.
+    pub sent: u32,
+    /// The WQE.
+    pub wqe: SendWqe,
+    /// Its bytes.
+    pub bytes: Box<[u8; MAX_SEND_WQE]>,
+    /// Bytes of the message that are in place.
+    pub done: u64,
+    /// Where messages go; connected services.
+    pub peer: Option<Peer>,
+    /// What it does outside of sections.
+    pub effect: Effect,
+    /// Injections have been asked about this WQE.
+    pub planned: Cell<bool>,
+}
+
+impl Work {
+    /// Nothing in hand.
+    pub fn new(qp: Arc<Qp>) -> Self {
+        let attrs = qp.attrs();
+        Self {
+            qp,
+            attrs,
+            index: 0,
+            sent: 0,
+            wqe: SendWqe::default(),
+            bytes: Box::new([0; MAX_SEND_WQE]),
+            done: 0,
+            peer: None,
+            effect: Effect::Due,
+            planned: Cell::new(false),
+        }
+    }
+
+    /// Whether the attributes that it was judged by are in force.
+    pub fn in_force(&self) -> bool {
+        self.qp.in_force(&self.attrs)
+    }
+
+    /// Unreliable connection.
+    pub fn is_unreliable(&self) -> bool {
+        self.qp.service == service_type::UC
+    }
+
+    /// UD, QP0, QP1.
+    pub fn is_datagram(&self) -> bool {
+        matches!(self.qp.service, service_type::UD | service_type::QP0 | service_type::QP1)
+    }
+
+    /// RDMA READ and atomics: the data comes back.
+    pub fn is_answered(&self) -> bool {
+        matches!(self.wqe.kind, Kind::Read | Kind::CompareSwap | Kind::FetchAdd)
+    }
+
+    /// Packets that the WQE takes, in the PSNs of its queue pair (IBTA 9.7.1: a READ takes one for each response).
+    pub fn packets(&self) -> u32 {
+        match self.wqe.kind {
+            Kind::Nop | Kind::Umr => 0,
+            _ if self.is_datagram() => 1,
+            Kind::CompareSwap | Kind::FetchAdd => 1,
+            Kind::Send | Kind::Write | Kind::Read => psn::packets(self.wqe.total, self.attrs.mtu),
+        }
+    }
+
+    /// Where in the sequence of packets it stands.
+    pub fn part(&self) -> Part {
+        let first = self.attrs.next_send_psn.wrapping_add(self.sent) & psn::MASK;
+        Part { first, done: self.done, total: self.wqe.total, mtu: self.attrs.mtu }
+    }
+
+    /// What levers and fault rules match.
+    pub fn shape(&self) -> WqeShape {
+        let key = match (self.wqe.kind, self.wqe.segs.first()) {
+            (Kind::Umr, _) => umr_key(&self.bytes[..]),
+            (Kind::Write | Kind::Read | Kind::CompareSwap | Kind::FetchAdd, _) => self.wqe.remote.1,
+            (_, Some(Seg::Key { lkey, .. })) => *lkey,
+            _ => 0,
+        };
+        WqeShape { opcode: self.wqe.opcode as u8, qpn: self.qp.qpn, wqe_index: self.index, key }
+    }
+
+    /// Who moves data, for the ledger.
+    pub fn mover(&self) -> Mover {
+        Mover { qpn: self.qp.qpn }
+    }
+}
+
+/// Whether a queue pair in this state takes messages.
+pub fn receives(attrs: &QpAttrs) -> bool {
+    matches!(attrs.state, state::RTR | state::RTS | state::SQD | state::SQ_DRAINING | state::SQER)
+}
+
+/// The one valid P_Key of the port is at index 0, the others are 0, which matches nothing (IBTA 10.9.1.1, contract 11.2).
+pub fn has_pkey(attrs: &QpAttrs) -> bool {
+    attrs.pkey_index == 0
+}

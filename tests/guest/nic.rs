@@ -179,6 +179,7 @@ fn kexec(name: &str, call: &str) {
     let spec = initramfs::Spec {
         kernel: &source,
         agent: &agent(),
+        boot: &[],
         modules: &initramfs::RDMA_MODULES,
         dependents_of: &[],
         files: &[],

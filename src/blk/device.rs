@@ -11,8 +11,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::disk::{BlockError, Disk};
 use super::handle::DiskHandle;
-use super::hooks::DiskInjections;
-use super::lever::Levers;
+use super::hooks::{DiskInjections, Levers};
 use super::request::{MAX_DISCARD_SEGMENTS, MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 use super::stats::Counters;
 use super::worker::Worker;

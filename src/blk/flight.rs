@@ -9,12 +9,12 @@ use super::device::SERIAL_BYTES;
 use super::disk::Disk;
 use super::evidence::{Moment, start_of};
 use super::file_io::Zero;
-use super::hooks::DiskAction;
-use super::lever::{Caught, Levers, Order};
+use super::hooks::{Caught, DiskAction, Levers};
 use super::request::{Request, S_IOERR, S_OK};
 use super::stats::add;
 use super::worker::Worker;
 use dma::GuestRam;
+use probe::Order;
 use probe::ledger::{BlkOp, Hold, HoldPoint, Ledger, ReleaseWhy, RequestRecord, Seq};
 
 pub(super) struct Flight {
@@ -56,7 +56,7 @@ impl Claim {
     pub(super) fn end(&self, ledger: &Ledger, levers: &Levers, why: ReleaseWhy) {
         let now = ledger.tick();
         if let Some(id) = self.record {
-            ledger.amend(id, |r| r.end_hold(self.caught.lever, now, why));
+            ledger.amend(id, |r| r.end_hold(self.caught.lever.0, now, why));
         }
         levers.over(self.caught, self.token, why);
     }
@@ -75,7 +75,7 @@ impl Worker {
         let record = if hide { None } else { ledger.begin(start_of(shared.index, &request)) };
         // A refused request is answered at once: there is nothing to hold.
         let caught = match request.refusal {
-            None => shared.levers.consult(token, record.unwrap_or(0), &shape),
+            None => shared.levers.consult(token, record.unwrap_or(0), (), &shape),
             Some(_) => None,
         };
         let lie = caught.is_some() && shared.injections.consult(&shape, |a| a == DiskAction::LieAboutHold).is_some();
@@ -118,13 +118,12 @@ impl Worker {
         flight.next_hold = None;
         let ledger = &self.shared.ledger;
         if let Some(id) = flight.record {
-            let hold = Hold { point, lever: caught.lever, from: ledger.tick(), to: None, why: None };
+            let hold = Hold { point, lever: caught.lever.0, from: ledger.tick(), to: None, why: None };
             ledger.amend(id, |r| r.holds.push(hold));
         }
         add(&self.shared.counters.holds, 1);
-        if !self.shared.levers.held(caught, flight.token, point) {
-            // Released before it stood.
-            flight.leave_hold(ledger, Order::Go(ReleaseWhy::Released), ReleaseWhy::Released);
+        if let Err(why) = self.shared.levers.stand(caught, flight.token, point) {
+            flight.leave_hold(ledger, Order::Go(why), why);
             return false;
         }
         if flight.lie {
@@ -145,7 +144,7 @@ impl Worker {
                 // The lie goes on: "it now stands before completion".
                 let claim = &self.claims[at];
                 let now = ledger.tick();
-                let lever = claim.caught.lever;
+                let lever = claim.caught.lever.0;
                 let hold = Hold { point: HoldPoint::BeforeComplete, lever, from: now, to: None, why: None };
                 if let Some(id) = claim.record {
                     ledger.amend(id, |r| {
@@ -153,7 +152,9 @@ impl Worker {
                         r.holds.push(hold);
                     });
                 }
-                self.shared.levers.held(claim.caught, token, HoldPoint::BeforeComplete);
+                if let Err(why) = self.shared.levers.stand(claim.caught, token, HoldPoint::BeforeComplete) {
+                    self.claims.remove(at).end(ledger, &self.shared.levers, why);
+                }
             }
         }
         true
@@ -236,7 +237,7 @@ impl Flight {
     pub(super) fn leave_hold(&mut self, ledger: &Ledger, order: Order, why: ReleaseWhy) {
         let now = ledger.tick();
         if let Some(caught) = self.caught {
-            self.amend(ledger, |r| r.end_hold(caught.lever, now, why));
+            self.amend(ledger, |r| r.end_hold(caught.lever.0, now, why));
         }
         match order {
             Order::Step => self.next_hold = Some(HoldPoint::BeforeComplete),
@@ -271,7 +272,7 @@ impl Flight {
             r.aborted = Some(now);
             (r.completed, r.status) = (None, None);
             if let Some(caught) = self.caught {
-                r.end_hold(caught.lever, now, why);
+                r.end_hold(caught.lever.0, now, why);
             }
         });
     }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::device::Shared;
 use super::disk::{BlockError, Disk};
-use super::hooks::DiskInjections;
-use super::lever::{Lever, LeverError, LeverId, LeverState, ReleaseReport};
+use super::hooks::{DiskInjections, Lever, LeverState};
 use super::power_cut::{self, FrozenImage};
 use super::stats::DiskStats;
 use super::undo::PowerCut;
 use probe::ledger::{HoldPoint, Note};
+use probe::{LeverError, LeverId, ReleaseReport};
 
 /// A disk's levers, power cuts, counters and injections. Clones are the same disk. No method may be called from the
 /// device's own worker; all may block for as long as one request's data takes to move.
@@ -83,7 +83,7 @@ impl DiskHandle {
     /// Lets what is held before its data move the data, and hold again before completion; returns when it does. The
     /// lever's limit counts from the first hold.
     pub fn step_to(&self, id: LeverId, point: HoldPoint) -> Result<(), LeverError> {
-        self.shared.levers.step(id, point, || self.shared.wake())
+        self.shared.levers.step(id, HoldPoint::BeforeData, point, || self.shared.wake())
     }
 
     /// Releases and disarms every lever; what each had done.

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use probe::ledger::{BlkOp, PAGE_SIZE};
-use probe::{Match, Rule, Rules};
+use probe::ledger::{BlkOp, HoldPoint, PAGE_SIZE};
+use probe::{Holdable, Match, Rule, Rules};
 
 /// What a matcher can see of a request.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +58,25 @@ impl Match for RequestMatch {
         op && lba && page
     }
 }
+
+/// Requests can be held. Their worker carries out what the lab orders, so nobody else is to be woken.
+#[derive(Debug)]
+pub struct Requests;
+
+impl Holdable for Requests {
+    type Match = RequestMatch;
+    type Point = HoldPoint;
+    type Waiter = ();
+}
+
+/// Holds requests of a disk.
+pub type Lever = probe::Lever<RequestMatch, HoldPoint>;
+/// A disk's lever as it stands.
+pub type LeverState = probe::LeverState<HoldPoint>;
+/// All levers of one disk.
+pub(super) type Levers = probe::Holds<Requests>;
+/// A lever of a disk caught a request.
+pub(super) type Caught = probe::Caught<HoldPoint>;
 
 /// What a disk does wrong when a rule fires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

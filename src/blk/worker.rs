@@ -16,10 +16,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::device::{Shared, feature};
 use super::flight::{Claim, Flight};
-use super::lever::Order;
 use super::request::{Limits, Request, RingFault};
 use super::stats::add;
 use dma::DmaTarget;
+use probe::Order;
 use probe::ledger::{HoldPoint, ReleaseWhy};
 use virtio::{Activation, ActiveQueue, VirtioInterrupt};
 

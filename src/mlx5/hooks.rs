@@ -62,6 +62,12 @@ impl WqeMatch {
     }
 }
 
+impl From<u8> for WqeMatch {
+    fn from(opcode: u8) -> Self {
+        Self::opcode(opcode)
+    }
+}
+
 impl Match for WqeMatch {
     type Shape<'a> = WqeShape;
 

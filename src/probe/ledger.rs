@@ -22,9 +22,10 @@ mod totals;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+pub use crate::ReleaseWhy;
 pub use hash::{PAGE_SIZE, PageHash, SECTOR_SIZE};
 pub use nic::{NicCounters, NicKind, NicRecord, NicTotals};
-pub use record::{BlkOp, Hold, HoldPoint, PageTouch, ReleaseWhy, RequestRecord, RequestStart};
+pub use record::{BlkOp, Hold, HoldPoint, PageTouch, RequestRecord, RequestStart};
 pub use totals::{DiskCounters, DiskTotals, OpCounts};
 
 use nic::NicRing;

@@ -3,9 +3,15 @@
 //!
 //! [`ledger`] knows what each device did to which guest page, in one order with everything else that happened. [`Rules`] make a
 //! device misbehave on purpose, for negative controls: an oracle that is not seen to catch an injection proves nothing. They belong
-//! to a device and act only there, never in an oracle. What can be matched and what can go wrong is the device's to say.
+//! to a device and act only there, never in an oracle. [`Holds`] keep what matches standing at a point, for a bounded time. What can be
+//! matched, held and can go wrong is the device's to say.
 
+mod holds;
 pub mod ledger;
 mod rules;
 
+pub use holds::{
+    Caught, Holdable, Holds, Lever, LeverError, LeverId, LeverState, MAX_LEVERS, MAX_LIMIT, MAX_TIMES, Order,
+    ReleaseReport, ReleaseWhy, Which,
+};
 pub use rules::{Action, Chance, MAX_RULES, Match, Rule, RuleId, Rules};

@@ -260,7 +260,7 @@ proptest! {
             prop_assert!(ticket.head < 64);
         }
         if hold {
-            driver.handle.arm(Lever { op: None, times: 3, ..Lever::new(BlkOp::Read, HoldPoint::BeforeData, Duration::from_millis(20)) });
+            driver.handle.arm(Lever { times: 3, ..Lever::new(RequestMatch::default(), HoldPoint::BeforeData, Duration::from_millis(20)) });
         }
         let base = driver.ring_area(0);
         for (at, word) in words {

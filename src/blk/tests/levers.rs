@@ -95,14 +95,15 @@ fn a_read_can_be_held_stepped_to_its_data_and_released() {
 fn each_matcher_chooses_and_held_requests_block_nobody() {
     let mut driver = Driver::new(4096, |_| {});
     let base = lever(BlkOp::Write, HoldPoint::BeforeData);
+    let on = |what: RequestMatch| Lever::new(what, HoldPoint::BeforeData, SOON);
     let page = DATA + 0x5000;
     let cases = [
-        (Lever { lba: Some(20..21), ..base.clone() }, 2),
-        (Lever { op: None, page: Some(page + 9), ..base.clone() }, 1),
+        (on(RequestMatch { lba: Some(20..21), ..BlkOp::Write.into() }), 2),
+        (on(RequestMatch { page: Some(page + 9), ..RequestMatch::default() }), 1),
         (Lever { nth: 3, ..base.clone() }, 2),
-        (Lever { op: Some(BlkOp::Flush), ..base.clone() }, 3),
-        (Lever { op: Some(BlkOp::Flush), point: HoldPoint::BeforeComplete, ..base.clone() }, 3),
-        (Lever { op: Some(BlkOp::Read), lba: Some(0..4096), ..base }, 4),
+        (on(BlkOp::Flush.into()), 3),
+        (Lever { point: HoldPoint::BeforeComplete, ..on(BlkOp::Flush.into()) }, 3),
+        (on(RequestMatch { lba: Some(0..4096), ..BlkOp::Read.into() }), 4),
     ];
     for (lever, caught) in cases {
         let id = driver.handle.arm(lever.clone());
@@ -157,7 +158,10 @@ fn a_limit_that_passes_lets_go_and_says_so() {
     assert_eq!(driver.wait(ticket), S_OK);
     assert!(start.elapsed() >= limit);
     Driver::until("the expiry's note", || driver.handle.lever_state(id).unwrap().expired == 1);
-    assert_eq!(driver.handle.wait_held(id, SOON), Err(LeverError::Over { lever: id.0, why: ReleaseWhy::Expired }));
+    assert_eq!(
+        driver.handle.wait_held(id, SOON),
+        Err(LeverError::Over { lever: id.0, why: Some(ReleaseWhy::Expired) })
+    );
     let record = driver.ledger.request(request).unwrap();
     assert_eq!(record.holds[0].why, Some(ReleaseWhy::Expired));
     assert!(record.kept(&record.holds[0]));
@@ -226,7 +230,11 @@ fn a_read_that_lands_while_a_write_of_the_page_is_held_is_ordered_between_its_ar
     driver.put(DATA, &OLD);
     driver.ledger.watch(DATA);
     let read_lever = driver.handle.arm(lever(BlkOp::Read, HoldPoint::BeforeData));
-    let write_lever = driver.handle.arm(Lever { page: Some(DATA), ..lever(BlkOp::Write, HoldPoint::BeforeData) });
+    let write_lever = driver.handle.arm(Lever::new(
+        RequestMatch { page: Some(DATA), ..BlkOp::Write.into() },
+        HoldPoint::BeforeData,
+        SOON,
+    ));
     let read_ticket = driver.submit(0, IN, 32, &[(DATA, 4096)]);
     let read = driver.handle.wait_held(read_lever, SOON).unwrap();
     let write_ticket = driver.submit(0, OUT, 0, &[(DATA, 4096)]);

@@ -8,15 +8,16 @@ use super::verbs::{COMPLETION_LIMIT, wqe};
 use crate::verdict::Stop;
 use mlx5::NicHandle;
 use mlx5::hooks::NicRule;
-use mlx5::levers::{NicLever, NicLeverId};
+use mlx5::levers::{NicLever, WqePoint};
 use probe::ledger::{NicRecord, Seq};
+use probe::{LeverId, ReleaseWhy};
 
 /// Longest gate at the NIC.
 const GATE: Duration = Duration::from_secs(45);
 
 /// A gate that a WQE waits at.
 #[derive(Debug, Clone, Copy)]
-pub struct Gate(Option<NicLeverId>);
+pub struct Gate(Option<LeverId>);
 
 impl Bench<'_> {
     /// The device, where it is ours.
@@ -27,7 +28,7 @@ impl Bench<'_> {
     /// Holds the next RDMA WRITE before anything of it is translated. A device that is not ours has no gate: then the WRITE
     /// is to be posted when the gate would open.
     pub fn arm_gate(&mut self) -> Gate {
-        let lever = NicLever::new(wqe::RDMA_WRITE, GATE);
+        let lever = NicLever::new(wqe::RDMA_WRITE, WqePoint::BeforeTranslation, GATE);
         Gate(self.handle().map(|nic| nic.arm(lever)))
     }
 
@@ -50,7 +51,7 @@ impl Bench<'_> {
             (Some(lever), Some(job)) => {
                 let released = self.handle().map(|nic| nic.release(lever));
                 match released {
-                    Some(Ok(_)) => Ok(job),
+                    Some(Ok(state)) if state.ended == Some(ReleaseWhy::Released) => Ok(job),
                     _ => Err(Stop::Inconclusive("the gate at the NIC let go before it was told to".into())),
                 }
             }

@@ -7,7 +7,7 @@ use rnic_agent::proto::{JobState, Op, Value};
 
 use super::{Bench, Disk, Fsync, PAGE_AT};
 use crate::verdict::Stop;
-use blk::{HoldPoint, Lever, LeverId};
+use blk::{HoldPoint, Lever, LeverId, RequestMatch};
 use probe::ledger::{BlkOp, RequestRecord};
 
 /// Longest hold. Far below the guest's 120 s hung-task limit.
@@ -18,7 +18,7 @@ const PROMPT: Duration = Duration::from_secs(20);
 impl Bench<'_> {
     /// Holds the next request of kind `op` on `disk` that touches the page under test.
     pub fn arm(&mut self, disk: Disk, op: BlkOp, point: HoldPoint) -> LeverId {
-        let lever = Lever { page: Some(self.gpa), ..Lever::new(op, point, HOLD) };
+        let lever = Lever::new(RequestMatch { page: Some(self.gpa), ..op.into() }, point, HOLD);
         let id = self.disk(disk).arm(lever);
         self.holds.push((disk, id));
         id

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use super::{NicLever, NicLeverError, NicLeverId, NicLeverState};
+use super::{NicLever, NicLeverState};
 use crate::hooks::NicInjections;
 use crate::nic::NicHandle;
+use probe::{LeverError, LeverId};
 
 impl NicHandle {
     /// Arms a lever.
-    pub fn arm(&self, lever: NicLever) -> NicLeverId {
+    pub fn arm(&self, lever: NicLever) -> LeverId {
         self.hca().levers.arm(lever)
     }
 
@@ -17,7 +18,7 @@ impl NicHandle {
     ///
     /// # Errors
     /// No such lever.
-    pub fn release(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+    pub fn release(&self, id: LeverId) -> Result<NicLeverState, LeverError> {
         self.hca().levers.release(self.hca(), id)
     }
 
@@ -25,7 +26,7 @@ impl NicHandle {
     ///
     /// # Errors
     /// See [`NicLevers::wait_held`](super::NicLevers::wait_held).
-    pub fn wait_held(&self, id: NicLeverId, timeout: Duration) -> Result<u64, NicLeverError> {
+    pub fn wait_held(&self, id: LeverId, timeout: Duration) -> Result<u64, LeverError> {
         self.hca().levers.wait_held(id, timeout)
     }
 
@@ -33,7 +34,7 @@ impl NicHandle {
     ///
     /// # Errors
     /// No such lever.
-    pub fn lever(&self, id: NicLeverId) -> Result<NicLeverState, NicLeverError> {
+    pub fn lever(&self, id: LeverId) -> Result<NicLeverState, LeverError> {
         self.hca().levers.state(id)
     }
 

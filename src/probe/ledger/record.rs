@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Seq;
 use super::hash::PageHash;
+use crate::ReleaseWhy;
 
 /// Kind of a block request (virtio 1.2 §5.2.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,22 +54,6 @@ pub enum HoldPoint {
     BeforeData,
     /// After the data moved (and reached the disk file, for writes), before the guest is told.
     BeforeComplete,
-}
-
-/// Why a hold ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ReleaseWhy {
-    /// The lab released the lever.
-    Released,
-    /// The lab stepped the request on to its next hold.
-    Stepped,
-    /// The lever's limit passed.
-    Expired,
-    /// The guest reset the device: the request was cancelled.
-    Reset,
-    /// The device failed and needs a reset: the request was cancelled.
-    Failed,
 }
 
 /// One hold of a request, as the device reports it. Whether the request really stood still shows in the record's

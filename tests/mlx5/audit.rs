@@ -33,7 +33,6 @@ fn context_of(pair: &Pair, key: u32) -> Vec<u8> {
 /// check and its effect. In any serial order the key ends free: if the other's UMR comes second it is refused, for the key has
 /// left its protection domain.
 #[test]
-#[ignore = "a01: permission and effect of an update are not one unit"]
 fn a01_a_revoked_key_stays_revoked() {
     let machine = std::sync::Arc::new(Machine::new(MachineConfig { ram_mib: 128, ..MachineConfig::default() }));
     let driver = Driver::probe(&machine).unwrap();

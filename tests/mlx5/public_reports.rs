@@ -285,7 +285,6 @@ fn c02f_a_send_with_invalidate_that_fails_tells_both_sides_once() {
 // ---------------------------------------------------------------- C03
 
 #[test]
-#[ignore = "c03a: a list that is too long is cut and called success"]
 fn c03a_an_update_that_reaches_beyond_the_table_fails() {
     let driver = Driver::probe(&machine()).unwrap();
     let mut bad = Vec::new();
@@ -337,7 +336,6 @@ fn c03c_an_update_of_a_destroyed_key_fails() {
 
 /// The reported driver bug itself: an ODP region that begins inside a page gets a key one page short; the fault's update must fail.
 #[test]
-#[ignore = "c03d: a list that is too long is cut and called success"]
 fn c03d_a_key_one_page_short_shows() {
     let driver = Driver::probe(&machine()).unwrap();
     driver.fault_eq().unwrap();

@@ -16,7 +16,7 @@ pub mod umr;
 mod version;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use thiserror::Error;
 
@@ -136,8 +136,11 @@ pub struct Mkey {
     pairs: Version,
     /// Updates and revocations that are complete, DMA through the old state included.
     pub zaps: AtomicU64,
-    /// MKC with all its bits.
+    /// MKC with all its bits. An engine that cannot copy the state otherwise waits for this lock inside its section: it is held for
+    /// a few words at a time.
     context: Mutex<[u8; MKC_SIZE]>,
+    /// Held by one change of the key at a time, from its judgement to its record; nobody waits for it inside a section.
+    unit: Mutex<()>,
     /// The table's share of the device's host memory.
     _lease: Option<Lease>,
 }
@@ -172,7 +175,16 @@ impl Mkey {
             entry.store(word(bytes) | bits, Ordering::Relaxed);
         }
         let (state, context, zaps) = (StateCell::new(&state), Mutex::new(context), AtomicU64::new(0));
-        Ok(Self { index, state, entries, pairs: Version::default(), zaps, context, _lease: None })
+        Ok(Self {
+            index,
+            state,
+            entries,
+            pairs: Version::default(),
+            zaps,
+            context,
+            unit: Mutex::default(),
+            _lease: None,
+        })
     }
 
     fn numbered(mut self, index: u32) -> Self {
@@ -191,6 +203,17 @@ impl Mkey {
             let _writers = lock(&self.context);
             self.state.get_settled()
         })
+    }
+
+    /// The key for one change: until the guard is dropped no other change of it is judged. Never inside a section.
+    fn unit(&self) -> MutexGuard<'_, ()> {
+        lock(&self.unit)
+    }
+
+    /// No section that begins from now on gets anything from this key, until its context is set.
+    fn suspend(&self) {
+        let _writers = lock(&self.context);
+        self.state.set(&MkeyState { free: true, ..self.state.get_settled() });
     }
 
     /// The first step of DESTROY_MKEY: no section that begins from now on gets anything from this key, whatever a UMR says.
@@ -234,9 +257,9 @@ impl Mkey {
             }
             return;
         }
-        let _writers = lock(&self.context);
         for (pair, bytes) in entries.chunks_exact(2).zip(list.chunks_exact(OCTWORD_SIZE)) {
-            // One at a time, so that readers of the others are not held up.
+            // One at a time: an engine that finds the version changing all the time waits for one pair, not for the list.
+            let _writers = lock(&self.context);
             self.pairs.change(|| {
                 for (entry, bytes) in pair.iter().zip(bytes.chunks_exact(8)) {
                     entry.store(word(bytes), Ordering::Relaxed);
@@ -286,6 +309,7 @@ pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc
 /// Never call it inside a section.
 pub fn destroy(hca: &Hca, index: u32) -> bool {
     let Some(mkey) = hca.mkeys.remove(index) else { return false };
+    let _unit = mkey.unit();
     let begun = hca.ledger.tick();
     let key = mkey.key();
     mkey.revoke();

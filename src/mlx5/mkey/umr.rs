@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! UMR: work requests that change a memory key or its translations (contract 8.3, 8.4), and invalidations.
 //!
-//! Each returns only when no DMA through what it replaced is in flight (rule 3, contract 8.5). None may be called inside a section.
+//! Each is one unit (rule 3): what it asks for is read whole, then it has the key to itself while it is judged, applied, waited for and put
+//! on record. So a right that another has taken away meanwhile is judged as gone, and none comes back by a request that was judged before.
+//! Each returns only when no DMA through what it replaced is in flight (contract 8.5). None may be called inside a section.
 
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
@@ -28,10 +30,10 @@ const LIST: usize = 128;
 /// Bytes of the list that are read in one section.
 const PIECE: u64 = 64 << 10;
 
-/// Why a UMR or an invalidation failed. Nothing of the key's context was changed then; translations perhaps in part.
+/// Why a UMR or an invalidation failed. Nothing of the key was changed then.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum UmrError {
-    /// The WQE is too short for what its flags promise.
+    /// The WQE, or what its data segment describes, is too short for the octwords that it announces.
     #[error("the WQE is cut short")]
     CutShort,
     /// No such key.
@@ -45,6 +47,12 @@ pub enum UmrError {
         /// For the log.
         why: &'static str,
     },
+    /// The key must not be free and is.
+    #[error("key {0:#x} is free")]
+    Free(u32),
+    /// The list reaches beyond the key's table.
+    #[error("translations beyond the table of key {0:#x}")]
+    Beyond(u32),
     /// The list of translations cannot be read through its lkey.
     #[error("the list of translations: {0}")]
     List(AccessError),
@@ -61,7 +69,7 @@ impl UmrError {
     pub fn syndrome(self) -> Option<u32> {
         match self {
             Self::CutShort => Some(syndrome::LOCAL_QP_OP_ERR),
-            Self::NoKey(_) | Self::Refused { .. } => Some(syndrome::MW_BIND_ERR),
+            Self::NoKey(_) | Self::Refused { .. } | Self::Free(_) | Self::Beyond(_) => Some(syndrome::MW_BIND_ERR),
             Self::List(_) | Self::Dma(_) => Some(syndrome::LOCAL_PROT_ERR),
             Self::Retired => None,
         }
@@ -76,29 +84,17 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
     let request = Request::parse(wqe)?;
     let qp = hca.qps.get(qpn).ok_or(UmrError::Retired)?;
     let mkey = hca.mkeys.get(request.key >> 8).ok_or(UmrError::NoKey(request.key))?;
-    request.permit(&mkey.state(), &Poster::of(&qp, attrs))?;
+    let list = request.list(hca, engine, &qp, attrs)?;
+    let _unit = mkey.unit();
+    request.permit(&mkey, list.len() as u64, &Poster::of(&qp, attrs))?;
     hca.counters.umrs.add(1);
     let begun = hca.ledger.tick();
-    let done = request.apply(hca, engine, &qp, attrs, &mkey);
-    // Also after a failure: some entries may be replaced.
+    request.apply(hca, engine, (&qp, attrs), &mkey, &list)?;
     let shape = WqeShape { opcode: request.opcode, qpn, wqe_index: request.wqe_index, key: request.key };
     fence(hca, &shape);
-    record(hca, qpn, request.tell(&mkey, begun));
+    record(hca, qpn, request.tell(&mkey, list.len() as u64, begun));
     mkey.completed();
-    done
-}
-
-/// LOCAL_INVAL, and what a UMR that only sets `free` does: key `key` becomes free.
-///
-/// # Errors
-/// No such key, or it is not this queue pair's to invalidate.
-pub fn invalidate_local(hca: &Hca, qp: &Qp, attrs: &QpAttrs, key: u32) -> Result<(), UmrError> {
-    let mkey = current(hca, key)?;
-    let state = mkey.state();
-    if state.pd != attrs.pd || !state.umr_en {
-        return Err(UmrError::Refused { key, why: "not this queue pair's to invalidate" });
-    }
-    invalidate(hca, qp.qpn, &mkey, key)
+    Ok(())
 }
 
 /// The responder's part of SEND with invalidate (contract 8.4): `attrs` and `qp` are the responder's.
@@ -106,30 +102,21 @@ pub fn invalidate_local(hca: &Hca, qp: &Qp, attrs: &QpAttrs, key: u32) -> Result
 /// # Errors
 /// No such key, or its context does not allow this.
 pub fn invalidate_remote(hca: &Hca, qp: &Qp, attrs: &QpAttrs, key: u32) -> Result<(), UmrError> {
-    let mkey = current(hca, key)?;
+    let mkey = hca.mkeys.get(key >> 8).ok_or(UmrError::NoKey(key))?;
+    let _unit = mkey.unit();
     let state = mkey.state();
+    if u32::from(state.variant) != key & 0xff || state.free {
+        return Err(UmrError::NoKey(key));
+    }
     if state.pd != attrs.pd || !state.en_rinval || (state.qpn != ANY_QPN && state.qpn != qp.qpn) {
         return Err(UmrError::Refused { key, why: "not the peer's to invalidate" });
     }
-    invalidate(hca, qp.qpn, &mkey, key)
-}
-
-fn current(hca: &Hca, key: u32) -> Result<Arc<Mkey>, UmrError> {
-    let mkey = hca.mkeys.get(key >> 8).ok_or(UmrError::NoKey(key))?;
-    let state = mkey.state();
-    match u32::from(state.variant) == key & 0xff && !state.free {
-        true => Ok(mkey),
-        false => Err(UmrError::NoKey(key)),
-    }
-}
-
-fn invalidate(hca: &Hca, qpn: u32, mkey: &Mkey, key: u32) -> Result<(), UmrError> {
     let begun = hca.ledger.tick();
     let mut context = [0; MKC_SIZE];
     mkc::FREE.set(&mut context, 1);
     mkey.set_context(&context, umr_mask::FREE);
-    fence(hca, &WqeShape::access(key, qpn));
-    record(hca, qpn, NicKind::Revoked { index: mkey.index, begun });
+    fence(hca, &WqeShape::access(key, qp.qpn));
+    record(hca, qp.qpn, NicKind::Revoked { index: mkey.index, begun });
     mkey.completed();
     Ok(())
 }
@@ -155,7 +142,12 @@ impl Poster {
 /// Where the translations come from.
 enum List<'a> {
     Inline(&'a [u8]),
-    Pointer { lkey: u32, va: u64, len: u64 },
+    /// `len` bytes of what the data segment describes.
+    Pointer {
+        lkey: u32,
+        va: u64,
+        len: u64,
+    },
 }
 
 /// A UMR WQE, copied in before.
@@ -189,24 +181,42 @@ impl<'a> Request<'a> {
             List::Inline(rest.get(..bytes).ok_or(UmrError::CutShort)?)
         } else {
             let pointer = rest.get(..data::SIZE).ok_or(UmrError::CutShort)?;
-            // Drivers round both lengths; the shorter one is what there is.
-            let len = u64::from(data::BYTE_COUNT.get(pointer)).min(bytes as u64);
-            List::Pointer { lkey: data::LKEY.get(pointer), va: data::ADDR.get(pointer), len }
+            // Drivers round both lengths alike.
+            if (data::BYTE_COUNT.get(pointer) as usize) < bytes {
+                return Err(UmrError::CutShort);
+            }
+            List::Pointer { lkey: data::LKEY.get(pointer), va: data::ADDR.get(pointer), len: bytes as u64 }
         };
         let mask = umr_ctrl::MKEY_MASK.get(control);
         let (opcode, wqe_index) = (ctrl::OPCODE.get(wqe) as u8, ctrl::WQE_INDEX.get(wqe) as u16);
         Ok(Self { opcode, wqe_index, key: ctrl::UMR_MKEY.get(wqe), flags, mask, context, offset, list })
     }
 
-    fn list_len(&self) -> u64 {
-        match &self.list {
-            List::Inline(bytes) => bytes.len() as u64,
-            List::Pointer { len, .. } => *len,
+    /// The whole list, from wherever it is: at most 1 MiB, for octwords have 16 bits. Nobody waits for the key meanwhile.
+    fn list(&self, hca: &Hca, engine: usize, qp: &Qp, attrs: &QpAttrs) -> Result<Cow<'a, [u8]>, UmrError> {
+        match self.list {
+            List::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
+            List::Pointer { lkey, va, len } => {
+                let reader = Reader { hca, engine, qp, attrs, spans: Vec::new(), bytes: Vec::new() };
+                reader.read(lkey, va, len).map(Cow::Owned)
+            }
         }
     }
 
     /// The conditions of the WQE, and of queue pairs other than REG_UMR.
-    fn permit(&self, state: &MkeyState, poster: &Poster) -> Result<(), UmrError> {
+    fn permit(&self, mkey: &Mkey, len: u64, poster: &Poster) -> Result<(), UmrError> {
+        let state = mkey.state();
+        self.permit_key(&state, len, poster)?;
+        // Tables and lists are whole 64 bytes: what drivers round fits (contract T6).
+        let table = mkey.entries.len() as u64 * 8;
+        let at = self.offset.saturating_mul(OCTWORD_SIZE as u64);
+        if len > 0 && (at > table || len > table - at) {
+            return Err(UmrError::Beyond(self.key));
+        }
+        Ok(())
+    }
+
+    fn permit_key(&self, state: &MkeyState, len: u64, poster: &Poster) -> Result<(), UmrError> {
         let refused = |why| Err(UmrError::Refused { key: self.key, why });
         let has = |flag| self.flags & flag != 0;
         if state.dead {
@@ -216,7 +226,7 @@ impl<'a> Request<'a> {
             return refused("it is not free");
         }
         if has(umr_flags::CHECK_IS_NOT_FREE) && state.free {
-            return refused("it is free");
+            return Err(UmrError::Free(self.key));
         }
         if has(umr_flags::CHECK_QPN) && state.qpn != ANY_QPN && state.qpn != poster.qpn {
             return refused("it is bound to another queue pair");
@@ -231,7 +241,7 @@ impl<'a> Request<'a> {
             return refused("a protection domain that is not the queue pair's");
         }
         let indirect = matches!(u32::from(state.mode), access_mode::KLM | access_mode::KSM);
-        let only_frees = self.mask == umr_mask::FREE && mkc::FREE.is_set(self.context) && self.list_len() == 0;
+        let only_frees = self.mask == umr_mask::FREE && mkc::FREE.is_set(self.context) && len == 0;
         if !poster.registers && !indirect && !only_frees {
             return refused("the queue pair may not register memory");
         }
@@ -239,34 +249,42 @@ impl<'a> Request<'a> {
     }
 
     /// Translations first, then the context: a key is never usable before its translations are.
-    fn apply(&self, hca: &Hca, engine: usize, qp: &Qp, attrs: &QpAttrs, mkey: &Mkey) -> Result<(), UmrError> {
-        let table = mkey.entries.len() as u64 * 8;
-        let at = self.offset.saturating_mul(OCTWORD_SIZE as u64);
-        if self.list_len() > 0 && at >= table {
-            return Err(UmrError::Refused { key: self.key, why: "translations beyond its table" });
-        }
-        let len = self.list_len().min(table.saturating_sub(at));
-        match &self.list {
-            List::Inline([]) => {}
-            List::Inline(bytes) => {
-                let _section = hca.quiesce.enter(engine);
-                in_force(qp, attrs)?;
-                mkey.set_entries((at / 8) as usize, bytes.get(..len as usize).unwrap_or_default());
-            }
-            List::Pointer { lkey, va, .. } => {
-                let mut reader = Reader { hca, engine, qp, attrs, spans: Vec::new(), bytes: Vec::new() };
-                reader.fill(mkey, at, *lkey, *va, len)?;
-            }
-        }
-        if self.mask != 0 {
-            let _section = hca.quiesce.enter(engine);
+    fn apply(
+        &self,
+        hca: &Hca,
+        engine: usize,
+        (qp, attrs): (&Qp, &QpAttrs),
+        mkey: &Mkey,
+        list: &[u8],
+    ) -> Result<(), UmrError> {
+        if !list.is_empty() && self.moves(&mkey.state()) {
+            let section = hca.quiesce.enter(engine);
             in_force(qp, attrs)?;
-            mkey.set_context(self.context, self.mask);
+            mkey.suspend();
+            drop(section);
+            hca.quiesce.wait();
         }
-        Ok(())
+        let _section = hca.quiesce.enter(engine);
+        let still = in_force(qp, attrs);
+        if still.is_ok() {
+            mkey.set_entries(self.offset.saturating_mul(2) as usize, list);
+        }
+        // With an empty mask it is what it was, and not suspended.
+        mkey.set_context(self.context, if still.is_ok() { self.mask } else { 0 });
+        still
     }
 
-    fn tell(&self, mkey: &Mkey, begun: Seq) -> NicKind {
+    /// Whether entries mean other addresses afterwards, while the key is in use: then neither the old ones may be used with the new
+    /// page size nor the new ones with the old, and for the time in between there is no access.
+    fn moves(&self, state: &MkeyState) -> bool {
+        let next = MkeyState::decode(self.context);
+        let changes = |bit, differs: bool| self.mask & bit != 0 && differs;
+        !state.free
+            && (changes(umr_mask::LOG_PAGE_SIZE, next.log_page != state.log_page)
+                || changes(umr_mask::START_ADDR, next.start != state.start))
+    }
+
+    fn tell(&self, mkey: &Mkey, len: u64, begun: Seq) -> NicKind {
         if self.mask & umr_mask::FREE != 0 && mkc::FREE.is_set(self.context) {
             return NicKind::Revoked { index: mkey.index, begun };
         }
@@ -275,7 +293,7 @@ impl<'a> Request<'a> {
             _ => (1, OCTWORD_SIZE as u64),
         };
         let first_entry = self.offset.saturating_mul(per_octword);
-        NicKind::Updated { index: mkey.index, first_entry, entries: self.list_len() / bytes, begun }
+        NicKind::Updated { index: mkey.index, first_entry, entries: len / bytes, begun }
     }
 }
 
@@ -285,7 +303,7 @@ fn in_force(qp: &Qp, attrs: &QpAttrs) -> Result<(), UmrError> {
     if qp.serves(attrs) { Ok(()) } else { Err(UmrError::Retired) }
 }
 
-/// Reads a list from guest memory into a table, in pieces of a bounded section each.
+/// Reads a list from guest memory, in pieces of a bounded section each.
 struct Reader<'a> {
     hca: &'a Hca,
     engine: usize,
@@ -296,8 +314,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// `len` bytes at `va` become the table's from byte `at` on.
-    fn fill(&mut self, mkey: &Mkey, at: u64, lkey: u32, va: u64, len: u64) -> Result<(), UmrError> {
+    /// `len` bytes at `va`.
+    fn read(mut self, lkey: u32, va: u64, len: u64) -> Result<Vec<u8>, UmrError> {
         let mut done = 0;
         while done < len {
             let section = self.hca.quiesce.enter(self.engine);
@@ -314,15 +332,15 @@ impl Reader<'_> {
                 return Err(UmrError::List(AccessError::NotPresent { key: lkey, va: va.saturating_add(covered) }));
             }
             self.copy_in(wanted as usize)?;
-            mkey.set_entries(((at + done) / 8) as usize, &self.bytes);
             done += wanted;
         }
-        Ok(())
+        Ok(self.bytes)
     }
 
     fn copy_in(&mut self, len: usize) -> Result<(), UmrError> {
-        self.bytes.resize(len, 0);
-        let mut rest = self.bytes.as_mut_slice();
+        let before = self.bytes.len();
+        self.bytes.resize(before + len, 0);
+        let mut rest = self.bytes.get_mut(before..).unwrap_or_default();
         for span in &self.spans {
             let ram = self.hca.dma.check(span.gpa, span.len)?;
             let (now, later) = std::mem::take(&mut rest).split_at_mut(span.len as usize);

@@ -109,10 +109,7 @@ fn a_key_is_registered_zapped_and_revoked_by_umr() {
     let revoke = Umr::new(now, umr_flags::INLINE, umr_mask::PD | umr_mask::FREE, &revoked);
     revoke.post(&hca, &umr).unwrap();
     assert_eq!(why(&hca, &access(now, 0x10_0000, 1)), "it is free");
-    assert!(matches!(
-        Umr::zap(now, 0).inline(&[0; 2]).post(&hca, &umr),
-        Err(UmrError::Refused { why: "it is free", .. })
-    ));
+    assert!(matches!(Umr::zap(now, 0).inline(&[0; 2]).post(&hca, &umr), Err(UmrError::Free(_))));
     assert_eq!((key.zaps.load(Ordering::Relaxed), count(&hca.counters.umrs)), (3, 3));
     let (context, first) = key.query();
     assert_eq!((mkc::PD.get(&context), mkc::START_ADDR.get(&context)), (KERNEL_PD, 0x10_0000));
@@ -130,18 +127,25 @@ fn a_key_is_registered_zapped_and_revoked_by_umr() {
 }
 
 #[test]
-fn lists_that_do_not_fit_are_cut_or_refused_and_never_panic() {
+fn lists_that_do_not_fit_are_refused_whole_and_never_panic() {
     let hca = hca();
     let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
     let key = mtt(&hca, 0, 0x8000, &[3, 0x1003, 0x2003, 0x3003, 0x4003, 0x5003, 0x6003, 0x7003]);
     let all = create(&hca, &with(context(access_mode::PA, PD, 0, 0, 0), mkc::LENGTH64, 1), &[], false).unwrap().key();
-    // The table has 4 octwords: the last is replaced, three more are dropped.
-    Umr::zap(key.key(), 3).inline(&[0x9003; 8]).post(&hca, &umr).unwrap();
-    assert_eq!(key.entries[5].load(Ordering::Relaxed), 0x5003);
-    assert_eq!(key.entries[7].load(Ordering::Relaxed), 0x9003);
     let result = |umr_wqe: Umr| umr_wqe.post(&hca, &umr).unwrap_err();
+    // The table has 4 octwords: one of the list would fit, three would not.
+    assert_eq!(result(Umr::zap(key.key(), 3).inline(&[0x9003; 8])), UmrError::Beyond(key.key()));
+    assert_eq!(result(Umr::zap(key.key(), 0).pointer(5, all, 0)), UmrError::Beyond(key.key()));
+    // A data segment of fewer bytes than the octwords announce.
+    let mut brief = Umr::zap(key.key(), 0).pointer(4, all, 0);
+    data::BYTE_COUNT.set(&mut brief.bytes[128..], 63);
+    assert_eq!(result(brief), UmrError::CutShort);
+    assert_eq!(key.entries[7].load(Ordering::Relaxed), 0x7003);
+    assert_eq!(key.zaps.load(Ordering::Relaxed), 0);
+    Umr::zap(key.key(), 3).inline(&[0x9003; 2]).post(&hca, &umr).unwrap();
+    assert_eq!([5, 7].map(|at: usize| key.entries[at].load(Ordering::Relaxed)), [0x5003, 0x9003]);
     let beyond = result(Umr::zap(key.key(), 4).inline(&[0; 2]));
-    assert!(matches!(beyond, UmrError::Refused { why: "translations beyond its table", .. }));
+    assert!(matches!(beyond, UmrError::Beyond(_)));
     let beyond = result(Umr::zap(key.key(), u64::MAX >> 16).inline(&[0; 2]));
     assert_eq!(beyond.syndrome(), Some(6));
     let mut short = Umr::zap(key.key(), 0).inline(&[0; 4]);
@@ -199,15 +203,17 @@ fn invalidations_want_the_right_key_and_permission() {
     let qp = queue_pair(&hca, service_type::RC, PD, false);
     let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
     assert!(umr::invalidate_remote(&hca, &qp.0, &qp.1, key.key()).is_err(), "en_rinval is not set");
-    assert_eq!(umr::invalidate_local(&hca, &qp.0, &qp.1, key.key() ^ 1), Err(UmrError::NoKey(key.key() ^ 1)));
-    umr::invalidate_local(&hca, &qp.0, &qp.1, key.key()).unwrap();
+    // The driver's LOCAL_INV is a UMR that only frees.
+    Umr::new(key.key(), umr_flags::INLINE, umr_mask::FREE, &FREE).post(&hca, &qp).unwrap();
     assert_eq!(why(&hca, &access(key.key(), 0, 1)), "it is free");
-    assert_eq!(umr::invalidate_local(&hca, &qp.0, &qp.1, key.key()), Err(UmrError::NoKey(key.key())));
     let open = octwords(with(context(access_mode::MTT, PD, 0, 0x1000, 12), mkc::EN_RINVAL, 1), 1);
     let open = create(&hca, &open, &[], true).unwrap();
     let foreign = queue_pair(&hca, service_type::RC, KERNEL_PD, false);
     assert!(umr::invalidate_remote(&hca, &foreign.0, &foreign.1, open.key()).is_err());
+    let other_variant = open.key() ^ 1;
+    assert_eq!(umr::invalidate_remote(&hca, &qp.0, &qp.1, other_variant), Err(UmrError::NoKey(other_variant)));
     umr::invalidate_remote(&hca, &qp.0, &qp.1, open.key()).unwrap();
+    assert_eq!(umr::invalidate_remote(&hca, &qp.0, &qp.1, open.key()), Err(UmrError::NoKey(open.key())));
     assert!(open.state().free && open.zaps.load(Ordering::Relaxed) == 1);
 }
 
@@ -233,6 +239,81 @@ fn a_destroyed_key_is_not_revived_by_a_umr_in_flight() {
     assert!(key.state().free && key.state().dead);
 }
 
+/// Another change of the key comes between the reading of a list and its effect, in each way that takes the right away: what was read is
+/// judged by what the key is then.
+#[test]
+fn a_right_that_was_taken_away_does_not_come_back_by_what_was_judged_before() {
+    type Way = fn(&Mkey);
+    let ways: [(&str, Way); 3] = [
+        ("revoked into another domain", |key| {
+            key.set_context(&with(FREE, mkc::PD, KERNEL_PD), umr_mask::FREE | umr_mask::PD)
+        }),
+        ("moved to another domain", |key| key.set_context(&with(FREE, mkc::PD, KERNEL_PD), umr_mask::PD)),
+        ("destroyed", |key| key.revoke()),
+    ];
+    for (way, take_away) in ways {
+        let hca = Arc::new(hca());
+        let owner = queue_pair(&hca, service_type::RC, PD, true);
+        let lkey =
+            create(&hca, &with(context(access_mode::PA, PD, 0, 0, 0), mkc::LENGTH64, 1), &[], false).unwrap().key();
+        let key = mtt(&hca, 0, 0x8000, &[3; 8]);
+        let unit = key.unit();
+        let done = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (hca, key, done) = (hca.clone(), key.key(), done.clone());
+            move || {
+                let enable = Umr::new(key, 0, umr_mask::FREE | umr_mask::PD, &with([0; MKC_SIZE], mkc::PD, PD));
+                let outcome = enable.pointer(4, lkey, 0x10_0000).post(&hca, &owner);
+                done.store(true, Ordering::SeqCst);
+                outcome
+            }
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!done.load(Ordering::SeqCst), "{way}: an update does not wait for the one before");
+        take_away(&key);
+        drop(unit);
+        assert!(thread.join().unwrap().is_err(), "{way}");
+        let said = why(&hca, &access(key.key(), 0, 8));
+        assert!(["it is free", "it belongs to another protection domain"].contains(&said), "{way}: {said}");
+        assert!(key.entries.iter().all(|entry| entry.load(Ordering::Relaxed) == 3), "{way}");
+    }
+}
+
+/// A key in use gets another page size together with other entries: nothing is reached with one of the two.
+#[test]
+fn a_live_key_never_mixes_old_entries_with_a_new_page_size() {
+    let hca = Arc::new(hca());
+    let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
+    let key =
+        mtt(&hca, 0, 0x8000, &[0x10_0003, 0x10_1003, 0x10_2003, 0x10_3003, 0x10_4003, 0x10_5003, 0x10_6003, 0x10_7003]);
+    let through = access(key.key(), 0x2000, 8);
+    // An engine is at it.
+    let section = hca.quiesce.enter(1);
+    let thread = std::thread::spawn({
+        let (hca, key) = (hca.clone(), key.key());
+        move || {
+            let larger = context(access_mode::MTT, PD, 0, 0x8000, 13);
+            let update = Umr::new(key, 0, umr_mask::LOG_PAGE_SIZE, &larger);
+            update.inline(&[0x18_0003, 0x18_2003, 0x18_4003, 0x18_6003]).post(&hca, &umr)
+        }
+    });
+    let begun = std::time::Instant::now();
+    while !key.state().free {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it goes on while somebody uses the old entries");
+        std::thread::yield_now();
+    }
+    let mut spans = Vec::new();
+    assert!(matches!(
+        translate(&hca, &section, &through, &mut spans),
+        Err(AccessError::Denied { why: "it is free", .. })
+    ));
+    assert_eq!(key.entries[1].load(Ordering::Relaxed), 0x10_1003);
+    drop(section);
+    thread.join().unwrap().unwrap();
+    assert_eq!(look(&hca, &through), Ok((8, vec![(0x18_2000, 8)])));
+    assert!(!key.state().free && !mkc::FREE.is_set(&key.query().0));
+}
+
 /// Rule 3: what takes a translation away returns only after the section that uses it; the injection breaks just that.
 #[test]
 fn zaps_and_destructions_wait_for_dma_in_flight() {
@@ -240,7 +321,8 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
         for way in ["zap", "revoke", "invalidate", "destroy"] {
             let hca = Arc::new(hca());
             let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
-            let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
+            let bytes = octwords(with(context(access_mode::MTT, PD, 0, 0x1000, 12), mkc::EN_RINVAL, 1), 1);
+            let key = create(&hca, &bytes, &words(&[0x1003, 0]), true).unwrap();
             let rule = hca.injections.add(NicRule::new(0, NicAction::NoGuard).on(WqeMatch::key(key.key()))).unwrap();
             if guard {
                 hca.injections.clear();
@@ -256,7 +338,7 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
                     match way {
                         "zap" => Umr::zap(key.key(), 0).inline(&[0; 2]).post(&hca, &umr).unwrap(),
                         "revoke" => Umr::new(key.key(), 0, umr_mask::FREE, &FREE).post(&hca, &umr).unwrap(),
-                        "invalidate" => umr::invalidate_local(&hca, &umr.0, &umr.1, key.key()).unwrap(),
+                        "invalidate" => umr::invalidate_remote(&hca, &umr.0, &umr.1, key.key()).unwrap(),
                         _ => assert!(destroy(&hca, key.index)),
                     }
                     done.store(true, Ordering::SeqCst);

@@ -7,7 +7,9 @@ use std::time::Duration;
 use mlx5_spec::cq::cqe;
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 use mlx5_spec::qp::{qpc, state};
+use mlx5_spec::uar;
 use rnic_testdrive::cq::CqSpec;
+use rnic_testdrive::driver::COMPLETION_VECTOR;
 use rnic_testdrive::{Cq, Driver, PATIENCE, ProbeOptions, Qp, QpSpec, Wqe};
 
 use crate::scene::{Pair, machine};
@@ -168,4 +170,33 @@ fn a_queue_obeys_only_its_own_uar_page() {
     pair.driver.doorbell(foreign, mlx5_spec::uar::CQ_ARM, arm);
     pair.one.run(write(&pair)).unwrap();
     no_event(&pair);
+}
+
+#[test]
+fn an_event_queue_obeys_its_own_uar_page_only() {
+    let pair = Pair::new();
+    let driver = &pair.driver;
+    let interrupts = || driver.machine.interrupts.count(COMPLETION_VECTOR.into());
+    let event = || {
+        pair.one_cq.arm(false);
+        pair.one.run(write(&pair)).unwrap();
+    };
+    // The first event takes the arm that the queue was made with.
+    event();
+    driver.comp_eq.wait(PATIENCE, "completion event").unwrap();
+    let before = interrupts();
+    event();
+    driver.until("completion event", || driver.comp_eq.poll().is_some()).unwrap();
+    event();
+    let foreign = driver.alloc_uar().unwrap();
+    let mut arm = [0; 4];
+    uar::eq::EQN.set(&mut arm, driver.comp_eq.eqn);
+    uar::eq::CI.set(&mut arm, 2);
+    for page in [foreign, foreign + 1] {
+        driver.bar.write(u64::from(page) * uar::PAGE_SIZE + uar::EQ_ARM, &arm);
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!(interrupts(), before);
+    driver.bar.write(u64::from(driver.uar) * uar::PAGE_SIZE + uar::EQ_ARM, &arm);
+    assert!(driver.machine.interrupts.wait_beyond(COMPLETION_VECTOR.into(), before, PATIENCE));
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The NIC driven in process: no VM, every wait bounded. What each test promises is in SPECIFICATION.md.
 
+mod answers;
 mod audit;
 mod bring_up;
 mod bug_classes;
+mod commands;
 mod completion;
 mod datagrams;
 mod errors;
@@ -15,9 +17,11 @@ mod loopback;
 mod objects;
 mod odp;
 mod public_reports;
+mod resets;
 mod retries;
 mod rule_three;
 mod scene;
 mod sequence;
 mod shared_receive;
+mod states;
 mod taking;

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Shared receive queues.
 
-use mlx5_spec::cmd::Opcode;
+use mlx5_spec::cmd::{Opcode, status};
 use mlx5_spec::cq::{cqe, opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::qp::service_type;
+use mlx5_spec::srq;
+use rnic_testdrive::command::Input;
 use rnic_testdrive::{PATIENCE, Qp, QpSpec, Srq, Wqe, XrcSpec};
 
 use crate::scene::Pair;
@@ -150,4 +152,33 @@ fn xrc_messages_name_the_queue_that_they_land_in() {
     // A queue of another domain.
     assert_eq!(send(&elsewhere), (cqe_opcode::REQ_ERR, syndrome::REMOTE_INVAL_REQ_ERR));
     assert!(pair.other_cq.poll().is_none());
+}
+
+#[test]
+fn shared_receive_queues_have_one_number_space_and_their_own_commands() {
+    let pair = Pair::new();
+    let driver = &pair.driver;
+    let (pd, xrcd) = (driver.alloc_pd().unwrap(), driver.alloc_number(Opcode::ALLOC_XRCD).unwrap());
+    let rmp = Srq::create(&driver.context, pd, 4).unwrap();
+    let spec = XrcSpec { pd, xrcd, cqn: pair.one_cq.cqn, user_index: 0 };
+    let xrc = Srq::create_xrc(&driver.context, spec, 4).unwrap();
+    assert_ne!(rmp.srqn, xrc.srqn);
+    let by_number = |opcode, number| driver.free_number(opcode, number).err().and_then(|error| error.status());
+    assert_eq!(by_number(Opcode::DESTROY_RMP, xrc.srqn), Some(status::BAD_RES));
+    assert_eq!(by_number(Opcode::DESTROY_XRC_SRQ, rmp.srqn), Some(status::BAD_RES));
+    assert_eq!(by_number(Opcode::DEALLOC_XRCD, xrcd), Some(status::BAD_RES_STATE));
+    assert_eq!(by_number(Opcode::DEALLOC_PD, pd), Some(status::BAD_RES_STATE));
+    // Enough posted for the limit not to be passed at once.
+    for _ in 0..3 {
+        rmp.post(&[]).unwrap();
+    }
+    rmp.set_limit(3).unwrap();
+    let query = Input::new(Opcode::QUERY_RMP, 16).with(srq::destroy_rmp_in::RMPN, rmp.srqn);
+    let queried = driver.query(query, 0x110).unwrap();
+    assert_eq!(srq::wq::LWM.plus(srq::query_rmp_out::RMPC + srq::rmpc::WQ).get(&queried), 3);
+    assert_eq!(rmp.set_limit(17).unwrap_err().status(), Some(status::BAD_PARAM));
+    rmp.destroy().unwrap();
+    xrc.destroy().unwrap();
+    driver.free_number(Opcode::DEALLOC_XRCD, xrcd).unwrap();
+    driver.dealloc_pd(pd).unwrap();
 }

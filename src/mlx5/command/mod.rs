@@ -24,8 +24,6 @@ mod request;
 mod small;
 mod srq;
 mod table;
-#[cfg(test)]
-mod tests;
 mod vport;
 
 use std::io;

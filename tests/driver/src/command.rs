@@ -105,6 +105,20 @@ pub struct Pending {
     in_blocks: Vec<u64>,
 }
 
+impl Pending {
+    /// Its place in the queue.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
+/// Signs an entry: all its bytes together are 0xff by exclusive or (contract 3.2).
+pub fn sign(bytes: &mut [u8; cmd::ENTRY_SIZE]) {
+    entry::SIGNATURE.set(bytes, 0);
+    let sum = bytes.iter().fold(0, |sum, byte| sum ^ byte);
+    entry::SIGNATURE.set(bytes, u32::from(!sum));
+}
+
 /// The command queue of one device.
 pub struct Commands {
     machine: Arc<Machine>,
@@ -216,8 +230,7 @@ impl Commands {
         entry::OUTPUT_LENGTH.set(&mut bytes, out_len as u32);
         entry::TOKEN.set(&mut bytes, u32::from(token));
         entry::OWNERSHIP.set(&mut bytes, 1);
-        let sum = bytes.iter().fold(0, |sum, byte| sum ^ byte);
-        entry::SIGNATURE.set(&mut bytes, u32::from(!sum));
+        sign(&mut bytes);
         state.completed &= !(1 << slot);
         self.write_entry(slot, &bytes);
         Pending { slot, opcode, out_len, out_blocks, in_blocks }
@@ -242,13 +255,19 @@ impl Commands {
         guest.publish_u32(at + 60, u32::from_be_bytes(last));
     }
 
+    /// An entry as it lies in the queue.
+    pub fn entry(&self, slot: u32) -> [u8; cmd::ENTRY_SIZE] {
+        let mut bytes = [0; cmd::ENTRY_SIZE];
+        self.machine.guest.read(self.ring + u64::from(slot) * self.stride, &mut bytes);
+        bytes
+    }
+
     /// Waits for an entry and takes its output.
     pub fn finish(&self, pending: Pending) -> Result<Vec<u8>> {
         self.wait(pending.slot)?;
         let Pending { slot, opcode, out_len, out_blocks, in_blocks } = pending;
         let guest = &self.machine.guest;
-        let mut bytes = [0; cmd::ENTRY_SIZE];
-        guest.read(self.ring + u64::from(slot) * self.stride, &mut bytes);
+        let bytes = self.entry(slot);
         let delivery = entry::DELIVERY_STATUS.get(&bytes) as u8;
         let mut output = bytes[entry::OUTPUT_INLINE].to_vec();
         for block in &out_blocks {

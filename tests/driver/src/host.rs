@@ -83,6 +83,13 @@ impl Doorbells {
         fits && doorbell.event.write(1).is_ok()
     }
 
+    /// Where they are attached, in order.
+    pub fn addresses(&self) -> Vec<u64> {
+        let mut all: Vec<u64> = self.attached.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
     /// How many are attached.
     pub fn len(&self) -> usize {
         self.attached.read().unwrap_or_else(PoisonError::into_inner).len()

@@ -163,7 +163,8 @@ impl Machine {
         u64::from(self.slot) << 15 | u64::from(register)
     }
 
-    fn capability(&self, id: u8) -> Option<u16> {
+    /// Where the first capability with this id begins in configuration space.
+    pub fn capability(&self, id: u8) -> Option<u16> {
         let mut at = self.config_read16(CAPABILITY_POINTER) & 0xfc;
         for _ in 0..48 {
             let [found, next] = self.config_read16(at).to_le_bytes();

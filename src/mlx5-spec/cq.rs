@@ -133,6 +133,7 @@ values! {
         BYTES_64 = 0,
         /// 128-byte entries, the CQE in the upper half.
         BYTES_128 = 1,
+        /// The same place; the device may write the whole line.
         BYTES_128_PADDED = 2,
     }
 

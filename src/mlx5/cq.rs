@@ -77,7 +77,7 @@ pub struct CqSpec {
     pub eqn: u32,
     /// log2 of the number of entries.
     pub log_size: u32,
-    /// CQC.cqe_sz: 0: 64 bytes; 1: 128, the entry in the upper half; 2: 128, padded behind.
+    /// CQC.cqe_sz: 0: 64 bytes; 1 and 2: 128, the entry in the upper half. Consumers of either look there (rdma-core and mlx5_ib make no difference).
     pub entry: u32,
     /// CQC.oi.
     pub ignore_overrun: bool,
@@ -94,7 +94,7 @@ impl Cq {
     pub fn new(cqn: u32, spec: CqSpec) -> Self {
         let CqSpec { uar, eqn, log_size, entry, ignore_overrun, record, buffer, context } = spec;
         let log_stride = if entry == 0 { 6 } else { 7 };
-        let offset = if entry == 1 { 64 } else { 0 };
+        let offset = if entry == 0 { 0 } else { CQE_SIZE as u64 };
         let context = Mutex::new(context);
         let state = Mutex::default();
         let (users, uses) = (Users::default(), Uses::default());

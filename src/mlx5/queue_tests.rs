@@ -170,3 +170,25 @@ fn geometries_count_pages_from_their_offset() {
     assert!(GuestBuffer::new(two, &[0; 15]).is_none(), "a page short");
     assert_eq!(GuestBuffer::new(two, &[0; 16]).unwrap().len(), 4096);
 }
+
+#[test]
+fn entries_of_128_bytes_are_in_the_upper_half() {
+    let bench = Bench::new();
+    let eq = eq(&bench, 1, 0, 2);
+    for entry in [1, 2] {
+        bench.write(CQ_PAGE, &[0xee; 4 * 128]);
+        let buffer = bench.buffer(&[CQ_PAGE], Cq::bytes(2, entry));
+        let (eqn, context) = (eq.eqn, vec![]);
+        let spec = CqSpec { uar: 16, eqn, log_size: 2, entry, ignore_overrun: true, record: RECORD, buffer, context };
+        let cq = bench.hca.cqs.insert(|cqn| Cq::new(cqn, spec)).unwrap();
+        for index in 0..6u32 {
+            let mut bytes = [0; CQE_SIZE];
+            cqe::QPN.set(&mut bytes, 0x100 + index);
+            cq.push(&bench.hca, bytes, false).unwrap();
+            let slot = bench.read(CQ_PAGE + u64::from(index % 4) * 128, 128);
+            assert_eq!(slot[..64], [0xee; 64], "kind {entry}, entry {index}");
+            let upper = &slot[64..];
+            assert_eq!((cqe::QPN.get(upper), cqe::OWNER.get(upper)), (0x100 + index, index >> 2 & 1));
+        }
+    }
+}

@@ -20,6 +20,8 @@ pub const LOG_MAX_CQ_SIZE: u32 = 22;
 pub const LOG_MAX_SRQ_SIZE: u32 = 15;
 /// log2 of the most 64-byte blocks or receive WQEs of a queue pair.
 pub const LOG_MAX_QP_SIZE: u32 = 15;
+/// Bytes of the longest send WQE: what the six bits of its length can say.
+const MAX_SEND_WQE: u32 = crate::engine::MAX_SEND_WQE as u32;
 /// Bytes of the longest receive WQE.
 pub const MAX_RECV_WQE: u32 = 512;
 /// Port capabilities: GIDs are 8 << this, P_Keys 128 << this.
@@ -60,7 +62,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::XRC, 1),
     (cap::LOG_PG_SZ, 12),
     (cap::LOG_BF_REG_SIZE, 9),
-    (cap::MAX_WQE_SZ_SQ, 1024),
+    (cap::MAX_WQE_SZ_SQ, MAX_SEND_WQE),
     (cap::MAX_WQE_SZ_RQ, MAX_RECV_WQE),
     (cap::LOG_MAX_PD, 16),
     (cap::LOG_MAX_XRCD, 16),

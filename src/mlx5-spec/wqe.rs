@@ -9,6 +9,8 @@ pub const ZERO_BYTE_COUNT: u64 = 1 << 31;
 pub const AV_SIZE: usize = av::SIZE;
 /// Bytes of an address vector that is not.
 pub const AV_BASE_SIZE: usize = 16;
+/// Bytes of the segment before a receive WQE's list if QPC.wq_signature is set; the signature is its byte 4.
+pub const SIGNATURE_SIZE: usize = 16;
 /// Bytes at the start of a datagram's receive buffer that belong to the GRH (contract 7.5).
 pub const GRH_SIZE: usize = 40;
 

@@ -20,6 +20,8 @@ pub struct QueueLayout {
     pub log_rq_size: Option<u32>,
     /// log2 of the bytes of a receive WQE.
     pub log_rq_stride: u32,
+    /// QPC.wq_signature: a receive WQE begins with a segment for its signature. Nobody checks it, nor that of send WQEs.
+    pub signed: bool,
     /// log2 of the 64-byte send blocks; `None`: no send queue.
     pub log_sq_size: Option<u32>,
     /// Byte offset of the send queue.

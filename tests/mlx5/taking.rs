@@ -179,3 +179,37 @@ fn a_limit_that_is_passed_already_is_told_at_once() {
     std::thread::sleep(QUIET);
     assert!(pair.driver.async_eq.poll().is_none());
 }
+
+/// `MLX5_QP_SIGNATURE=1`: the provider puts a segment before each receive list, and a byte into each send WQE.
+#[test]
+fn receive_wqes_with_a_signature_segment() {
+    for (service, head) in [(service_type::RC, 0), (service_type::UC, 0), (service_type::UD, HEAD)] {
+        let pair = Pair::with(|spec| (spec.service, spec.qkey, spec.signed) = (service, QKEY, true));
+        pair.local.fill_pattern(1);
+        let send = || if head > 0 { Wqe::send().datagram(pair.other.qpn, 1, QKEY) } else { Wqe::send() };
+        // Around the queue, with lists of one piece and lists that fill the WQE.
+        for turn in 0..40 {
+            let three = [pair.remote_mr.sge(0, head), pair.remote_mr.sge(4096, 60), pair.remote_mr.sge(8192, 4)];
+            let list = if turn % 2 == 0 {
+                vec![pair.remote_mr.sge(4096 - u64::from(head), head + 64)]
+            } else {
+                three.to_vec()
+            };
+            let list: Vec<_> = list.into_iter().filter(|sge| sge.len > 0).collect();
+            let posted = pair.other.receive(&list);
+            pair.one.run(send().sge(pair.local_mr.sge(turn * 64, 64))).unwrap();
+            let cqe = pair.other_cq.wait_ok().unwrap();
+            assert_eq!((cqe.wqe_counter(), cqe.byte_count()), (posted, head + 64));
+            pair.assert_copied((&pair.local, turn * 64), (&pair.remote, 4096), 60);
+        }
+    }
+    // A shared queue has the signature in its links: its WQEs look the same.
+    let pair = Pair::new();
+    let srq = Srq::create(&pair.driver.context, pair.pd, 3).unwrap();
+    let spec = |cq| QpSpec { signed: true, ..QpSpec::rc(&pair.driver, pair.pd, cq) };
+    let receiver = QpSpec { srq: Some(srq.srqn), ..spec(&pair.other_cq) };
+    let (sender, _receiver) = Qp::pair(&pair.driver, spec(&pair.one_cq), receiver).unwrap();
+    let posted = srq.post(&[pair.remote_mr.sge(0, 64)]).unwrap();
+    sender.run(Wqe::send().sge(pair.local_mr.sge(0, 64))).unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().wqe_counter(), posted);
+}

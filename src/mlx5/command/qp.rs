@@ -80,6 +80,7 @@ fn layout(context: &[u8]) -> Result<QueueLayout, CommandError> {
     Ok(QueueLayout {
         log_rq_size: own_rq.then_some(log_rq_size),
         log_rq_stride,
+        signed: qpc::WQ_SIGNATURE.is_set(context),
         log_sq_size: (!qpc::NO_SQ.is_set(context)).then_some(log_sq_size),
         sq_offset: if own_rq { 1 << (log_rq_size + log_rq_stride) } else { 0 },
     })

@@ -30,6 +30,7 @@ mod wqe;
 use door::Door;
 pub use receive::{Responder, read_record};
 use worker::Worker;
+pub use wqe::MAX_SEND_WQE;
 
 /// Handles to the engine threads. A queue pair belongs to engine `uar % count`.
 pub struct Engines {

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::psn::Expected;
 use super::transfer::End;
-use super::wqe::{MAX_RECV_WQE, Seg, parse_receive};
+use super::wqe::{Head, MAX_RECV_WQE, Seg, parse_receive};
 use crate::eq::Event;
 use crate::hca::Hca;
 use crate::mkey::Rights;
@@ -143,7 +143,11 @@ impl Responder {
         let stride = (1usize << qp.layout.log_rq_stride.min(11)).min(MAX_RECV_WQE);
         self.wqe.bytes.resize(stride, 0);
         qp.buffer.read(&hca.dma, slot * stride as u64, &mut self.wqe.bytes).map_err(|_| NoWqe::Broken)?;
-        self.wqe.room = parse_receive(&self.wqe.bytes, false, &mut self.wqe.segs);
+        self.wqe.room = parse_receive(
+            &self.wqe.bytes,
+            if qp.layout.signed { Head::Signature } else { Head::None },
+            &mut self.wqe.segs,
+        );
         self.wqe.index = self.done;
         self.wqe.pd = attrs.pd;
         self.wqe.srqn = None;
@@ -226,7 +230,7 @@ fn follow(hca: &Hca, srq: &Srq, state: &SrqState, wqe: &mut RecvWqe) -> Option<(
     }
     wqe.bytes.resize(stride, 0);
     srq.buffer.read(&hca.dma, at(state.next), &mut wqe.bytes).ok()?;
-    wqe.room = parse_receive(&wqe.bytes, true, &mut wqe.segs);
+    wqe.room = parse_receive(&wqe.bytes, Head::Next, &mut wqe.segs);
     wqe.index = state.next;
     wqe.pd = srq.pd;
     wqe.srqn = Some(srq.srqn);

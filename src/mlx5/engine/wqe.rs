@@ -6,7 +6,8 @@ use thiserror::Error;
 use mlx5_spec::mkey::TERMINATOR_KEY;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::{
-    AV_BASE_SIZE, AV_SIZE, DS_UNIT, ZERO_BYTE_COUNT, atomic, av, ctrl, data, inline, opcode, raddr, srq_next, xrc,
+    AV_BASE_SIZE, AV_SIZE, DS_UNIT, SIGNATURE_SIZE, ZERO_BYTE_COUNT, atomic, av, ctrl, data, inline, opcode, raddr,
+    srq_next, xrc,
 };
 
 #[cfg(test)]
@@ -315,11 +316,25 @@ fn parse_av(bytes: &[u8]) -> Av {
     }
 }
 
-/// Parses the scatter list of a receive WQE: `wqe` is all of its stride; `from_srq` tells that it begins with a next segment. Returns the
-/// bytes that it has room for.
-pub fn parse_receive(wqe: &[u8], from_srq: bool, segs: &mut Vec<Seg>) -> u64 {
+/// What a receive WQE begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// Its list.
+    None,
+    /// A signature segment (`MLX5_QP_SIGNATURE` in a user's environment).
+    Signature,
+    /// A shared queue's link, which has the signature in it.
+    Next,
+}
+
+/// Parses the scatter list of a receive WQE: `wqe` is all of its stride. Returns the bytes that it has room for.
+pub fn parse_receive(wqe: &[u8], head: Head, segs: &mut Vec<Seg>) -> u64 {
     segs.clear();
-    let skip = if from_srq { srq_next::SIZE } else { 0 };
+    let skip = match head {
+        Head::None => 0,
+        Head::Signature => SIGNATURE_SIZE,
+        Head::Next => srq_next::SIZE,
+    };
     let mut total = 0;
     // At most 128 segments of at most 2^31 bytes.
     for bytes in wqe.get(skip..).unwrap_or_default().chunks_exact(data::SIZE) {

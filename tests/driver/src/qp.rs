@@ -11,6 +11,7 @@ use mlx5_spec::qp::{
     opt_param_mask, qpc, query_in, query_out, rq_type, service_type,
 };
 use mlx5_spec::uar;
+use mlx5_spec::wqe::{SIGNATURE_SIZE, ctrl};
 
 use crate::command::Input;
 use crate::cq::Cq;
@@ -71,6 +72,8 @@ pub struct QpSpec {
     pub send_psn: u32,
     /// PSN of the first packet that it expects.
     pub rcv_psn: u32,
+    /// Receive WQEs begin with a signature segment, send WQEs have a signature byte: both hold nonsense.
+    pub signed: bool,
 }
 
 impl QpSpec {
@@ -99,6 +102,7 @@ impl QpSpec {
             mtu: 5,
             send_psn: 0,
             rcv_psn: 0,
+            signed: false,
         }
     }
 }
@@ -160,6 +164,7 @@ impl Qp {
         qpc::CQN_RCV.set(c, spec.recv_cq.cqn);
         qpc::DBR_ADDR.set(c, record);
         qpc::FRE.set(c, 1);
+        qpc::WQ_SIGNATURE.set(c, u32::from(spec.signed));
         qpc::RLKY.set(c, 1);
         if has_rq {
             qpc::LOG_RQ_SIZE.set(c, spec.log_rq);
@@ -327,7 +332,10 @@ impl Qp {
     pub fn write(&self, wqe: &Wqe) -> u16 {
         let mut state = self.lock();
         let index = state.sent;
-        let bytes = wqe.finish(index, self.qpn);
+        let mut bytes = wqe.finish(index, self.qpn);
+        if self.spec.signed {
+            ctrl::SIGNATURE.set(&mut bytes, 0x5a);
+        }
         let blocks = bytes.len().div_ceil(SQ_BLOCK_SIZE) as u16;
         for (block, bytes) in (0..).zip(bytes.chunks(SQ_BLOCK_SIZE)) {
             self.buffer.write(self.block(index.wrapping_add(block)), bytes);
@@ -364,7 +372,9 @@ impl Qp {
         let index = state.received;
         let stride = 16u64 << self.spec.log_rq_sges;
         let at = u64::from(index) % (1 << self.spec.log_rq) * stride;
-        self.buffer.write(at, &scatter_list(list, stride as usize));
+        let head = if self.spec.signed { SIGNATURE_SIZE } else { 0 };
+        self.buffer.write(at, &vec![0x5a; head]);
+        self.buffer.write(at + head as u64, &scatter_list(list, stride as usize - head));
         state.received = index.wrapping_add(1);
         self.context.machine.guest.publish_u32(self.record, u32::from(state.received));
         index

@@ -64,9 +64,10 @@ fn a_receive_list_ends_at_the_terminator() {
     data::LKEY.set(&mut wqe[32..], TERMINATOR_KEY);
     data::BYTE_COUNT.set(&mut wqe[48..], 99);
     let mut segs = Vec::new();
-    assert_eq!((parse_receive(&wqe, true, &mut segs), segs.len()), (10, 1));
-    assert_eq!((parse_receive(&wqe, false, &mut segs), segs.len()), ((1 << 31) + 10, 2));
-    assert_eq!(parse_receive(&wqe[..8], true, &mut segs), 0);
+    assert_eq!((parse_receive(&wqe, Head::Next, &mut segs), segs.len()), (10, 1));
+    assert_eq!((parse_receive(&wqe, Head::None, &mut segs), segs.len()), ((1 << 31) + 10, 2));
+    assert_eq!((parse_receive(&wqe, Head::Signature, &mut segs), segs.len()), (10, 1));
+    assert_eq!(parse_receive(&wqe[..8], Head::Next, &mut segs), 0);
 }
 
 proptest! {
@@ -92,6 +93,7 @@ proptest! {
             }
         }
         let mut segs = Vec::new();
-        parse_receive(&bytes, service & 1 == 1, &mut segs);
+        let head = if service & 1 == 1 { Head::Next } else { Head::Signature };
+        parse_receive(&bytes, head, &mut segs);
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How this room declares structures and value sets: as tables close to the contract's notation, checked while compiling.
 //!
-//! `layout!` makes one module of a structure: a constant of each field plus `SIZE` in bytes. Kinds of fields:
+//! `layout!` makes one module of a structure: a constant of each field plus `SIZE` in bytes and `FIELDS`, their names. Kinds of fields:
 //!
 //! | written | gives | meaning |
 //! |---|---|---|
@@ -27,6 +27,8 @@ macro_rules! layout {
         pub mod $name {
             #[doc = "Size in bytes."]
             pub const SIZE: usize = $size;
+            #[doc = "Names of the fields, in order."]
+            pub const FIELDS: &[&str] = &[$( stringify!($field) ),*];
             $( layout!(@item [$(#[$fmeta])*] $field $spec); )*
             const _: () = $crate::layout::check_spans(SIZE, &[$( layout!(@span $spec) ),*]);
         }
@@ -181,6 +183,7 @@ mod tests {
         assert_eq!((sample::BYTE, sample::SAME_BYTE), (3, Field::new(0, 7, 0)));
         assert_eq!((sample::BYTES, sample::PART, sample::TAIL, sample::SIZE), (0x10..0x14, 0x14, 0x20, 0x20));
         assert_eq!(inner::VALUE.plus(sample::INNER), Field::dword(0x1c));
+        assert_eq!((sample::FIELDS.len(), sample::FIELDS[8], inner::FIELDS), (10, "INNER", &["VALUE"][..]));
         assert_eq!((color::RED, color::BLUE, color::name(0x10), color::name(2)), (1, 0x10, Some("BLUE"), None));
     }
 

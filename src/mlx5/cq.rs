@@ -12,7 +12,7 @@ use super::bus::Bus;
 use super::eq::Event;
 use super::sync::lock;
 use super::users::{Used, Users, Uses};
-use mlx5_spec::cq::{CQE_SIZE, cqe};
+use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 
 /// A CQE could not be written.
@@ -201,13 +201,33 @@ impl Cq {
         if self.ignore_overrun || state.producer.wrapping_sub(state.consumer) < size {
             return true;
         }
+        self.read_record(bus, state);
+        state.producer.wrapping_sub(state.consumer) < size
+    }
+
+    /// What the driver has consumed, as its record says; an index that is none leaves things as they were.
+    fn read_record(&self, bus: &Bus, state: &mut State) {
         let record = bus.dma.ram().ok().and_then(|ram| ram.read_obj::<u32>(GuestAddress(self.record)).ok());
-        let Some(record) = record else { return false };
+        let Some(record) = record else { return };
         let step = u32::from_be(record).wrapping_sub(state.consumer) & 0xff_ffff;
         if step <= state.producer.wrapping_sub(state.consumer) {
             state.consumer = state.consumer.wrapping_add(step);
         }
-        state.producer.wrapping_sub(state.consumer) < size
+    }
+
+    /// QUERY_CQ: what of the context moves by itself.
+    pub fn query(&self, bus: &Bus, context: &mut [u8]) {
+        let mut state = lock(&self.state);
+        self.read_record(bus, &mut state);
+        cqc::STATUS.set(context, if state.error { status::OVERFLOW } else { status::OK });
+        let armed = match state.armed {
+            Some(Arm::Any) => cq_state::ARMED,
+            Some(Arm::Solicited) => cq_state::SOLICITED_ARMED,
+            None => cq_state::FIRED,
+        };
+        cqc::ST.set(context, armed);
+        cqc::PRODUCER_COUNTER.set(context, state.producer);
+        cqc::CONSUMER_COUNTER.set(context, state.consumer);
     }
 
     fn write(&self, bus: &Bus, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), dma::DmaError> {

@@ -5,16 +5,22 @@ use std::sync::Arc;
 
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::{OPCODES, Opcode, status};
-use mlx5_spec::mkey::{create_in as mkey_in, create_out as mkey_out, destroy_in as mkey_destroy};
-use mlx5_spec::qp::{QPC_SIZE, create_in, create_out, destroy_in, modify_in, qpc, rq_type, service_type};
-use mlx5_spec::srq::{create_xrc_srq_in, create_xrc_srq_out, xrc_srqc};
+use mlx5_spec::cq::{cqc, state as cq_states};
+use mlx5_spec::eq::eqc;
+use mlx5_spec::mkey::{
+    create_in as mkey_in, create_out as mkey_out, destroy_in as mkey_destroy, mkc, query_out as query_mkey_out,
+};
+use mlx5_spec::qp::{
+    QPC_SIZE, ads, create_in, create_out, destroy_in, modify_in, opt_param_mask, qpc, rq_type, service_type, state,
+};
+use mlx5_spec::srq::{create_xrc_srq_in, create_xrc_srq_out, query_rmp_out, rmpc, wq, xrc_srqc};
 use rnic_testdrive::command::{Bar, Commands, Input};
 use rnic_testdrive::cq::{Cq, CqSpec};
 use rnic_testdrive::driver::Driver;
 use rnic_testdrive::eq::{EqSpec, EventQueue};
-use rnic_testdrive::{Access, Error, Machine, MkeySpec, Qp, QpSpec, Srq};
+use rnic_testdrive::{Access, Error, Machine, MkeySpec, Qp, QpSpec, Srq, UmrSpec, Wqe};
 
-use crate::scene::machine;
+use crate::scene::{Pair, machine};
 
 fn refused<T>(outcome: Result<T, Error>) -> Option<u8> {
     outcome.err().and_then(|error| error.status())
@@ -211,6 +217,113 @@ fn every_command_looks_at_every_number_that_it_is_given() {
         scene.create(&[(qpc::ST, service_type::REG_UMR), (qpc::PD, 0), (qpc::RQ_TYPE, rq_type::ZERO_SIZE)]).unwrap();
     assert_eq!(refused(scene.first_step(umr, &[(qpc::PD, 0)])), Some(status::BAD_RES));
     scene.first_step(umr, &[]).unwrap();
+}
+
+/// What was set reads back, and what moves by itself is seen to move: queue pair, completion and event queue, shared receive queue, key.
+#[test]
+fn queries_show_what_was_set_and_what_has_moved() {
+    let pair = Pair::new();
+    let (driver, one) = (&pair.driver, &pair.one);
+    let query = |opcode, number, size| {
+        let input = Input::new(opcode, 16).with(mlx5_spec::small::object::NUMBER, number);
+        driver.query(input, size).unwrap()
+    };
+    // A queue pair that is new, then step by step.
+    let spec = QpSpec { retry_count: 5, rnr_retry: 4, min_rnr_nak: 3, ack_timeout: 12, ..pair.one.spec.clone() };
+    let fresh = Qp::create(&driver.context, spec).unwrap();
+    let seen = |fields: &[(Field, u32)]| {
+        let context = fresh.query().unwrap();
+        fields.iter().for_each(|(field, value)| assert_eq!(field.get(&context), *value, "{field:?}"));
+    };
+    seen(&[(qpc::STATE, state::RST), (qpc::ST, service_type::RC), (qpc::PD, pair.pd), (qpc::LOG_SQ_SIZE, 6)]);
+    fresh.to_init().unwrap();
+    seen(&[(qpc::STATE, state::INIT), (qpc::PD, pair.pd), (qpc::CQN_SND, pair.one_cq.cqn)]);
+    fresh.to_rtr(fresh.peer()).unwrap();
+    let path = |field: Field| field.plus(mlx5_spec::qp::PRIMARY_PATH);
+    seen(&[(qpc::STATE, state::RTR), (qpc::REMOTE_QPN, fresh.qpn), (qpc::MIN_RNR_NAK, 3), (path(ads::RLID), 1)]);
+    seen(&[(qpc::RRE, 1), (qpc::RWE, 1), (qpc::RAE, 1)]);
+    fresh.to_rts().unwrap();
+    seen(&[(qpc::STATE, state::RTS), (qpc::RETRY_COUNT, 5), (qpc::RNR_RETRY, 4), (path(ads::ACK_TIMEOUT), 12)]);
+    // Each optional parameter of RTS2RTS, alone: the others stay.
+    let options = [
+        (opt_param_mask::RRE, qpc::RRE, 0),
+        (opt_param_mask::RWE, qpc::RWE, 0),
+        (opt_param_mask::RAE, qpc::RAE, 0),
+        (opt_param_mask::RNR_TIMEOUT, qpc::MIN_RNR_NAK, 9),
+        (opt_param_mask::PM_STATE, qpc::PM_STATE, 1),
+        (opt_param_mask::PKEY_INDEX, path(ads::PKEY_INDEX), 7),
+        (opt_param_mask::COUNTER_SET_ID, qpc::COUNTER_SET_ID, 5),
+    ];
+    for (at, (mask, field, value)) in options.iter().enumerate() {
+        let mut context = vec![0; QPC_SIZE];
+        field.set(&mut context, *value);
+        fresh.modify(Opcode::RTS2RTS_QP, *mask, &context).unwrap();
+        let set: Vec<(Field, u32)> = options[..=at].iter().map(|(_, field, value)| (*field, *value)).collect();
+        seen(&set);
+        seen(&[(qpc::STATE, state::RTS), (qpc::RETRY_COUNT, 5), (qpc::REMOTE_QPN, fresh.qpn)]);
+    }
+    fresh.to_error().unwrap();
+    seen(&[(qpc::STATE, state::ERR)]);
+    fresh.to_reset().unwrap();
+    seen(&[(qpc::STATE, state::RST), (qpc::HW_SQ_WQEBB_COUNTER, 0)]);
+    fresh.destroy().unwrap();
+
+    // A message moves the counters of both halves and of both completion queues.
+    let cq_state = |cqn| {
+        let context =
+            query(Opcode::QUERY_CQ, cqn, mlx5_spec::cq::query_out::SIZE)[mlx5_spec::cq::query_out::CQC..].to_vec();
+        [cqc::ST, cqc::PRODUCER_COUNTER, cqc::CONSUMER_COUNTER].map(|field| field.get(&context))
+    };
+    let cqn = pair.other_cq.cqn;
+    assert_eq!(cq_state(cqn), [cq_states::FIRED, 0, 0]);
+    pair.other_cq.arm(true);
+    assert_eq!(cq_state(cqn), [cq_states::SOLICITED_ARMED, 0, 0]);
+    pair.other_cq.arm(false);
+    assert_eq!(cq_state(cqn), [cq_states::ARMED, 0, 0]);
+    let events = || query(Opcode::QUERY_EQ, driver.comp_eq.eqn, mlx5_spec::eq::query_out::SIZE);
+    let produced = |answer: &[u8]| eqc::PRODUCER_COUNTER.plus(mlx5_spec::eq::query_out::EQC).get(answer);
+    let before = produced(&events());
+    pair.other.receive(&[pair.remote_mr.all()]);
+    one.post_one(Wqe::send().sge(pair.local_mr.sge(0, 64)).signaled());
+    pair.one_cq.wait_ok().unwrap();
+    driver.until("a completion", || pair.other_cq.has_entry()).unwrap();
+    assert_eq!(cq_state(cqn), [cq_states::FIRED, 1, 0]);
+    pair.other_cq.wait_ok().unwrap();
+    assert_eq!(cq_state(cqn), [cq_states::FIRED, 1, 1]);
+    assert_eq!(produced(&events()), before + 1);
+    assert_eq!(
+        (one.queried(qpc::HW_SQ_WQEBB_COUNTER).unwrap(), pair.other.queried(qpc::HW_RQ_COUNTER).unwrap()),
+        (1, 1)
+    );
+
+    // A shared receive queue: its limit, what is posted and what is taken.
+    let srq = Srq::create(&driver.context, pair.pd, 4).unwrap();
+    let rmp = |srqn| {
+        let answer = query(Opcode::QUERY_RMP, srqn, query_rmp_out::SIZE);
+        [wq::LWM, wq::SW_COUNTER, wq::HW_COUNTER].map(|field| field.plus(query_rmp_out::RMPC + rmpc::WQ).get(&answer))
+    };
+    assert!((0..3).all(|_| srq.post(&[pair.remote_mr.all()]).is_some()));
+    srq.set_limit(2).unwrap();
+    assert_eq!(rmp(srq.srqn), [2, 3, 0]);
+    let spec = QpSpec { srq: Some(srq.srqn), ..pair.other.spec.clone() };
+    let (sender, receiver) = Qp::pair(driver, pair.one.spec.clone(), spec).unwrap();
+    sender.post_one(Wqe::send().sge(pair.local_mr.sge(0, 64)).signaled());
+    pair.one_cq.wait_ok().unwrap();
+    assert_eq!(rmp(srq.srqn), [2, 3, 1]);
+    sender.post_one(Wqe::send().sge(pair.local_mr.sge(0, 64)).signaled());
+    pair.one_cq.wait_ok().unwrap();
+    assert_eq!(rmp(srq.srqn), [0, 3, 2], "the limit is reached: it fires once");
+    drop((sender, receiver));
+
+    // A key, after a work request has freed it, and after it is gone.
+    let key = pair.remote_mr.key;
+    let context = |key: u32| query(Opcode::QUERY_MKEY, key >> 8, query_mkey_out::SIZE)[query_mkey_out::MKC..].to_vec();
+    assert!(!mkc::FREE.is_set(&context(key)));
+    driver.umr(&UmrSpec::revoke(key)).unwrap();
+    assert!(mkc::FREE.is_set(&context(key)) && mkc::PD.get(&context(key)) == pair.pd);
+    driver.destroy_mkey(key).unwrap();
+    let gone = Input::new(Opcode::QUERY_MKEY, 16).with(mlx5_spec::small::object::NUMBER, key >> 8);
+    assert_eq!(refused(driver.query(gone, query_mkey_out::SIZE)), Some(status::BAD_RES));
 }
 
 /// Every table, churned: the device's own account is where it was, no table has grown, and no number came again.

@@ -3,21 +3,20 @@
 
 use super::CommandError;
 use super::caps::LOG_MAX_CQ_SIZE;
+use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::cq::{Cq, CqSpec};
 use crate::sync::lock;
 use mlx5_spec::cq::{
-    CQC_SIZE, cqc, cqe_sz, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in,
-    query_out, status,
+    CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in, query_out,
 };
 
 /// CREATE_CQ.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let context = request.part(create_in::CQC, CQC_SIZE)?;
+    request.refuse_umem(create_in::CQ_UMEM_VALID)?;
+    request.refuse(fields::CQC, create_in::CQC)?;
     let entry = cqc::CQE_SZ.get(context);
-    if entry > cqe_sz::BYTES_128_PADDED {
-        return Err(CommandError::Param("CQE size is not offered"));
-    }
     let mut uses = Vec::new();
     let uar = request.uar(cqc::UAR_PAGE.get(context), &mut uses)?;
     let eqn = cqc::C_EQN.get(context);
@@ -52,10 +51,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let cq = find(&request.hca.cqs, "CQ", request.get(query_in::CQN))?;
     let mut context = lock(&cq.context).clone();
-    let (producer, consumer, error) = cq.indices();
-    cqc::STATUS.set(&mut context, if error { status::OVERFLOW } else { status::OK });
-    cqc::PRODUCER_COUNTER.set(&mut context, producer);
-    cqc::CONSUMER_COUNTER.set(&mut context, consumer);
+    cq.query(request.hca, &mut context);
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CQC, &context))
 }
 

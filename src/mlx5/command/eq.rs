@@ -3,6 +3,7 @@
 
 use super::CommandError;
 use super::caps::LOG_MAX_EQ_SIZE;
+use super::fields;
 use super::request::{Reply, Request, at_most, find, take};
 use crate::VECTORS;
 use crate::eq::{Eq, EqSpec};
@@ -11,6 +12,7 @@ use mlx5_spec::eq::{EQC_SIZE, EQE_SIZE, create_in, create_out, destroy_in, eqc, 
 /// CREATE_EQ: empty and unarmed.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let context = request.part(create_in::EQC, EQC_SIZE)?;
+    request.refuse(fields::EQC, create_in::EQC)?;
     let vector = eqc::INTR.get(context) as u16;
     if vector >= VECTORS {
         return Err(CommandError::Param("MSI-X vector does not exist"));

@@ -2,6 +2,7 @@
 //! Memory key commands (contract 6.6, 8).
 
 use super::CommandError;
+use super::fields;
 use super::request::{Reply, Request, find};
 use crate::mkey::{self, MkeyError};
 use mlx5_spec::mkey::{MKC_SIZE, OCTWORD_SIZE, create_in, create_out, destroy_in, mkc, query_in, query_out};
@@ -9,9 +10,8 @@ use mlx5_spec::mkey::{MKC_SIZE, OCTWORD_SIZE, create_in, create_out, destroy_in,
 /// CREATE_MKEY.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let context = request.part(create_in::MKC, MKC_SIZE)?;
-    if request.get(create_in::MKEY_UMEM_VALID) != 0 {
-        return Err(CommandError::Param("umem objects are not offered"));
-    }
+    request.refuse_umem(create_in::MKEY_UMEM_VALID)?;
+    request.refuse(fields::MKC, create_in::MKC)?;
     if !mkc::FREE.is_set(context) {
         find(&request.hca.pds, "PD", mkc::PD.get(context))?;
     }

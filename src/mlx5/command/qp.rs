@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::CommandError;
 use super::caps::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
+use super::fields;
 use super::request::{Reply, Request, at_most, find, hold};
 use crate::buffer::GuestBuffer;
 use crate::cq::Cq;
@@ -32,6 +33,8 @@ const SERVICES: [u32; 7] = [
 /// CREATE_QP: a queue pair in RST.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let context = request.part(create_in::QPC, QPC_SIZE)?;
+    request.refuse_umem(create_in::WQ_UMEM_VALID)?;
+    refuse(request, create_in::QPC)?;
     let service = qpc::ST.get(context);
     if !SERVICES.contains(&service) {
         return Err(CommandError::Param("service type is not offered"));
@@ -59,6 +62,12 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::new(create_out::SIZE).with(create_out::QPN, qp.qpn))
 }
 
+/// What is not offered, in a context at byte `at`: the same at CREATE and in every transition.
+pub fn refuse(request: &Request<'_>, at: usize) -> Result<(), CommandError> {
+    request.refuse(fields::QPC, at)?;
+    request.refuse(fields::ADS, at + PRIMARY_PATH)
+}
+
 /// QP0 and QP1 have ordinary QPNs; packets find them by their place here (contract 6.3).
 fn special_slot(service: u32) -> Option<usize> {
     match service {
@@ -70,7 +79,11 @@ fn special_slot(service: u32) -> Option<usize> {
 
 /// Where the queues lie (contract 7.2).
 fn layout(context: &[u8]) -> Result<QueueLayout, CommandError> {
-    let own_rq = qpc::RQ_TYPE.get(context) == rq_type::REGULAR;
+    let kind = qpc::RQ_TYPE.get(context);
+    if ![rq_type::REGULAR, rq_type::SRQ, rq_type::ZERO_SIZE].contains(&kind) {
+        return Err(CommandError::Param("receive queue type is not offered"));
+    }
+    let own_rq = kind == rq_type::REGULAR;
     let log_rq_size = at_most(qpc::LOG_RQ_SIZE.get(context), LOG_MAX_QP_SIZE, "RQ size")?;
     let log_sq_size = at_most(qpc::LOG_SQ_SIZE.get(context), LOG_MAX_QP_SIZE, "SQ size")?;
     let log_rq_stride = qpc::LOG_RQ_STRIDE.get(context) + 4;

@@ -4,7 +4,7 @@
 //! The driver zeroes the context for every command and fills only what the verbs call had, so that nothing else may be copied.
 
 use super::CommandError;
-use super::qp::{Named, load};
+use super::qp::{Named, load, refuse};
 use super::request::{Reply, Request, find};
 use crate::sync::lock;
 use mlx5_spec::bits::{Field, Field64};
@@ -197,6 +197,7 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let qpn = request.get(modify_in::QPN);
     let qp = find(&request.hca.qps, "queue pair", qpn)?;
     let asked = request.part(modify_in::QPC, QPC_SIZE)?;
+    refuse(request, modify_in::QPC)?;
     let mut context = lock(&qp.context).clone();
     apply(transition.rules, qp.service, request.get(modify_in::OPT_PARAM_MASK), asked, &mut context);
     if transition.opcode == Opcode::INIT2RTR_QP && RC >> qp.service & 1 == 1 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::fields::{self, Row};
 use super::{CommandError, Firmware};
 use crate::buffer::{Geometry, GuestBuffer};
 use crate::hca::Hca;
@@ -44,6 +45,16 @@ impl<'a> Request<'a> {
     /// The command's modifier.
     pub fn op_mod(&self) -> u32 {
         in_header::OP_MOD.get(self.input)
+    }
+
+    /// Refuses a context at byte `at` that asks for what is not offered.
+    pub fn refuse(&self, table: &[Row], at: usize) -> Result<(), CommandError> {
+        fields::refuse(table, self.input, at)
+    }
+
+    /// Refuses a command whose `flag` says that its buffer lies in a umem object.
+    pub fn refuse_umem(&self, flag: Field) -> Result<(), CommandError> {
+        if flag.is_set(self.input) { Err(CommandError::Param(fields::NO_UMEM)) } else { Ok(()) }
     }
 
     /// `len` bytes of the input at `at`.

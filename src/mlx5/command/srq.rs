@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use super::CommandError;
 use super::caps::{LOG_MAX_SRQ_SIZE, MAX_RECV_WQE};
+use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::buffer::GuestBuffer;
+use crate::engine::read_record;
 use crate::hca::Hca;
 use crate::srq::{Srq, SrqKind, SrqState};
 use crate::sync::lock;
@@ -16,7 +18,7 @@ use crate::users::{Use, Users, Uses};
 use mlx5_spec::srq::{
     MIN_STRIDE, RMPC_SIZE, XRC_SRQC_SIZE, arm_xrc_srq_in, create_rmp_in, create_rmp_out, create_xrc_srq_in,
     create_xrc_srq_out, destroy_rmp_in, destroy_xrc_srq_in, modify_rmp_in, query_rmp_in, query_rmp_out,
-    query_xrc_srq_in, query_xrc_srq_out, rmp_state, rmpc, wq, wq_type, xrc_srqc,
+    query_xrc_srq_in, query_xrc_srq_out, rmp_state, rmpc, wq, xrc_srqc,
 };
 
 type Outcome = Result<Reply, CommandError>;
@@ -50,9 +52,8 @@ fn insert(hca: &Hca, uses: Vec<Use>, make: impl FnOnce(u32) -> Srq) -> Result<u3
 pub fn create_rmp(request: &mut Request<'_>) -> Outcome {
     let context = request.part(create_rmp_in::RMPC, RMPC_SIZE)?;
     let queue = context.get(rmpc::WQ..).unwrap_or_default();
-    if wq::WQ_TYPE.get(queue) != wq_type::LINKED_LIST {
-        return Err(CommandError::Param("an RMP is a linked list"));
-    }
+    request.refuse(fields::RMPC, create_rmp_in::RMPC)?;
+    request.refuse(fields::WQ, create_rmp_in::RMPC + rmpc::WQ)?;
     let geometry = Geometry {
         log_size: wq::LOG_WQ_SZ.get(queue),
         log_stride: wq::LOG_WQ_STRIDE.get(queue),
@@ -98,6 +99,8 @@ pub fn create_basic(request: &mut Request<'_>) -> Outcome {
 }
 
 fn create_srq(request: &mut Request<'_>, kind: SrqKind, context: &[u8], mut uses: Vec<Use>) -> Outcome {
+    request.refuse_umem(create_xrc_srq_in::XRC_SRQ_UMEM_VALID)?;
+    request.refuse(fields::XRC_SRQC, create_xrc_srq_in::XRC_SRQC)?;
     let geometry = Geometry {
         log_size: xrc_srqc::LOG_XRC_SRQ_SIZE.get(context),
         // 16 << n bytes here.
@@ -192,6 +195,9 @@ pub fn query_rmp(request: &mut Request<'_>) -> Outcome {
     let state = lock(&srq.state);
     wq::LWM.plus(rmpc::WQ).set(&mut context, u32::from(state.limit));
     wq::HW_COUNTER.plus(rmpc::WQ).set(&mut context, u32::from(state.taken));
+    if let Some(posted) = read_record(request.hca, srq.record) {
+        wq::SW_COUNTER.plus(rmpc::WQ).set(&mut context, u32::from(posted));
+    }
     Ok(Reply::new(query_rmp_out::SIZE).with_bytes(query_rmp_out::RMPC, &context))
 }
 

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What becomes of every field of the contexts that drivers hand over: it is acted on, refused, or has no effect for a reason.
+//!
+//! The tables are walked by the tests below: each field of `mlx5-spec` has its row, each row that claims an effect names a test, and what is
+//! to be refused is refused by the command that carries it. The commands take their refusals from here.
+
+use super::CommandError;
+use mlx5_spec::bits::Field;
+use mlx5_spec::cq::cqc;
+use mlx5_spec::eq::eqc;
+use mlx5_spec::mkey::mkc;
+use mlx5_spec::qp::{ads, qpc};
+use mlx5_spec::srq::{rmpc, wq, xrc_srqc};
+
+/// What becomes of a field.
+pub enum Fate {
+    /// It decides something: the test that shows it, as file::function.
+    Acted(&'static str),
+    /// BAD_PARAM from this value on: what is not offered.
+    Refused(Field, u32, &'static str),
+    /// No effect, and why none is right. It reads back as it was set.
+    Kept(&'static str),
+    /// The device's own: what a driver writes there has no effect. The test that reads it, if it ever is anything but 0.
+    Reported(&'static str),
+    /// A structure of its own, or a second view of other bits.
+    Part,
+}
+
+use Fate::{Acted, Kept, Part, Refused, Reported};
+
+/// A field by its name in `mlx5-spec`.
+pub type Row = (&'static str, Fate);
+
+/// Refuses a context that asks for what is not offered; it begins at byte `at` of `input`.
+pub fn refuse(table: &[Row], input: &[u8], at: usize) -> Result<(), CommandError> {
+    for (_, fate) in table {
+        if let Refused(field, least, why) = fate
+            && field.plus(at).get(input) >= *least
+        {
+            return Err(CommandError::Param(why));
+        }
+    }
+    Ok(())
+}
+
+const BUFFER: Fate = Acted("tests/mlx5/public_reports.rs::c25a_page_lists_that_do_not_hold_the_queue_are_refused");
+const NAMES: Fate = Acted("tests/mlx5/objects.rs::every_command_looks_at_every_number_that_it_is_given");
+const RIGHTS: Fate = Acted("tests/mlx5/errors.rs::a_queue_pair_that_forbids_an_operation_refuses_it");
+const KEY_RIGHTS: Fate = Acted("tests/mlx5/errors.rs::each_error_has_its_syndrome_states_and_event");
+const UMR_RIGHTS: Fate = Acted("src/mlx5/mkey/tests/updates.rs::other_queue_pairs_change_only_what_is_theirs");
+const LOOPBACK: Fate = Acted("tests/mlx5/loopback.rs::send_consumes_a_receive_and_tells_both_sides");
+const SHARED: Fate = Acted("tests/mlx5/shared_receive.rs::messages_take_the_queues_entries_in_list_order");
+const XRC: Fate = Acted("tests/mlx5/shared_receive.rs::xrc_messages_name_the_queue_that_they_land_in");
+const SEQUENCE: Fate = Acted("tests/mlx5/audit.rs::a14_sequence_numbers_must_match");
+const PATIENCE: Fate = Acted("tests/mlx5/retries.rs::a_peer_that_does_not_answer_ends_in_an_error");
+const STATE: Fate = Reported("tests/mlx5/objects.rs::queries_show_what_was_set_and_what_has_moved");
+const NO_MODERATION: Fate = Kept("moderation may delay an event, it need not; each armed completion has its own");
+const NO_MIGRATION: Fate = Kept("path migration is not offered (apm is 0)");
+/// What a command says whose buffer is to lie in a umem object.
+pub const NO_UMEM: &str = "umem objects are not offered";
+const NO_CROSS_CHANNEL: &str = "cross-channel queues are not offered";
+const NO_SIGNATURES: &str = "signature handover is not offered";
+const NO_SCATTER: &str = "scatter to CQE is not offered";
+const CYCLIC: &str = "a shared receive queue is a linked list";
+const NO_WQE_SIGNATURE: &str = "WQE signatures are not offered";
+
+/// QPC (contract 6.3).
+pub const QPC: &[Row] = &[
+    ("STATE", STATE),
+    ("LAG_TX_PORT_AFFINITY", Kept("there is one port")),
+    ("ST", Acted("src/mlx5/command/tests/objects.rs::numbers_that_name_nothing_are_refused")),
+    ("PM_STATE", NO_MIGRATION),
+    ("END_PADDING_MODE", Kept("it pads writes on the host's bus, which no driver sees")),
+    ("WQ_SIGNATURE", Refused(qpc::WQ_SIGNATURE, 1, NO_WQE_SIGNATURE)),
+    ("BLOCK_LB_MC", Kept("multicast groups are not offered")),
+    ("LATENCY_SENSITIVE", Kept("a hint")),
+    ("DRAIN_SIGERR", Refused(qpc::DRAIN_SIGERR, 1, NO_SIGNATURES)),
+    ("PD", NAMES),
+    ("MTU", Acted("src/mlx5/command/tests/objects.rs::a_queue_pair_goes_through_its_states_and_back")),
+    ("LOG_MSG_MAX", Kept("the port's own limit, log_max_msg, holds; drivers set no other")),
+    ("LOG_RQ_SIZE", BUFFER),
+    ("LOG_RQ_STRIDE", BUFFER),
+    ("NO_SQ", NAMES),
+    ("LOG_SQ_SIZE", BUFFER),
+    ("TS_FORMAT", Refused(qpc::TS_FORMAT, 2, "real-time timestamps are not offered")),
+    ("RLKY", Kept("no reserved lkey is offered (QUERY_SPECIAL_CONTEXTS)")),
+    ("COUNTER_SET_ID", Kept("Q counters are not offered")),
+    ("UAR_PAGE", NAMES),
+    ("USER_INDEX", LOOPBACK),
+    ("LOG_PAGE_SIZE", BUFFER),
+    ("REMOTE_QPN", Acted("tests/mlx5/retries.rs::a_peer_that_is_connected_to_another_does_not_answer")),
+    ("PRIMARY_ADDRESS_PATH", Part),
+    ("SECONDARY_ADDRESS_PATH", NO_MIGRATION),
+    ("LOG_ACK_REQ_FREQ", Kept("every message is acknowledged")),
+    ("LOG_SRA_MAX", Kept("one READ or atomic of a queue pair is under way at a time")),
+    ("RETRY_COUNT", PATIENCE),
+    ("RNR_RETRY", Acted("tests/mlx5/retries.rs::receives_that_never_come_end_in_an_error")),
+    ("FRE", UMR_RIGHTS),
+    ("CUR_RNR_RETRY", Kept("the device's own; a driver's value has no effect")),
+    ("CUR_RETRY_COUNT", Kept("the device's own; a driver's value has no effect")),
+    ("NEXT_SEND_PSN", SEQUENCE),
+    ("CQN_SND", NAMES),
+    ("DETH_SQPN", Refused(qpc::DETH_SQPN, 1, "another source QPN is not offered (set_deth_sqpn is 0)")),
+    ("LAST_ACKED_PSN", Kept("the device's own; a driver's value has no effect")),
+    ("SSN", Kept("the device's own; a driver's value has no effect")),
+    ("LOG_RRA_MAX", Kept("one READ or atomic of a queue pair is under way at a time")),
+    ("ATOMIC_MODE", Kept("operands of 8 bytes are the only ones; rae gives the right")),
+    ("RRE", RIGHTS),
+    ("RWE", RIGHTS),
+    ("RAE", RIGHTS),
+    ("PAGE_OFFSET", BUFFER),
+    ("CD_SLAVE_RECEIVE", Refused(qpc::CD_SLAVE_RECEIVE, 1, NO_CROSS_CHANNEL)),
+    ("CD_SLAVE_SEND", Refused(qpc::CD_SLAVE_SEND, 1, NO_CROSS_CHANNEL)),
+    ("CD_MASTER", Refused(qpc::CD_MASTER, 1, NO_CROSS_CHANNEL)),
+    ("MIN_RNR_NAK", Acted("tests/mlx5/retries.rs::the_receivers_timer_is_honoured")),
+    ("NEXT_RCV_PSN", SEQUENCE),
+    ("XRCD", NAMES),
+    ("CQN_RCV", NAMES),
+    ("DBR_ADDR", LOOPBACK),
+    ("Q_KEY", Acted("tests/mlx5/datagrams.rs::datagrams_that_nobody_takes_are_dropped_and_the_sender_goes_on")),
+    ("RQ_TYPE", NAMES),
+    ("SRQN_RMPN_XRQN", NAMES),
+    ("RMSN", Kept("the device's own; a driver's value has no effect")),
+    ("HW_SQ_WQEBB_COUNTER", STATE),
+    ("SW_SQ_WQEBB_COUNTER", Kept("the driver's own; the doorbell record has it")),
+    ("HW_RQ_COUNTER", STATE),
+    ("SW_RQ_COUNTER", Kept("the driver's own; the doorbell record has it")),
+    ("CGS", Refused(qpc::CGS, 1, NO_SCATTER)),
+    ("CS_REQ", Refused(qpc::CS_REQ, 1, NO_SCATTER)),
+    ("CS_RES", Refused(qpc::CS_RES, 1, NO_SCATTER)),
+    ("DC_ACCESS_KEY", Kept("there are no DC queue pairs")),
+    ("DBR_UMEM_VALID", Refused(qpc::DBR_UMEM_VALID, 1, NO_UMEM)),
+];
+
+/// The address path of a QPC (contract 6.3).
+pub const ADS: &[Row] = &[
+    ("FL", Kept("force loopback: all traffic of one device is")),
+    ("FREE_AR", Kept("one path leads to each peer")),
+    ("PKEY_INDEX", Acted("tests/mlx5/audit.rs::a15_an_invalid_pkey_carries_nothing")),
+    ("GRH", Kept("on one subnet the LID decides")),
+    ("MLID", Kept("LMC is 0: a port has one LID")),
+    ("RLID", PATIENCE),
+    ("ACK_TIMEOUT", PATIENCE),
+    ("SRC_ADDR_INDEX", Kept("the GID at index 0 is the only one")),
+    ("STAT_RATE", Kept("there is no link whose rate could be less")),
+    ("HOP_LIMIT", Kept("no router is passed")),
+    ("TCLASS", Kept("no router is passed")),
+    ("FLOW_LABEL", Kept("no router is passed")),
+    ("RGID", Kept("on one subnet the LID decides")),
+    ("SL", Kept("all service levels share one virtual lane")),
+    ("VHCA_PORT_NUM", Refused(ads::VHCA_PORT_NUM, 2, "there is one port")),
+    ("RMAC_47_32", Kept("Ethernet only")),
+    ("RMAC_31_0", Kept("Ethernet only")),
+];
+
+/// CQC (contract 6.2).
+pub const CQC: &[Row] = &[
+    ("STATUS", Reported("src/mlx5/queue_tests.rs::an_overrun_is_an_error_event_and_the_end_of_the_queue")),
+    ("DBR_UMEM_VALID", Refused(cqc::DBR_UMEM_VALID, 1, NO_UMEM)),
+    ("APU_CQ", Refused(cqc::APU_CQ, 1, "APU queues are not offered")),
+    ("CQE_SZ", Refused(cqc::CQE_SZ, 3, "CQE size is not offered")),
+    ("CC", Refused(cqc::CC, 1, "collapsed completion queues are not offered")),
+    ("SCQE_BREAK_MODERATION_EN", NO_MODERATION),
+    ("OI", Acted("tests/mlx5/completion.rs::a_queue_that_ignores_overruns_goes_on")),
+    ("CQ_PERIOD_MODE", NO_MODERATION),
+    ("CQE_COMP_EN", Refused(cqc::CQE_COMP_EN, 1, "CQE compression is not offered")),
+    ("MINI_CQE_RES_FORMAT", Kept("only with CQE compression")),
+    ("ST", STATE),
+    ("PAGE_OFFSET", BUFFER),
+    ("LOG_CQ_SIZE", BUFFER),
+    ("UAR_PAGE", Acted("tests/mlx5/completion.rs::a_queue_obeys_only_its_own_uar_page")),
+    ("CQ_PERIOD", NO_MODERATION),
+    ("CQ_MAX_COUNT", NO_MODERATION),
+    ("C_EQN", Acted("tests/mlx5/completion.rs::an_armed_queue_tells_once")),
+    ("LOG_PAGE_SIZE", BUFFER),
+    ("LAST_NOTIFIED_INDEX", Kept("the device's own; a driver's value has no effect")),
+    ("LAST_SOLICIT_INDEX", Kept("the device's own; a driver's value has no effect")),
+    ("CONSUMER_COUNTER", STATE),
+    ("PRODUCER_COUNTER", STATE),
+    ("DBR_ADDR", Acted("tests/mlx5/completion.rs::an_overrun_completion_queue_fails_its_queue_pairs")),
+];
+
+/// EQC (contract 6.1).
+pub const EQC: &[Row] = &[
+    ("STATUS", Kept("an event queue never fails: events that find no room wait")),
+    ("EC", Refused(eqc::EC, 1, "collapsed event queues are not offered")),
+    ("OI", Kept("an event queue never overruns: events that find no room wait")),
+    ("ST", STATE),
+    ("PAGE_OFFSET", BUFFER),
+    ("LOG_EQ_SIZE", BUFFER),
+    ("UAR_PAGE", Acted("src/mlx5/command/tests/objects.rs::a_queue_obeys_its_own_uar_page_only")),
+    ("INTR", Acted("src/mlx5/queue_tests.rs::an_armed_event_queue_interrupts_once_and_again_after_its_doorbell")),
+    ("LOG_PAGE_SIZE", BUFFER),
+    ("CONSUMER_COUNTER", STATE),
+    ("PRODUCER_COUNTER", STATE),
+];
+
+/// MKC (contract 6.6, 8).
+pub const MKC: &[Row] = &[
+    ("FREE", UMR_RIGHTS),
+    ("ACCESS_MODE_4_2", Acted("tests/mlx5/errors.rs::a_key_of_a_mode_that_is_not_offered_is_refused")),
+    ("RELAXED_ORDERING_WRITE", Kept("writes are always in order, which it allows")),
+    ("SMALL_FENCE_ON_RDMA_READ_RESPONSE", Kept("a READ's data is there before its completion, always")),
+    ("UMR_EN", UMR_RIGHTS),
+    ("A", KEY_RIGHTS),
+    ("RW", KEY_RIGHTS),
+    ("RR", KEY_RIGHTS),
+    ("LW", KEY_RIGHTS),
+    ("LR", KEY_RIGHTS),
+    ("ACCESS_MODE_1_0", Acted("tests/mlx5/keys.rs::indirect_keys_lead_to_their_children")),
+    ("MA_TRANSLATION_MODE", Refused(mkc::MA_TRANSLATION_MODE, 1, "address translation services are not offered")),
+    ("QPN", UMR_RIGHTS),
+    ("MKEY_7_0", Acted("tests/mlx5/keys.rs::umr_changes_only_what_its_mask_says")),
+    ("LENGTH64", Acted("src/mlx5/mkey/tests/mod.rs::physical_keys_lead_where_they_say")),
+    ("BSF_EN", Refused(mkc::BSF_EN, 1, NO_SIGNATURES)),
+    ("SYNC_UMR", Refused(mkc::SYNC_UMR, 1, "SYNC_UMR queue pairs are not offered")),
+    ("EN_RINVAL", Acted("src/mlx5/mkey/tests/updates.rs::invalidations_want_the_right_key_and_permission")),
+    ("PD", UMR_RIGHTS),
+    ("START_ADDR", Acted("tests/mlx5/keys.rs::a_region_that_begins_inside_a_page")),
+    ("LEN", KEY_RIGHTS),
+    ("BSF_OCTWORD_SIZE", Refused(mkc::BSF_OCTWORD_SIZE, 1, NO_SIGNATURES)),
+    (
+        "TRANSLATIONS_OCTWORD_SIZE",
+        Acted("tests/mlx5/public_reports.rs::c03a_an_update_that_reaches_beyond_the_table_fails"),
+    ),
+    ("RELAXED_ORDERING_READ", Kept("reads are always in order, which it allows")),
+    ("LOG_PAGE_SIZE", Acted("tests/mlx5/keys.rs::large_pages")),
+    ("LOG_PAGE_SIZE_4_0", Part),
+];
+
+/// RMPC (contract 6.5).
+pub const RMPC: &[Row] = &[
+    ("STATE", Kept("an RMP is ready as soon as it is there")),
+    ("BASIC_CYCLIC_RCV_WQE", Refused(rmpc::BASIC_CYCLIC_RCV_WQE, 1, CYCLIC)),
+    ("WQ", Part),
+];
+
+/// The work queue of an RMPC (contract 6.5).
+pub const WQ: &[Row] = &[
+    ("WQ_TYPE", Refused(wq::WQ_TYPE, 1, CYCLIC)),
+    ("WQ_SIGNATURE", Refused(wq::WQ_SIGNATURE, 1, NO_WQE_SIGNATURE)),
+    ("END_PADDING_MODE", Kept("it pads writes on the host's bus, which no driver sees")),
+    ("CD_SLAVE", Refused(wq::CD_SLAVE, 1, NO_CROSS_CHANNEL)),
+    ("PAGE_OFFSET", BUFFER),
+    ("LWM", Acted("tests/mlx5/shared_receive.rs::the_limit_event_comes_once")),
+    ("PD", SHARED),
+    ("UAR_PAGE", Kept("posting to an RMP has no doorbell")),
+    ("DBR_ADDR", SHARED),
+    ("HW_COUNTER", STATE),
+    ("SW_COUNTER", STATE),
+    ("LOG_WQ_STRIDE", BUFFER),
+    ("LOG_WQ_PG_SZ", BUFFER),
+    ("LOG_WQ_SZ", BUFFER),
+    ("PAS", Part),
+];
+
+/// XRC_SRQC, and SRQC, which is laid out alike (contract 6.5).
+pub const XRC_SRQC: &[Row] = &[
+    ("STATE", Kept("0, good, as long as the queue is there")),
+    ("LOG_XRC_SRQ_SIZE", XRC),
+    ("WQ_SIGNATURE", Refused(xrc_srqc::WQ_SIGNATURE, 1, NO_WQE_SIGNATURE)),
+    ("CONT_SRQ", Refused(xrc_srqc::CONT_SRQ, 1, "continued receive queues are not offered")),
+    ("RLKY", Kept("no reserved lkey is offered (QUERY_SPECIAL_CONTEXTS)")),
+    ("BASIC_CYCLIC_RCV_WQE", Refused(xrc_srqc::BASIC_CYCLIC_RCV_WQE, 1, CYCLIC)),
+    ("LOG_RQ_STRIDE", XRC),
+    ("XRCD", Acted("tests/mlx5/objects.rs::what_others_use_stays_and_what_nobody_uses_goes")),
+    ("PAGE_OFFSET", XRC),
+    ("DBR_UMEM_VALID", Refused(xrc_srqc::DBR_UMEM_VALID, 1, NO_UMEM)),
+    ("CQN", XRC),
+    ("USER_INDEX_EQUAL_XRC_SRQN", Refused(xrc_srqc::USER_INDEX_EQUAL_XRC_SRQN, 1, "the driver chooses the user index")),
+    ("LOG_PAGE_SIZE", XRC),
+    ("USER_INDEX", XRC),
+    ("PD", Acted("tests/mlx5/audit.rs::a13_xrc_rdma_is_checked_against_the_shared_queues_domain")),
+    ("LWM", STATE),
+    ("WQE_CNT", Kept("the device's own; a driver's value has no effect")),
+    ("DBR_ADDR", XRC),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::tests::{Guest, input};
+    use super::*;
+    use crate::NicConfig;
+    use mlx5_spec::cmd::{Opcode, status};
+    use mlx5_spec::{cq, eq, mkey, qp, srq};
+
+    const TABLES: [(&str, &[&str], &[Row]); 8] = [
+        ("QPC", qpc::FIELDS, QPC),
+        ("ADS", ads::FIELDS, ADS),
+        ("CQC", cqc::FIELDS, CQC),
+        ("EQC", eqc::FIELDS, EQC),
+        ("MKC", mkc::FIELDS, MKC),
+        ("RMPC", rmpc::FIELDS, RMPC),
+        ("WQ", wq::FIELDS, WQ),
+        ("XRC_SRQC", xrc_srqc::FIELDS, XRC_SRQC),
+    ];
+
+    #[test]
+    fn every_field_has_its_row() {
+        for (name, fields, table) in TABLES {
+            let rows: Vec<&str> = table.iter().map(|(field, _)| *field).collect();
+            assert_eq!(rows, fields, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_acted_on_names_a_test_that_is_there() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        for (name, _, table) in TABLES {
+            for (field, fate) in table {
+                match fate {
+                    Acted(test) | Reported(test) => {
+                        let (file, function) = test.split_once("::").unwrap();
+                        let text = std::fs::read_to_string(root.join(file)).unwrap();
+                        assert!(text.contains(&format!("\nfn {function}()")), "{name}.{field}: {test}");
+                    }
+                    Refused(_, least, why) => assert!(*least > 0 && !why.is_empty(), "{name}.{field}"),
+                    Kept(why) => assert!(!why.is_empty(), "{name}.{field}"),
+                    Part => {}
+                }
+            }
+        }
+    }
+
+    /// A command that is fine, and where in it which tables hold.
+    type Carrier = (Opcode, Vec<u8>, Vec<(usize, &'static [Row])>);
+
+    fn carriers(guest: &mut Guest) -> Vec<Carrier> {
+        let uar = guest.alloc(Opcode::ALLOC_UAR);
+        let pd = guest.alloc(Opcode::ALLOC_PD);
+        let xrcd = guest.alloc(Opcode::ALLOC_XRCD);
+        let eqn = guest.create_eq(uar, 0, 0);
+        let cqn = guest.create_cq(uar, eqn);
+        let qpn = guest.create_qp(qp::service_type::RC, uar, pd, cqn);
+        let page = guest.pages(1);
+        let make = |opcode, size, fields: &[(Field, u32)], pages: &[u8]| {
+            let mut bytes = input(opcode, 0, size);
+            fields.iter().for_each(|(field, value)| field.set(&mut bytes, *value));
+            bytes.extend(pages);
+            bytes
+        };
+        let at = qp::create_in::QPC;
+        let named = [(qpc::PD, pd), (qpc::UAR_PAGE, uar), (qpc::CQN_SND, cqn), (qpc::CQN_RCV, cqn)];
+        let named = named.map(|(field, value)| (field.plus(at), value));
+        let create_qp = make(Opcode::CREATE_QP, qp::create_in::SIZE, &named, &page);
+        let mut step = make(Opcode::RST2INIT_QP, qp::modify_in::SIZE, &named, &[]);
+        qp::modify_in::QPN.set(&mut step, qpn);
+        let places = [(cqc::UAR_PAGE.plus(cq::create_in::CQC), uar), (cqc::C_EQN.plus(cq::create_in::CQC), eqn)];
+        let create_cq = make(Opcode::CREATE_CQ, cq::create_in::SIZE, &places, &page);
+        let place = [(eqc::UAR_PAGE.plus(eq::create_in::EQC), uar)];
+        let create_eq = make(Opcode::CREATE_EQ, eq::create_in::SIZE, &place, &page);
+        let create_mkey =
+            make(Opcode::CREATE_MKEY, mkey::create_in::SIZE, &[(mkc::PD.plus(mkey::create_in::MKC), pd)], &[]);
+        let rmp = srq::create_rmp_in::RMPC;
+        let queue = [(wq::PD.plus(rmp + rmpc::WQ), pd), (wq::LOG_WQ_STRIDE.plus(rmp + rmpc::WQ), 6)];
+        let create_rmp = make(Opcode::CREATE_RMP, srq::create_rmp_in::SIZE, &queue, &page);
+        let at_srq = srq::create_xrc_srq_in::XRC_SRQC;
+        let queue = [(xrc_srqc::PD, pd), (xrc_srqc::CQN, cqn), (xrc_srqc::XRCD, xrcd), (xrc_srqc::LOG_RQ_STRIDE, 2)];
+        let queue = queue.map(|(field, value)| (field.plus(at_srq), value));
+        let create_xrc = make(Opcode::CREATE_XRC_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
+        let create_srq = make(Opcode::CREATE_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
+        let path = at + qp::PRIMARY_PATH;
+        vec![
+            (Opcode::CREATE_QP, create_qp, vec![(at, QPC), (path, ADS)]),
+            (Opcode::CREATE_CQ, create_cq, vec![(cq::create_in::CQC, CQC)]),
+            (Opcode::CREATE_EQ, create_eq, vec![(eq::create_in::EQC, EQC)]),
+            (Opcode::CREATE_MKEY, create_mkey, vec![(mkey::create_in::MKC, MKC)]),
+            (Opcode::CREATE_RMP, create_rmp, vec![(rmp, RMPC), (rmp + rmpc::WQ, WQ)]),
+            (Opcode::CREATE_XRC_SRQ, create_xrc, vec![(at_srq, XRC_SRQC)]),
+            (Opcode::CREATE_SRQ, create_srq, vec![(at_srq, XRC_SRQC)]),
+            (Opcode::RST2INIT_QP, step, vec![(at, QPC), (path, ADS)]),
+        ]
+    }
+
+    #[test]
+    fn what_is_not_offered_is_refused_by_every_command_that_carries_it() {
+        let mut guest = Guest::new(NicConfig::default());
+        for (opcode, good, tables) in carriers(&mut guest) {
+            for (at, table) in tables {
+                for (name, fate) in table {
+                    let Refused(field, least, _) = fate else { continue };
+                    for value in [*least, field.max()] {
+                        let mut bad = good.clone();
+                        field.plus(at).set(&mut bad, value);
+                        assert_eq!(guest.run(&bad, 16).status(), status::BAD_PARAM, "{opcode}: {name} = {value}");
+                    }
+                }
+            }
+            assert_eq!(guest.run(&good, 16).status(), status::OK, "{opcode}");
+        }
+    }
+
+    #[test]
+    fn buffers_in_umem_objects_are_refused() {
+        let mut guest = Guest::new(NicConfig::default());
+        for (opcode, good, _) in carriers(&mut guest) {
+            let flag = match opcode {
+                Opcode::CREATE_QP => qp::create_in::WQ_UMEM_VALID,
+                Opcode::CREATE_CQ => cq::create_in::CQ_UMEM_VALID,
+                Opcode::CREATE_MKEY => mkey::create_in::MKEY_UMEM_VALID,
+                Opcode::CREATE_XRC_SRQ | Opcode::CREATE_SRQ => srq::create_xrc_srq_in::XRC_SRQ_UMEM_VALID,
+                _ => continue,
+            };
+            let mut bad = good;
+            flag.set(&mut bad, 1);
+            assert_eq!(guest.run(&bad, 16).status(), status::BAD_PARAM, "{opcode}");
+        }
+    }
+}

@@ -97,6 +97,8 @@ layout! {
         BYTE_CNT: [0x2c],
         TIMESTAMP: [u64 0x30],
         /// In error CQEs, which have no timestamp.
+        HW_ERR_SYND: [also 0x34 31:24],
+        /// In error CQEs.
         VENDOR_ERR_SYND: [also 0x34 15:8],
         /// In error CQEs; see `syndrome`.
         SYNDROME: [also 0x34 7:0],

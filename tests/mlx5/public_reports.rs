@@ -162,7 +162,6 @@ const C01: &[(&str, Provoke, [Option<u8>; 5])] = &[
 ];
 
 #[test]
-#[ignore = "c01: error completions say nothing of their cause"]
 fn c01_error_completions_are_those_of_hardware() {
     let mut bad = Vec::new();
     for (name, provoke, wanted) in C01 {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! CQEs as requester and responder write them (contract 7.5). All of them leave through [`Cq::push`].
 
+use super::diagnosis::Diagnosis;
 use super::wqe::Extra;
 use crate::cq::{Cq, CqError};
 use crate::hca::Hca;
@@ -131,19 +132,19 @@ pub enum Half {
     Responder,
 }
 
-/// A WQE is completed in error: `syndrome` of `spec::cq::syndrome`.
-pub fn failed(hca: &Hca, cq: &Cq, qp: &Qp, place: Place, half: Half, syndrome: u32) -> Result<(), CqError> {
+/// A WQE is completed in error.
+pub fn failed(hca: &Hca, cq: &Cq, qp: &Qp, place: Place, half: Half, why: Diagnosis) -> Result<(), CqError> {
     let mut entry = match half {
         Half::Requester(_) => entry(qp, place, opcode::REQ_ERR),
         Half::Responder => entry(qp, place, opcode::RESP_ERR),
     };
     if let Half::Requester(opcode) = half {
-        record(hca, qp, place, opcode, syndrome);
+        record(hca, qp, place, opcode, why.syndrome);
         cqe::SEND_OPCODE.set(&mut entry, opcode);
     }
-    cqe::SYNDROME.set(&mut entry, syndrome);
-    if syndrome != syndrome::WR_FLUSH_ERR {
-        log::debug!("QPN {:#x}: {half:?} completes in error {syndrome:#x}", qp.qpn);
+    why.put(&mut entry);
+    if why.syndrome != syndrome::WR_FLUSH_ERR {
+        log::debug!("QPN {:#x}: {half:?} completes in error {:#x}", qp.qpn, why.syndrome);
     }
     hca.counters.error_cqes.add(1);
     cq.push(hca, entry, true)

@@ -2,6 +2,7 @@
 //! Datagrams: UD, QP0 and QP1 (contract 6.3, 7.5). One packet, placed whole or dropped; the sender succeeds either way.
 
 use super::completion::{Arrival, Place, received};
+use super::diagnosis::Diagnosis;
 use super::failure::{Failure, stopped};
 use super::receive::NoWqe;
 
@@ -13,7 +14,6 @@ use crate::hca::{Hca, PORT_LID};
 use crate::mkey::Rights;
 use crate::quiesce::Section;
 use crate::sync::lock;
-use mlx5_spec::cq::syndrome;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
 
@@ -35,7 +35,7 @@ impl Work {
     pub fn datagram(&self, cx: &mut Cx<'_>, section: &Section<'_>) -> Step {
         let total = self.wqe.total;
         if total > MAX_DATAGRAM {
-            return Step::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR));
+            return Step::Failed(Failure::diagnosed(Diagnosis::DATAGRAM_LENGTH));
         }
         let Some(peer) = &self.peer else { return self.lost(cx, section) };
         // What its sender cannot read takes nothing from the receiver.

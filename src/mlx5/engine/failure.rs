@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! When a message fails: the one table of who sees what (IBTA 9.9, contract 7.5, 7.7, 9.3), states, events.
 
+use super::diagnosis::Diagnosis;
 use super::transfer::Stop;
 use super::work::{FaultEnd, PageMissing, Step};
 use crate::hca::Hca;
@@ -13,8 +14,8 @@ use mlx5_spec::qp::state;
 /// What both sides see of a failed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
-    /// Syndrome of the send WQE; `None`: its CQ takes no CQE.
-    pub requester: Option<u32>,
+    /// What the send WQE's CQE says; `None`: its CQ takes none.
+    pub requester: Option<Diagnosis>,
     /// The responder's share, which goes to ERR then.
     pub responder: Option<AtResponder>,
 }
@@ -33,7 +34,12 @@ pub struct AtResponder {
 impl Failure {
     /// The requester's alone.
     pub const fn local(syndrome: u32) -> Self {
-        Self { requester: Some(syndrome), responder: None }
+        Self::diagnosed(Diagnosis::send(syndrome))
+    }
+
+    /// The requester's alone, with more than a syndrome to tell.
+    pub const fn diagnosed(why: Diagnosis) -> Self {
+        Self { requester: Some(why), responder: None }
     }
 
     /// NAK "remote access": the responder's memory is not the requester's to touch.
@@ -50,12 +56,14 @@ impl Failure {
     pub const BROKEN_QUEUE: Self = Self::operational(None, Some(event::WQ_CATAS_ERROR));
 
     const fn nak(requester: u32, cqe: Option<u32>, event: Option<u32>) -> Self {
-        Self { requester: Some(requester), responder: Some(AtResponder { cqe, event, own: false }) }
+        let responder = Some(AtResponder { cqe, event, own: false });
+        Self { requester: Some(Diagnosis::send(requester)), responder }
     }
 
     /// NAK "remote operational": the request is good, the responder is not.
     pub const fn operational(cqe: Option<u32>, event: Option<u32>) -> Self {
-        Self { requester: Some(syndrome::REMOTE_OP_ERR), responder: Some(AtResponder { cqe, event, own: true }) }
+        let responder = Some(AtResponder { cqe, event, own: true });
+        Self { requester: Some(Diagnosis::send(syndrome::REMOTE_OP_ERR)), responder }
     }
 
     /// A page that the driver could not bring, an access that is not allowed or that leads outside guest RAM, by where it was

@@ -3,7 +3,7 @@
 //!
 //! * `wqe`: work requests, parsed. `receive`: how receive WQEs are taken.
 //! * `requester`: one queue pair's sending half and what it waits for; `execute` and `datagram`: one step of a message;
-//!   `transfer`: the copy; `completion`: CQEs; `failure`: errors, page faults, flushing.
+//!   `transfer`: the copy; `completion`: CQEs; `diagnosis`: what they say of errors; `failure`: errors, page faults, flushing.
 //! * `worker`: the thread; `door`: what others tell it.
 
 use std::sync::{Arc, Mutex};
@@ -16,6 +16,7 @@ use super::sync::lock;
 
 mod completion;
 mod datagram;
+mod diagnosis;
 mod door;
 mod execute;
 mod failure;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::diagnosis::Diagnosis;
 use super::failure::Failure;
 use super::receive::read_record;
 use super::work::{Cx, Effect, Peer, Step, Work, has_pkey, receives};
@@ -215,8 +216,8 @@ impl Requester {
             Err(error) => {
                 log::debug!("QPN {:#x}: UMR: {error}", qp.qpn);
                 // Without a syndrome the queue pair has left service, which decides.
-                if let Some(syndrome) = error.syndrome() {
-                    *effect = Effect::Refused(Failure::local(syndrome));
+                if let Some(why) = Diagnosis::umr(error) {
+                    *effect = Effect::Refused(Failure::diagnosed(why));
                 }
             }
         }

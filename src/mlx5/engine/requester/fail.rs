@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Cx, Effect, Peer, Requester};
 use crate::engine::completion::{Half, Place, failed, receive_owner};
+use crate::engine::diagnosis::Diagnosis;
 use crate::engine::failure::{AtResponder, Failure, leave_service, receive_cq};
 use crate::engine::work::Step;
 use crate::eq::Event;
@@ -53,9 +54,9 @@ impl Requester {
         let work = &self.work;
         let to = if unreliable { state::SQER } else { state::ERR };
         let mut left = leave_service(&work.qp, &work.attrs, to);
-        let told = failure.requester.zip(work.attrs.send_cq.as_ref()).is_some_and(|(syndrome, cq)| {
+        let told = failure.requester.zip(work.attrs.send_cq.as_ref()).is_some_and(|(why, cq)| {
             let place = Place { counter: work.index, owner: work.qp.user_index };
-            failed(hca, cq, &work.qp, place, Half::Requester(work.wqe.opcode), syndrome).is_ok()
+            failed(hca, cq, &work.qp, place, Half::Requester(work.wqe.opcode), why).is_ok()
         });
         if !told {
             // It cannot go on whatever its service.
@@ -92,7 +93,7 @@ fn fail_receive(hca: &Hca, Peer { qp, attrs }: Peer, at: AtResponder) -> Option<
     if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
         let place = Place { counter, owner: receive_owner(hca, &qp, srqn) };
         let told = receive_cq(hca, &attrs, srqn)
-            .is_some_and(|cq| failed(hca, &cq, &qp, place, Half::Responder, syndrome).is_ok());
+            .is_some_and(|cq| failed(hca, &cq, &qp, place, Half::Responder, Diagnosis::receive(syndrome)).is_ok());
         if !told {
             event = Some(event::WQ_CATAS_ERROR);
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Cx, Requester, Turn, send_record};
 use crate::engine::completion::{Half, Place, failed, receive_owner};
+use crate::engine::diagnosis::Diagnosis;
 use crate::engine::failure::receive_cq;
 use crate::engine::receive::read_record;
 use crate::engine::wqe::{BLOCK, Kind, length, opcode_of};
@@ -77,7 +78,7 @@ impl Requester {
         if let Some(cq) = &work.attrs.send_cq {
             let place = Place { counter: work.index, owner: work.qp.user_index };
             let half = Half::Requester(work.wqe.opcode);
-            let _ = failed(hca, cq, &work.qp, place, half, syndrome::WR_FLUSH_ERR);
+            let _ = failed(hca, cq, &work.qp, place, half, Diagnosis::send(syndrome::WR_FLUSH_ERR));
         }
         self.retire();
         true
@@ -104,7 +105,7 @@ impl Requester {
         let Some((counter, srqn)) = responder.to_flush(hca, qp, attrs) else { return false };
         if let Some(cq) = receive_cq(hca, attrs, srqn) {
             let place = Place { counter, owner: receive_owner(hca, qp, srqn) };
-            let _ = failed(hca, &cq, qp, place, Half::Responder, syndrome::WR_FLUSH_ERR);
+            let _ = failed(hca, &cq, qp, place, Half::Responder, Diagnosis::receive(syndrome::WR_FLUSH_ERR));
         }
         responder.completed(attrs);
         true

@@ -9,6 +9,7 @@ mod commands;
 mod completion;
 mod datagrams;
 mod errors;
+mod fields;
 mod holds;
 mod hostile;
 mod keys;

@@ -326,6 +326,17 @@ fn queries_show_what_was_set_and_what_has_moved() {
     assert_eq!(refused(driver.query(gone, query_mkey_out::SIZE)), Some(status::BAD_RES));
 }
 
+#[test]
+fn services_and_receive_queues_that_are_not_offered_are_refused() {
+    let scene = Scene::new(&machine());
+    let kind_of_rq = 2;
+    for (field, value) in
+        [(qpc::ST, service_type::DCI), (qpc::ST, service_type::RAW_ETH), (qpc::ST, 0xff), (qpc::RQ_TYPE, kind_of_rq)]
+    {
+        assert_eq!(refused(scene.create(&[(field, value)])), Some(status::BAD_PARAM), "{field:?} = {value}");
+    }
+}
+
 /// Every table, churned: the device's own account is where it was, no table has grown, and no number came again.
 #[test]
 fn objects_that_come_and_go_leave_no_host_memory() {

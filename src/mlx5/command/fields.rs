@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What becomes of every field of the contexts that drivers hand over: it is acted on, refused, or has no effect for a reason.
 //!
-//! The tables are walked by the tests below: each field of `mlx5-spec` has its row, each row that claims an effect names a test, and what is
+//! The tables are walked by tests/mlx5/fields.rs: each field of `mlx5-spec` has its row, each row that claims an effect names a test, and what is
 //! to be refused is refused by the command that carries it. The commands take their refusals from here.
 
 use super::CommandError;
@@ -68,7 +68,7 @@ const NO_WQE_SIGNATURE: &str = "WQE signatures are not offered";
 pub const QPC: &[Row] = &[
     ("STATE", STATE),
     ("LAG_TX_PORT_AFFINITY", Kept("there is one port")),
-    ("ST", Acted("src/mlx5/command/tests/objects.rs::numbers_that_name_nothing_are_refused")),
+    ("ST", Acted("tests/mlx5/objects.rs::services_and_receive_queues_that_are_not_offered_are_refused")),
     ("PM_STATE", NO_MIGRATION),
     ("END_PADDING_MODE", Kept("it pads writes on the host's bus, which no driver sees")),
     ("WQ_SIGNATURE", Refused(qpc::WQ_SIGNATURE, 1, NO_WQE_SIGNATURE)),
@@ -76,7 +76,7 @@ pub const QPC: &[Row] = &[
     ("LATENCY_SENSITIVE", Kept("a hint")),
     ("DRAIN_SIGERR", Refused(qpc::DRAIN_SIGERR, 1, NO_SIGNATURES)),
     ("PD", NAMES),
-    ("MTU", Acted("src/mlx5/command/tests/objects.rs::a_queue_pair_goes_through_its_states_and_back")),
+    ("MTU", Acted("tests/mlx5/states.rs::a_queue_pair_goes_through_its_states_and_back")),
     ("LOG_MSG_MAX", Kept("the port's own limit, log_max_msg, holds; drivers set no other")),
     ("LOG_RQ_SIZE", BUFFER),
     ("LOG_RQ_STRIDE", BUFFER),
@@ -188,7 +188,7 @@ pub const EQC: &[Row] = &[
     ("ST", STATE),
     ("PAGE_OFFSET", BUFFER),
     ("LOG_EQ_SIZE", BUFFER),
-    ("UAR_PAGE", Acted("src/mlx5/command/tests/objects.rs::a_queue_obeys_its_own_uar_page_only")),
+    ("UAR_PAGE", Acted("tests/mlx5/completion.rs::an_event_queue_obeys_its_own_uar_page_only")),
     ("INTR", Acted("src/mlx5/queue_tests.rs::an_armed_event_queue_interrupts_once_and_again_after_its_doorbell")),
     ("LOG_PAGE_SIZE", BUFFER),
     ("CONSUMER_COUNTER", STATE),
@@ -275,137 +275,3 @@ pub const XRC_SRQC: &[Row] = &[
     ("WQE_CNT", Kept("the device's own; a driver's value has no effect")),
     ("DBR_ADDR", XRC),
 ];
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::super::tests::{Guest, input};
-    use super::*;
-    use crate::NicConfig;
-    use mlx5_spec::cmd::{Opcode, status};
-    use mlx5_spec::{cq, eq, mkey, qp, srq};
-
-    const TABLES: [(&str, &[&str], &[Row]); 8] = [
-        ("QPC", qpc::FIELDS, QPC),
-        ("ADS", ads::FIELDS, ADS),
-        ("CQC", cqc::FIELDS, CQC),
-        ("EQC", eqc::FIELDS, EQC),
-        ("MKC", mkc::FIELDS, MKC),
-        ("RMPC", rmpc::FIELDS, RMPC),
-        ("WQ", wq::FIELDS, WQ),
-        ("XRC_SRQC", xrc_srqc::FIELDS, XRC_SRQC),
-    ];
-
-    #[test]
-    fn every_field_has_its_row() {
-        for (name, fields, table) in TABLES {
-            let rows: Vec<&str> = table.iter().map(|(field, _)| *field).collect();
-            assert_eq!(rows, fields, "{name}");
-        }
-    }
-
-    #[test]
-    fn what_is_acted_on_names_a_test_that_is_there() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        for (name, _, table) in TABLES {
-            for (field, fate) in table {
-                match fate {
-                    Acted(test) | Reported(test) => {
-                        let (file, function) = test.split_once("::").unwrap();
-                        let text = std::fs::read_to_string(root.join(file)).unwrap();
-                        assert!(text.contains(&format!("\nfn {function}()")), "{name}.{field}: {test}");
-                    }
-                    Refused(_, least, why) => assert!(*least > 0 && !why.is_empty(), "{name}.{field}"),
-                    Kept(why) => assert!(!why.is_empty(), "{name}.{field}"),
-                    Part => {}
-                }
-            }
-        }
-    }
-
-    /// A command that is fine, and where in it which tables hold.
-    type Carrier = (Opcode, Vec<u8>, Vec<(usize, &'static [Row])>);
-
-    fn carriers(guest: &mut Guest) -> Vec<Carrier> {
-        let uar = guest.alloc(Opcode::ALLOC_UAR);
-        let pd = guest.alloc(Opcode::ALLOC_PD);
-        let xrcd = guest.alloc(Opcode::ALLOC_XRCD);
-        let eqn = guest.create_eq(uar, 0, 0);
-        let cqn = guest.create_cq(uar, eqn);
-        let qpn = guest.create_qp(qp::service_type::RC, uar, pd, cqn);
-        let page = guest.pages(1);
-        let make = |opcode, size, fields: &[(Field, u32)], pages: &[u8]| {
-            let mut bytes = input(opcode, 0, size);
-            fields.iter().for_each(|(field, value)| field.set(&mut bytes, *value));
-            bytes.extend(pages);
-            bytes
-        };
-        let at = qp::create_in::QPC;
-        let named = [(qpc::PD, pd), (qpc::UAR_PAGE, uar), (qpc::CQN_SND, cqn), (qpc::CQN_RCV, cqn)];
-        let named = named.map(|(field, value)| (field.plus(at), value));
-        let create_qp = make(Opcode::CREATE_QP, qp::create_in::SIZE, &named, &page);
-        let mut step = make(Opcode::RST2INIT_QP, qp::modify_in::SIZE, &named, &[]);
-        qp::modify_in::QPN.set(&mut step, qpn);
-        let places = [(cqc::UAR_PAGE.plus(cq::create_in::CQC), uar), (cqc::C_EQN.plus(cq::create_in::CQC), eqn)];
-        let create_cq = make(Opcode::CREATE_CQ, cq::create_in::SIZE, &places, &page);
-        let place = [(eqc::UAR_PAGE.plus(eq::create_in::EQC), uar)];
-        let create_eq = make(Opcode::CREATE_EQ, eq::create_in::SIZE, &place, &page);
-        let create_mkey =
-            make(Opcode::CREATE_MKEY, mkey::create_in::SIZE, &[(mkc::PD.plus(mkey::create_in::MKC), pd)], &[]);
-        let rmp = srq::create_rmp_in::RMPC;
-        let queue = [(wq::PD.plus(rmp + rmpc::WQ), pd), (wq::LOG_WQ_STRIDE.plus(rmp + rmpc::WQ), 6)];
-        let create_rmp = make(Opcode::CREATE_RMP, srq::create_rmp_in::SIZE, &queue, &page);
-        let at_srq = srq::create_xrc_srq_in::XRC_SRQC;
-        let queue = [(xrc_srqc::PD, pd), (xrc_srqc::CQN, cqn), (xrc_srqc::XRCD, xrcd), (xrc_srqc::LOG_RQ_STRIDE, 2)];
-        let queue = queue.map(|(field, value)| (field.plus(at_srq), value));
-        let create_xrc = make(Opcode::CREATE_XRC_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
-        let create_srq = make(Opcode::CREATE_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
-        let path = at + qp::PRIMARY_PATH;
-        vec![
-            (Opcode::CREATE_QP, create_qp, vec![(at, QPC), (path, ADS)]),
-            (Opcode::CREATE_CQ, create_cq, vec![(cq::create_in::CQC, CQC)]),
-            (Opcode::CREATE_EQ, create_eq, vec![(eq::create_in::EQC, EQC)]),
-            (Opcode::CREATE_MKEY, create_mkey, vec![(mkey::create_in::MKC, MKC)]),
-            (Opcode::CREATE_RMP, create_rmp, vec![(rmp, RMPC), (rmp + rmpc::WQ, WQ)]),
-            (Opcode::CREATE_XRC_SRQ, create_xrc, vec![(at_srq, XRC_SRQC)]),
-            (Opcode::CREATE_SRQ, create_srq, vec![(at_srq, XRC_SRQC)]),
-            (Opcode::RST2INIT_QP, step, vec![(at, QPC), (path, ADS)]),
-        ]
-    }
-
-    #[test]
-    fn what_is_not_offered_is_refused_by_every_command_that_carries_it() {
-        let mut guest = Guest::new(NicConfig::default());
-        for (opcode, good, tables) in carriers(&mut guest) {
-            for (at, table) in tables {
-                for (name, fate) in table {
-                    let Refused(field, least, _) = fate else { continue };
-                    for value in [*least, field.max()] {
-                        let mut bad = good.clone();
-                        field.plus(at).set(&mut bad, value);
-                        assert_eq!(guest.run(&bad, 16).status(), status::BAD_PARAM, "{opcode}: {name} = {value}");
-                    }
-                }
-            }
-            assert_eq!(guest.run(&good, 16).status(), status::OK, "{opcode}");
-        }
-    }
-
-    #[test]
-    fn buffers_in_umem_objects_are_refused() {
-        let mut guest = Guest::new(NicConfig::default());
-        for (opcode, good, _) in carriers(&mut guest) {
-            let flag = match opcode {
-                Opcode::CREATE_QP => qp::create_in::WQ_UMEM_VALID,
-                Opcode::CREATE_CQ => cq::create_in::CQ_UMEM_VALID,
-                Opcode::CREATE_MKEY => mkey::create_in::MKEY_UMEM_VALID,
-                Opcode::CREATE_XRC_SRQ | Opcode::CREATE_SRQ => srq::create_xrc_srq_in::XRC_SRQ_UMEM_VALID,
-                _ => continue,
-            };
-            let mut bad = good;
-            flag.set(&mut bad, 1);
-            assert_eq!(guest.run(&bad, 16).status(), status::BAD_PARAM, "{opcode}");
-        }
-    }
-}

@@ -12,7 +12,7 @@ mod caps;
 mod cq;
 mod eq;
 mod error;
-mod fields;
+pub mod fields;
 mod hca_cmds;
 pub mod log;
 mod mkey;

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The tables of `mlx5::command::fields`, walked: what becomes of every field of a context.
+
+use std::path::Path;
+
+use mlx5::command::fields::Fate::{Acted, Kept, Part, Refused, Reported};
+use mlx5::command::fields::{ADS, CQC, EQC, MKC, QPC, RMPC, Row, WQ, XRC_SRQC};
+use mlx5_spec::bits::Field;
+use mlx5_spec::cmd::{Opcode, status};
+use mlx5_spec::cq::cqc;
+use mlx5_spec::eq::eqc;
+use mlx5_spec::mkey::mkc;
+use mlx5_spec::qp::{ads, qpc};
+use mlx5_spec::srq::{rmpc, wq, xrc_srqc};
+use mlx5_spec::{cmd, cq, eq, mkey, qp, srq};
+use rnic_testdrive::{Driver, Qp, QpSpec};
+
+use crate::scene::machine;
+
+const TABLES: [(&str, &[&str], &[Row]); 8] = [
+    ("QPC", qpc::FIELDS, QPC),
+    ("ADS", ads::FIELDS, ADS),
+    ("CQC", cqc::FIELDS, CQC),
+    ("EQC", eqc::FIELDS, EQC),
+    ("MKC", mkc::FIELDS, MKC),
+    ("RMPC", rmpc::FIELDS, RMPC),
+    ("WQ", wq::FIELDS, WQ),
+    ("XRC_SRQC", xrc_srqc::FIELDS, XRC_SRQC),
+];
+
+#[test]
+fn every_field_has_its_row() {
+    for (name, fields, table) in TABLES {
+        let rows: Vec<&str> = table.iter().map(|(field, _)| *field).collect();
+        assert_eq!(rows, fields, "{name}");
+    }
+}
+
+#[test]
+fn what_is_acted_on_names_a_test_that_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (name, _, table) in TABLES {
+        for (field, fate) in table {
+            match fate {
+                Acted(test) | Reported(test) => {
+                    let (file, function) = test.split_once("::").unwrap();
+                    let text = std::fs::read_to_string(root.join(file)).unwrap();
+                    assert!(text.contains(&format!("\nfn {function}()")), "{name}.{field}: {test}");
+                }
+                Refused(_, least, why) => assert!(*least > 0 && !why.is_empty(), "{name}.{field}"),
+                Kept(why) => assert!(!why.is_empty(), "{name}.{field}"),
+                Part => {}
+            }
+        }
+    }
+}
+
+/// A command that is fine, and where in it which tables hold.
+type Carrier = (Opcode, Vec<u8>, Vec<(usize, &'static [Row])>);
+
+/// All of them on one driver's objects.
+fn carriers(driver: &Driver) -> Vec<Carrier> {
+    let (uar, pd, eqn) = (driver.uar, driver.pd, driver.comp_eq.eqn);
+    let xrcd = driver.alloc_number(Opcode::ALLOC_XRCD).unwrap();
+    let queue = driver.create_cq(6).unwrap();
+    let cqn = queue.cqn;
+    let qpn = Qp::create(&driver.context, QpSpec::rc(driver, pd, &queue)).unwrap().qpn;
+    let page = driver.machine.guest.page().to_be_bytes();
+    let make = |opcode: Opcode, size: usize, fields: &[(Field, u32)], pages: &[u8]| {
+        let mut bytes = vec![0; size];
+        cmd::in_header::OPCODE.set(&mut bytes, u32::from(opcode.0));
+        fields.iter().for_each(|(field, value)| field.set(&mut bytes, *value));
+        bytes.extend(pages);
+        bytes
+    };
+    let at = qp::create_in::QPC;
+    let named = [(qpc::PD, pd), (qpc::UAR_PAGE, uar), (qpc::CQN_SND, cqn), (qpc::CQN_RCV, cqn)];
+    let named = named.map(|(field, value)| (field.plus(at), value));
+    let create_qp = make(Opcode::CREATE_QP, qp::create_in::SIZE, &named, &page);
+    let mut step = make(Opcode::RST2INIT_QP, qp::modify_in::SIZE, &named, &[]);
+    qp::modify_in::QPN.set(&mut step, qpn);
+    let places = [(cqc::UAR_PAGE.plus(cq::create_in::CQC), uar), (cqc::C_EQN.plus(cq::create_in::CQC), eqn)];
+    let create_cq = make(Opcode::CREATE_CQ, cq::create_in::SIZE, &places, &page);
+    let place = [(eqc::UAR_PAGE.plus(eq::create_in::EQC), uar)];
+    let create_eq = make(Opcode::CREATE_EQ, eq::create_in::SIZE, &place, &page);
+    let create_mkey =
+        make(Opcode::CREATE_MKEY, mkey::create_in::SIZE, &[(mkc::PD.plus(mkey::create_in::MKC), pd)], &[]);
+    let rmp = srq::create_rmp_in::RMPC;
+    let queue = [(wq::PD.plus(rmp + rmpc::WQ), pd), (wq::LOG_WQ_STRIDE.plus(rmp + rmpc::WQ), 6)];
+    let create_rmp = make(Opcode::CREATE_RMP, srq::create_rmp_in::SIZE, &queue, &page);
+    let at_srq = srq::create_xrc_srq_in::XRC_SRQC;
+    let queue = [(xrc_srqc::PD, pd), (xrc_srqc::CQN, cqn), (xrc_srqc::XRCD, xrcd), (xrc_srqc::LOG_RQ_STRIDE, 2)];
+    let queue = queue.map(|(field, value)| (field.plus(at_srq), value));
+    let create_xrc = make(Opcode::CREATE_XRC_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
+    let create_srq = make(Opcode::CREATE_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
+    let path = at + qp::PRIMARY_PATH;
+    vec![
+        (Opcode::CREATE_QP, create_qp, vec![(at, QPC), (path, ADS)]),
+        (Opcode::CREATE_CQ, create_cq, vec![(cq::create_in::CQC, CQC)]),
+        (Opcode::CREATE_EQ, create_eq, vec![(eq::create_in::EQC, EQC)]),
+        (Opcode::CREATE_MKEY, create_mkey, vec![(mkey::create_in::MKC, MKC)]),
+        (Opcode::CREATE_RMP, create_rmp, vec![(rmp, RMPC), (rmp + rmpc::WQ, WQ)]),
+        (Opcode::CREATE_XRC_SRQ, create_xrc, vec![(at_srq, XRC_SRQC)]),
+        (Opcode::CREATE_SRQ, create_srq, vec![(at_srq, XRC_SRQC)]),
+        (Opcode::RST2INIT_QP, step, vec![(at, QPC), (path, ADS)]),
+    ]
+}
+
+#[test]
+fn what_is_not_offered_is_refused_by_every_command_that_carries_it() {
+    let driver = Driver::probe(&machine()).unwrap();
+    let said = |input: &[u8]| match driver.commands.execute(input, 16) {
+        Ok(_) => status::OK,
+        Err(error) => error.status().unwrap(),
+    };
+    for (opcode, good, tables) in carriers(&driver) {
+        for (at, table) in tables {
+            for (name, fate) in table {
+                let Refused(field, least, _) = fate else { continue };
+                for value in [*least, field.max()] {
+                    let mut bad = good.clone();
+                    field.plus(at).set(&mut bad, value);
+                    assert_eq!(said(&bad), status::BAD_PARAM, "{opcode}: {name} = {value}");
+                }
+            }
+        }
+        assert_eq!(said(&good), status::OK, "{opcode}");
+    }
+}
+
+#[test]
+fn buffers_in_umem_objects_are_refused() {
+    let driver = Driver::probe(&machine()).unwrap();
+    let said = |input: &[u8]| match driver.commands.execute(input, 16) {
+        Ok(_) => status::OK,
+        Err(error) => error.status().unwrap(),
+    };
+    for (opcode, good, _) in carriers(&driver) {
+        let flag = match opcode {
+            Opcode::CREATE_QP => qp::create_in::WQ_UMEM_VALID,
+            Opcode::CREATE_CQ => cq::create_in::CQ_UMEM_VALID,
+            Opcode::CREATE_MKEY => mkey::create_in::MKEY_UMEM_VALID,
+            Opcode::CREATE_XRC_SRQ | Opcode::CREATE_SRQ => srq::create_xrc_srq_in::XRC_SRQ_UMEM_VALID,
+            _ => continue,
+        };
+        let mut bad = good;
+        flag.set(&mut bad, 1);
+        assert_eq!(said(&bad), status::BAD_PARAM, "{opcode}");
+    }
+}

@@ -15,6 +15,7 @@ use super::hooks::{DiskInjections, Levers};
 use super::request::{MAX_DISCARD_SEGMENTS, MAX_ZERO_SECTORS, MAX_ZERO_SEGMENTS};
 use super::stats::Counters;
 use super::worker::Worker;
+use crate::hooks::DiskLedger;
 use probe::ledger::Ledger;
 use virtio::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
 

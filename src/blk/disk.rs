@@ -11,8 +11,9 @@ use thiserror::Error;
 
 use super::file_io::{self, Segment, Zero};
 use super::undo::UndoLog;
+use crate::hooks::BlkOp;
 use dma::GuestRam;
-use probe::ledger::{BlkOp, SECTOR_SIZE};
+use probe::ledger::SECTOR_SIZE;
 
 /// A disk could not be opened, swapped or frozen.
 #[derive(Debug, Error)]

@@ -8,7 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::flight::Flight;
 use super::request::Request;
 use super::worker::Worker;
-use probe::ledger::{BlkOp, Ledger, PageHash, PageTouch, RequestStart, SECTOR_SIZE, Seq};
+use crate::hooks::{BlkOp, PageTouch, RequestStart};
+use probe::ledger::{Ledger, PageHash, SECTOR_SIZE, Seq};
 
 /// Which of a page's three hashes.
 #[derive(Clone, Copy)]

@@ -13,9 +13,11 @@ use super::hooks::{Caught, DiskAction, Levers};
 use super::request::{Request, S_IOERR, S_OK};
 use super::stats::add;
 use super::worker::Worker;
+use crate::hooks::{BlkOp, DiskLedger, Hold, HoldPoint, RequestRecord};
 use dma::GuestRam;
 use probe::Order;
-use probe::ledger::{BlkOp, Hold, HoldPoint, Ledger, ReleaseWhy, RequestRecord, Seq};
+use probe::ReleaseWhy;
+use probe::ledger::{Ledger, Seq};
 
 pub(super) struct Flight {
     /// Names it within this activation.

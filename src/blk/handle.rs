@@ -12,7 +12,8 @@ use super::hooks::{DiskInjections, Lever, LeverState};
 use super::power_cut::{self, FrozenImage};
 use super::stats::DiskStats;
 use super::undo::PowerCut;
-use probe::ledger::{HoldPoint, Note};
+use crate::hooks::HoldPoint;
+use probe::ledger::Note;
 use probe::{LeverError, LeverId, ReleaseReport};
 
 /// A disk's levers, power cuts, counters and injections. Clones are the same disk. No method may be called from the

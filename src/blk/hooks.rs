@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the lab can match, and make go wrong, in a disk's requests.
+//! What the lab can match, hold, make go wrong and find on record in a disk's requests.
+
+mod book;
+mod record;
+#[cfg(test)]
+mod tests;
+mod totals;
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use probe::ledger::{BlkOp, HoldPoint, PAGE_SIZE};
+use probe::ledger::PAGE_SIZE;
 use probe::{Holdable, Match, Rule, Rules};
+
+pub use book::DiskLedger;
+pub use record::{BlkOp, Hold, HoldPoint, PageTouch, RequestRecord, RequestStart};
+pub use totals::{DiskCounters, DiskTotals, OpCounts};
 
 /// What a matcher can see of a request.
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +110,7 @@ pub type DiskRule = Rule<RequestMatch, DiskAction>;
 pub type DiskInjections = Rules<RequestMatch, DiskAction>;
 
 #[cfg(test)]
-mod tests {
+mod match_tests {
     use super::*;
 
     #[test]

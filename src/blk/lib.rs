@@ -21,11 +21,13 @@ mod worker;
 pub use device::{BlockDevice, DiskConfig};
 pub use disk::BlockError;
 pub use handle::DiskHandle;
-pub use hooks::{DiskAction, DiskInjections, DiskRule, Lever, LeverState, RequestMatch, RequestShape, Requests};
+pub use hooks::{
+    BlkOp, DiskAction, DiskCounters, DiskInjections, DiskLedger, DiskRule, DiskTotals, Hold, HoldPoint, Lever,
+    LeverState, OpCounts, PageTouch, RequestMatch, RequestRecord, RequestShape, RequestStart, Requests,
+};
 pub use power_cut::FrozenImage;
 pub use request::{S_IOERR, S_OK, S_UNSUPP};
 pub use stats::DiskStats;
 pub use undo::PowerCut;
 
-pub use probe::ledger::{BlkOp, HoldPoint};
 pub use probe::{LeverError, LeverId, MAX_LIMIT, ReleaseReport};

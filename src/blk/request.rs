@@ -9,8 +9,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::file_io::Segment;
 use super::hooks::RequestShape;
+use crate::hooks::{BlkOp, PageTouch};
 use dma::{DmaError, DmaTarget, GuestRam};
-use probe::ledger::{BlkOp, PAGE_SIZE, PageTouch, SECTOR_SIZE};
+use probe::ledger::{PAGE_SIZE, SECTOR_SIZE};
 
 /// VIRTIO_BLK_S_OK.
 pub const S_OK: u8 = 0;

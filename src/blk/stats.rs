@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use probe::ledger::{DiskCounters, OpCounts};
+use crate::hooks::{DiskCounters, OpCounts};
 
 /// Counters of one disk since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

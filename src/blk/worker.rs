@@ -18,9 +18,10 @@ use super::device::{Shared, feature};
 use super::flight::{Claim, Flight};
 use super::request::{Limits, Request, RingFault};
 use super::stats::add;
+use crate::hooks::HoldPoint;
 use dma::DmaTarget;
 use probe::Order;
-use probe::ledger::{HoldPoint, ReleaseWhy};
+use probe::ReleaseWhy;
 use virtio::{Activation, ActiveQueue, VirtioInterrupt};
 
 /// epoll data of the wake eventfd; queues have their position.

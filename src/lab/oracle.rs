@@ -4,7 +4,9 @@
 
 pub mod nic;
 
-use probe::ledger::{BlkOp, DiskTotals, Ledger, OpCounts, ReleaseWhy, RequestRecord, Seq};
+use blk::{BlkOp, DiskLedger, DiskTotals, OpCounts, RequestRecord};
+use probe::ReleaseWhy;
+use probe::ledger::{Ledger, Seq};
 
 /// E1: the DMA of `read` landed in a page of `write` after `write` had arrived and before its data was taken.
 pub fn landed_before_data(read: &RequestRecord, write: &RequestRecord) -> bool {
@@ -87,7 +89,7 @@ pub fn changed_since_arrival(record: &RequestRecord, gpa: u64) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use probe::ledger::{PageTouch, RequestStart};
+    use blk::{DiskLedger, PageTouch, RequestStart};
 
     fn start(op: BlkOp) -> RequestStart {
         let touch = PageTouch {

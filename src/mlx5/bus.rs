@@ -13,11 +13,12 @@ use super::hooks::NicInjections;
 use super::host_memory::{HostMemory, object};
 use super::quiesce::Quiesce;
 use super::table::Table;
+use crate::hooks::{NicCounters, NicLedger};
 use dma::DmaTarget;
 use mlx5_spec::eq::EQC_SIZE;
 use pci::msix::Msix;
 use pci::rationed::Rationed;
-use probe::ledger::{Ledger, NicCounters};
+use probe::ledger::Ledger;
 
 /// A count that only grows.
 #[derive(Debug, Default)]

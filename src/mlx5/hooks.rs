@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the lab can match, and make go wrong, in the NIC (design rule 7): its own shapes, conditions and actions.
+//! What the lab can match, make go wrong and find on record in the NIC (design rule 7): its own shapes, conditions, actions and events.
 
+mod events;
 pub mod inject;
 
 use probe::Match;
 use serde::{Deserialize, Serialize};
 
+pub use events::{NicCounters, NicKind, NicLedger, NicRecord, NicTotals};
 pub use inject::{NicAction, NicInjections, NicRule};
 
 /// What rules and levers look at. Whatever is not known where it is asked about matches every rule.

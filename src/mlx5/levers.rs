@@ -16,7 +16,8 @@ use serde::Serialize;
 
 use super::bus::Bus;
 use super::hooks::{WqeMatch, WqeShape};
-use probe::ledger::{Ledger, NicKind};
+use crate::hooks::{NicKind, NicLedger};
+use probe::ledger::Ledger;
 use probe::{Holdable, Holds, Lever, LeverError, LeverId, LeverState, ReleaseWhy, Which};
 
 /// Where a WQE can stand.

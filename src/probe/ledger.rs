@@ -1,42 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The ledger: which device touched which guest page, when, and with what, in one order with the marks of the lab.
+//! The ledger: one order for what devices do to guest pages and for the marks of the lab.
 //!
 //! One u64 sequence ([`Seq`]) orders everything: device accesses, holds, completions, lab marks. An oracle compares
 //! sequence numbers, never clock times. Devices of one guest share one ledger. It costs one branch when off, and one
 //! short lock per step of a request when on; no lock is held across a data copy.
 //!
-//! * Block requests are kept as [`RequestRecord`]s, the newest 65,536 of them; [`Ledger::complete_since`] tells an
-//!   oracle whether anything that it should have seen was dropped.
-//! * Watched pages (at most 64) get content hashes at each step of a request, per 512-byte sector.
-//! * NICs put events on record as [`NicRecord`]s, payload only of watched pages; the newest 65,536.
-//! * [`Ledger::totals`] and [`Ledger::nic_totals`] set what devices counted for themselves beside what was recorded.
+//! What is put on record is a device's own: a [`Ring`] of its events in its own [`Ledger::book`]. At most 64 pages are watched; devices
+//! put on record what goes through them.
 
 mod hash;
-mod nic;
-mod record;
-mod ring;
 #[cfg(test)]
 mod tests;
-mod totals;
 
+use std::any::Any;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-pub use crate::ReleaseWhy;
+use parking_lot::RwLock;
+
+use crate::ring::{Event, Ring};
 pub use hash::{PAGE_SIZE, PageHash, SECTOR_SIZE};
-pub use nic::{NicCounters, NicKind, NicRecord, NicTotals};
-pub use record::{BlkOp, Hold, HoldPoint, PageTouch, RequestRecord, RequestStart};
-pub use totals::{DiskCounters, DiskTotals, OpCounts};
-
-use nic::NicRing;
-use ring::{NoteRing, RequestRing};
-use totals::DiskEntry;
 
 /// A place in the one order of events. 0 means never.
 pub type Seq = u64;
 
 /// At most this many pages are watched.
 pub const MAX_WATCHED: usize = 64;
+/// Bytes kept of a mark.
+const NOTE_BYTES: usize = 1024;
 
 /// A mark that the lab puts between device events, such as "step fsync begin".
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -52,16 +43,20 @@ impl Note {
     }
 }
 
+impl Event for (Seq, Note) {
+    fn ended(&self) -> Option<Seq> {
+        Some(self.0)
+    }
+}
+
 /// See the module's text.
 pub struct Ledger {
     seq: AtomicU64,
     on: AtomicBool,
     watched_count: AtomicUsize,
     watched: RwLock<Vec<u64>>,
-    requests: Mutex<RequestRing>,
-    notes: Mutex<NoteRing>,
-    disks: Mutex<Vec<DiskEntry>>,
-    nics: Mutex<NicRing>,
+    notes: Ring<(Seq, Note)>,
+    books: RwLock<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl std::fmt::Debug for Ledger {
@@ -78,16 +73,19 @@ impl Ledger {
             on: AtomicBool::new(true),
             watched_count: AtomicUsize::new(0),
             watched: RwLock::default(),
-            requests: Mutex::default(),
-            notes: Mutex::default(),
-            disks: Mutex::default(),
-            nics: Mutex::default(),
+            notes: Ring::default(),
+            books: RwLock::default(),
         })
     }
 
     /// Switches recording on or off (on at first). Sequence numbers and notes go on while it is off.
     pub fn set_on(&self, on: bool) {
         self.on.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether devices are to put on record what they do.
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
     }
 
     /// The newest number given out.
@@ -101,26 +99,41 @@ impl Ledger {
     }
 
     /// Puts a mark into the order.
-    pub fn stamp(&self, note: Note) -> Seq {
-        let mut notes = lock(&self.notes);
-        // Inside the lock, so that the ring is sorted.
-        let seq = self.tick();
-        notes.push(seq, note);
-        seq
+    pub fn stamp(&self, mut note: Note) -> Seq {
+        if note.text.len() > NOTE_BYTES {
+            let cut = (0..=NOTE_BYTES).rev().find(|&at| note.text.is_char_boundary(at)).unwrap_or(0);
+            note.text.truncate(cut);
+        }
+        self.notes.push(self, |_, seq| (seq, note)).1
     }
 
     /// The marks made at `since` or later, oldest first (the newest 65,536).
     pub fn notes(&self, since: Seq) -> Vec<(Seq, Note)> {
-        lock(&self.notes).since(since)
+        self.notes.select(since, |_| true)
+    }
+
+    /// The book of one kind of device: its rings and counts. One of each type, made when it is first asked for.
+    pub fn book<B: Default + Send + Sync + 'static>(&self) -> Arc<B> {
+        let find = |books: &[Arc<dyn Any + Send + Sync>]| books.iter().find_map(|book| book.clone().downcast().ok());
+        if let Some(book) = find(&self.books.read()) {
+            return book;
+        }
+        let mut books = self.books.write();
+        // Somebody else may have been quicker.
+        find(&books).unwrap_or_else(|| {
+            let book = Arc::new(B::default());
+            books.push(book.clone());
+            book
+        })
     }
 
     // ---- pages ----
 
-    /// Hashes the page at `page_gpa` at each step of every request that arrives from now on. False when 64 pages are
+    /// Devices put on record what goes through the page at `page_gpa` from now on. False when 64 pages are
     /// watched already. Watching a page twice counts once.
     pub fn watch(&self, page_gpa: u64) -> bool {
         let base = page_gpa & !(PAGE_SIZE - 1);
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.write();
         if !watched.contains(&base) {
             if watched.len() >= MAX_WATCHED {
                 return false;
@@ -133,82 +146,39 @@ impl Ledger {
 
     /// Watches nothing any more.
     pub fn unwatch_all(&self) {
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.write();
         watched.clear();
         self.watched_count.store(0, Ordering::Release);
     }
 
-    /// Whether a device must hash at all: the one branch of the common case.
+    /// Whether any page is watched: the one branch of the common case.
     pub fn watches_any(&self) -> bool {
-        self.watched_count.load(Ordering::Acquire) != 0 && self.on.load(Ordering::Relaxed)
+        self.watched_count.load(Ordering::Acquire) != 0 && self.is_on()
     }
 
     /// Whether the page with this base is watched.
     pub fn watches(&self, page_gpa: u64) -> bool {
-        self.watches_any() && self.watched.read().unwrap_or_else(PoisonError::into_inner).contains(&page_gpa)
+        self.watches_any() && self.watched.read().contains(&page_gpa)
     }
 
-    // ---- block requests ----
-
-    /// Starts the record of a request that arrived now; its id, or `None` while the ledger is off.
-    pub fn begin(&self, start: RequestStart) -> Option<u64> {
-        if !self.on.load(Ordering::Relaxed) {
-            return None;
-        }
-        totals::recorded(&mut lock(&self.disks), start.disk, start.op);
-        let mut requests = lock(&self.requests);
-        let arrived = self.tick();
-        Some(requests.push(start, arrived))
-    }
-
-    /// Changes the record of request `id`, unless it has been dropped. `change` must be short: it runs under a lock.
-    pub fn amend(&self, id: u64, change: impl FnOnce(&mut RequestRecord)) {
-        if let Some(record) = lock(&self.requests).get_mut(id) {
-            change(record);
-        }
-    }
-
-    /// The record of request `id`, unless it has been dropped.
-    pub fn request(&self, id: u64) -> Option<RequestRecord> {
-        lock(&self.requests).get_mut(id).cloned()
-    }
-
-    /// Requests that were alive at `since` or arrived later (0: all that are kept), in order of arrival.
-    pub fn requests(&self, since: Seq) -> Vec<RequestRecord> {
-        lock(&self.requests).select(since, |_| true)
-    }
-
-    /// Of [`Ledger::requests`] those that touch the page with base `page_gpa`.
-    pub fn touching(&self, page_gpa: u64, since: Seq) -> Vec<RequestRecord> {
-        let base = page_gpa & !(PAGE_SIZE - 1);
-        lock(&self.requests).select(since, |r| r.pages.iter().any(|touch| touch.gpa == base))
-    }
-
-    /// Records dropped because the ring was full.
-    pub fn dropped(&self) -> u64 {
-        lock(&self.requests).dropped()
-    }
-
-    /// Whether every request alive at `since` or later is still on record and with all its pages. An oracle that finds
-    /// nothing may say "nothing" only when this holds.
-    pub fn complete_since(&self, since: Seq) -> bool {
-        lock(&self.requests).complete_since(since)
-    }
-
-    // ---- totals ----
-
-    /// A device registers the counters that it keeps by itself. Counts from here on are compared with the records.
-    pub fn register_disk(&self, disk: u8, counters: &Arc<DiskCounters>) {
-        totals::register(&mut lock(&self.disks), disk, counters);
-    }
-
-    /// Per disk, in order of registration: requests counted by the device, and requests on record.
-    pub fn totals(&self) -> Vec<DiskTotals> {
-        lock(&self.disks).iter().map(DiskEntry::totals).collect()
+    /// The watched parts of a range by page: address and bytes.
+    pub fn watched_parts(&self, gpa: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+        let len = if self.watches_any() { len } else { 0 };
+        pages(gpa, len).filter(|(at, _)| self.watches(at & !(PAGE_SIZE - 1)))
     }
 }
 
-/// A panic elsewhere must not take the evidence with it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The pieces of a range by page, which do not cross the end of the address space.
+fn pages(gpa: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let len = len.min(u64::MAX - gpa);
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        if done >= len {
+            return None;
+        }
+        let at = gpa + done;
+        let now = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
+        done += now;
+        Some((at, now))
+    })
 }

@@ -2,9 +2,9 @@
 //! What the ledger hears of the data path.
 
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
+use mlx5::hooks::{NicKind, NicLedger};
 use mlx5_spec::mkey::{MTT_READ, MTT_WRITE};
 use mlx5_spec::wqe::opcode;
-use probe::ledger::NicKind;
 use rnic_testdrive::{Access, MkeySpec, Wqe};
 
 use crate::scene::Pair;

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
+use mlx5::hooks::{NicKind, NicLedger};
 use mlx5_spec::wqe::opcode;
-use probe::ledger::NicKind;
 use rnic_testdrive::odp::FaultService;
 use rnic_testdrive::{Access, Buffer, Cq, Driver, Guest, Machine, MachineConfig, Mr, OdpMr, Qp, QpSpec, UmrSpec, Wqe};
 

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::device::feature;
+use crate::hooks::{BlkOp, DiskLedger, OpCounts};
 use crate::testing::*;
 use crate::*;
-use probe::ledger::{BlkOp, Ledger, OpCounts};
+use probe::ledger::Ledger;
 use virtio::VirtioDevice;
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Injections do what they say, and the evidence shows it.
 
+use crate::hooks::DiskLedger;
 use crate::testing::*;
 use crate::*;
-use probe::ledger::ReleaseWhy;
+use probe::ReleaseWhy;
 use virtio::VirtioDevice;
 
 #[test]

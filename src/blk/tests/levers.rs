@@ -3,9 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::hooks::DiskLedger;
 use crate::testing::*;
 use crate::*;
-use probe::ledger::{PageHash, ReleaseWhy};
+use probe::ReleaseWhy;
+use probe::ledger::PageHash;
 
 const OLD: [u8; 4096] = [0xaa; 4096];
 const NEW: [u8; 4096] = [0x55; 4096];

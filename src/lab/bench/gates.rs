@@ -8,8 +8,9 @@ use super::verbs::{COMPLETION_LIMIT, wqe};
 use crate::verdict::Stop;
 use mlx5::NicHandle;
 use mlx5::hooks::NicRule;
+use mlx5::hooks::{NicLedger, NicRecord};
 use mlx5::levers::{NicLever, WqePoint};
-use probe::ledger::{NicRecord, Seq};
+use probe::ledger::Seq;
 use probe::{LeverId, ReleaseWhy};
 
 /// Longest gate at the NIC.

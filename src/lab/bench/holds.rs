@@ -7,8 +7,8 @@ use rnic_agent::proto::{JobState, Op, Value};
 
 use super::{Bench, Disk, Fsync, PAGE_AT};
 use crate::verdict::Stop;
+use blk::{BlkOp, DiskLedger, RequestRecord};
 use blk::{HoldPoint, Lever, LeverId, RequestMatch};
-use probe::ledger::{BlkOp, RequestRecord};
 
 /// Longest hold. Far below the guest's 120 s hung-task limit.
 const HOLD: Duration = Duration::from_secs(45);

@@ -14,7 +14,9 @@ use super::oracle;
 use super::plan::{Folio, Injected, Row};
 use super::report::Figure;
 use super::verdict::Stop;
+use blk::DiskLedger;
 use blk::LeverId;
+use mlx5::hooks::NicLedger;
 use probe::RuleId;
 use probe::ledger::{Note, Seq};
 

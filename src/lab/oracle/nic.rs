@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Judgements on what the NIC did, from its records in the same order as those of the disks.
 
-use probe::ledger::{Ledger, NicKind, NicRecord, PAGE_SIZE, RequestRecord, Seq};
+use blk::RequestRecord;
+use mlx5::hooks::{NicKind, NicLedger, NicRecord};
+use probe::ledger::{Ledger, PAGE_SIZE, Seq};
 
 fn same_page(a: u64, b: u64) -> bool {
     a / PAGE_SIZE == b / PAGE_SIZE

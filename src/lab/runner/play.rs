@@ -8,8 +8,8 @@ use crate::guest::Guest;
 use crate::plan::{Injected, Row};
 use crate::report::Figure;
 use crate::verdict::{Finding, Stop, Verdict};
+use blk::BlkOp;
 use blk::{DiskAction, DiskRule, RequestMatch};
-use probe::ledger::BlkOp;
 
 /// What came of a row's story.
 pub(super) struct Played {

@@ -9,8 +9,8 @@ use super::overlap::expected_page;
 use crate::bench::{Bench, Disk, PAGE, PAGE_AT, errno_of};
 use crate::oracle;
 use crate::verdict::{Finding, Stop, Verdict};
+use blk::BlkOp;
 use blk::{HoldPoint, PowerCut};
-use probe::ledger::BlkOp;
 
 /// A store that takes longer than this waits for the held write.
 const STORE_LIMIT: Duration = Duration::from_secs(4);

@@ -9,8 +9,8 @@ use rnic_agent::proto::Op;
 use crate::bench::{Bench, Disk, PAGE, PAGE_AT, errno_of};
 use crate::oracle;
 use crate::verdict::{Finding, Stop, Verdict, errno_name};
+use blk::BlkOp;
 use blk::{HoldPoint, PowerCut};
-use probe::ledger::BlkOp;
 
 /// How long a held write waits before the read is let into its page: a file system may compute a checksum in a worker.
 const CHECKSUM_TIME: Duration = Duration::from_millis(100);

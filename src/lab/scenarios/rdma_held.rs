@@ -9,8 +9,9 @@ use super::rdma::{refused, start_writeback};
 use crate::bench::{Bench, Disk, errno_of, status};
 use crate::oracle;
 use crate::verdict::{Finding, Stop, Verdict, errno_name};
+use blk::{BlkOp, RequestRecord};
 use blk::{HoldPoint, LeverId, PowerCut};
-use probe::ledger::{BlkOp, NicRecord, RequestRecord};
+use mlx5::hooks::NicRecord;
 
 /// How long a held write waits before the NIC is let at its page: a file system may compute a checksum in a worker.
 const CHECKSUM_TIME: Duration = Duration::from_millis(100);

@@ -48,6 +48,6 @@ pub fn clone_under_read(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
 }
 
 /// Sector on the disk to which `record` moved page `gpa`.
-fn lba_of(record: &probe::ledger::RequestRecord, gpa: u64) -> u64 {
+fn lba_of(record: &blk::RequestRecord, gpa: u64) -> u64 {
     record.pages.iter().find(|touch| touch.gpa == gpa).map_or(record.lba, |touch| touch.lba)
 }

@@ -5,11 +5,11 @@ use super::diagnosis::Diagnosis;
 use super::wqe::Extra;
 use crate::cq::{Cq, CqError};
 use crate::hca::Hca;
+use crate::hooks::{NicKind, NicLedger};
 use crate::qp::Qp;
 use mlx5_spec::bits::Field;
 use mlx5_spec::cq::{CQE_SIZE, cqe, opcode, syndrome};
 use mlx5_spec::qp::{NO_USER_INDEX, service_type};
-use probe::ledger::NicKind;
 
 /// What a responder's CQE tells beside the WQE.
 #[derive(Debug, Clone, Copy, Default)]

@@ -11,6 +11,7 @@ mod late;
 
 use super::wqe::Seg;
 use crate::hca::Hca;
+use crate::hooks::NicLedger;
 use crate::mkey::{self, Access, AccessError, Rights, Span};
 use crate::quiesce::Section;
 use probe::ledger::Seq;

@@ -25,8 +25,9 @@ use super::hca::Hca;
 use super::hooks::{NicAction, WqeShape};
 use super::host_memory::Lease;
 use super::sync::lock;
+use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
-use probe::ledger::{NicKind, Seq};
+use probe::ledger::Seq;
 
 pub use state::MkeyState;
 use state::StateCell;

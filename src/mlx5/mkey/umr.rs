@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Access, AccessError, Mkey, MkeyState, Rights, Span, fence, record, translate};
 use crate::hca::Hca;
+use crate::hooks::NicKind;
 use crate::hooks::WqeShape;
 use crate::qp::{Qp, QpAttrs};
 use crate::sync::lock;
@@ -21,7 +22,7 @@ use mlx5_spec::cq::syndrome;
 use mlx5_spec::mkey::{ANY_QPN, MKC_SIZE, OCTWORD_SIZE, access_mode, mkc, umr_ctrl, umr_flags, umr_mask};
 use mlx5_spec::qp::{qpc, service_type};
 use mlx5_spec::wqe::{ctrl, data};
-use probe::ledger::{NicKind, Seq};
+use probe::ledger::Seq;
 
 /// Segments of the WQE: UMR control, context, then the list or the pointer to it.
 const UMR_CTRL: Range<usize> = 16..64;

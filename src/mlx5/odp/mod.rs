@@ -16,9 +16,9 @@ use super::bus::Bus;
 use super::eq::Event;
 use super::hooks::{NicAction, WqeShape};
 use super::sync::lock;
+use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
 use mlx5_spec::odp::{MAX_TOKEN, rdma_fault_type};
-use probe::ledger::NicKind;
 
 /// Faults alive at once, well below what the driver's fault EQ (4,096 entries) takes; more wait (contract 9.3).
 pub const MAX_LIVE: usize = 1024;

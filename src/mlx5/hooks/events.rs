@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the ledger knows of RDMA NICs: payload that touched watched pages, page faults, dying translations, holds.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::{Ledger, PAGE_SIZE, Seq, lock, ring};
+use parking_lot::Mutex;
+use probe::ledger::{Ledger, Seq};
+use probe::{Event, ReleaseWhy, Ring};
 
 /// One event of a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -97,7 +98,7 @@ pub enum NicKind {
         /// Token of the hold.
         token: u64,
         /// Why.
-        why: super::ReleaseWhy,
+        why: ReleaseWhy,
     },
     /// A work request completed (told only while a page is watched); `seq` was taken before the CQE.
     Completed {
@@ -120,8 +121,7 @@ impl NicCounters {
     /// Counts the watched pages of a write. Call it where the copy is, whatever happens to the record. One branch while no page is watched.
     pub fn wrote(&self, ledger: &Ledger, gpa: u64, len: u64) {
         if ledger.watches_any() {
-            let watched = pages(gpa, len).filter(|(at, _)| ledger.watches(at & !(PAGE_SIZE - 1))).count();
-            self.writes.fetch_add(watched as u64, Ordering::Relaxed);
+            self.writes.fetch_add(ledger.watched_parts(gpa, len).count() as u64, Ordering::Relaxed);
         }
     }
 }
@@ -144,126 +144,108 @@ impl NicTotals {
     }
 }
 
-pub(super) struct NicEntry {
+struct NicEntry {
     nic: u8,
     counters: Arc<NicCounters>,
     base: u64,
     recorded: u64,
 }
 
-/// Records in order of their numbers.
-#[derive(Default)]
-pub(super) struct NicRing {
-    records: VecDeque<NicRecord>,
-    entries: Vec<NicEntry>,
-    /// Number of the newest record that was dropped; 0: none was.
-    dropped: Seq,
+impl Event for NicRecord {
+    fn ended(&self) -> Option<Seq> {
+        Some(self.seq)
+    }
 }
 
-impl NicRing {
-    fn push(&mut self, record: NicRecord) {
-        if self.records.len() == ring::KEPT {
-            self.dropped = self.records.pop_front().map_or(self.dropped, |old| old.seq);
+#[derive(Default)]
+struct Book {
+    events: Ring<NicRecord>,
+    nics: Mutex<Vec<NicEntry>>,
+}
+
+/// Events of NICs in a ledger: the newest 65,536 of all of them.
+pub trait NicLedger {
+    /// Puts an event on record under the next number, which it returns; only the number while the ledger is off.
+    fn nic_push(&self, nic: u8, qpn: u32, kind: NicKind) -> Seq;
+    /// Payload was placed at `gpa` with `key`: a record for each watched page. `begun` was taken before the copy.
+    /// Returns the number of the moment, which lies after the copy.
+    fn nic_wrote(&self, nic: u8, qpn: u32, span: (u64, u64), key: u32, begun: Seq) -> Seq;
+    /// Payload was taken from `gpa`; as [`NicLedger::nic_wrote`].
+    fn nic_read(&self, nic: u8, qpn: u32, span: (u64, u64), key: u32, begun: Seq) -> Seq;
+    /// The events at `since` or later, oldest first.
+    fn nic(&self, since: Seq) -> Vec<NicRecord>;
+    /// Whether every event at `since` or later is still on record.
+    fn nic_complete_since(&self, since: Seq) -> bool;
+    /// A NIC registers the counters that it keeps by itself. Counts from here on are compared with the records.
+    fn register_nic(&self, nic: u8, counters: &Arc<NicCounters>);
+    /// Per NIC, in order of registration: writes into watched pages that the device counted, and those on record.
+    fn nic_totals(&self) -> Vec<NicTotals>;
+}
+
+impl NicLedger for Ledger {
+    fn nic_push(&self, nic: u8, qpn: u32, kind: NicKind) -> Seq {
+        if !self.is_on() {
+            return self.tick();
         }
-        if matches!(record.kind, NicKind::Wrote { .. })
-            && let Some(entry) = self.entries.iter_mut().find(|entry| entry.nic == record.nic)
+        let book = self.book::<Book>();
+        if matches!(kind, NicKind::Wrote { .. })
+            && let Some(entry) = book.nics.lock().iter_mut().find(|entry| entry.nic == nic)
         {
             entry.recorded += 1;
         }
-        self.records.push_back(record);
+        book.events.push(self, |_, seq| NicRecord { seq, nic, qpn, kind }).1
     }
-}
 
-impl Ledger {
-    /// Puts an event on record under the next number, which it returns; only the number while the ledger is off.
-    pub fn nic_push(&self, nic: u8, qpn: u32, kind: NicKind) -> Seq {
-        if !self.on.load(Ordering::Relaxed) {
-            return self.tick();
+    fn nic_wrote(&self, nic: u8, qpn: u32, span: (u64, u64), key: u32, begun: Seq) -> Seq {
+        let seq = self.tick();
+        for (gpa, len) in self.watched_parts(span.0, span.1) {
+            self.nic_push(nic, qpn, NicKind::Wrote { gpa, len, key, begun });
         }
-        let mut ring = lock(&self.nics);
-        // Inside the lock, so that the ring is sorted.
-        let seq = self.tick();
-        ring.push(NicRecord { seq, nic, qpn, kind });
         seq
     }
 
-    /// Payload was placed at `gpa` with `key`: a record for each watched page. `begun` was taken before the copy.
-    /// Returns the number of the moment, which lies after the copy.
-    pub fn nic_wrote(&self, nic: u8, qpn: u32, (gpa, len): (u64, u64), key: u32, begun: Seq) -> Seq {
+    fn nic_read(&self, nic: u8, qpn: u32, span: (u64, u64), key: u32, begun: Seq) -> Seq {
         let seq = self.tick();
-        self.touched(nic, qpn, (gpa, len), |gpa, len| NicKind::Wrote { gpa, len, key, begun });
-        seq
-    }
-
-    /// Payload was taken from `gpa`; as [`Ledger::nic_wrote`].
-    pub fn nic_read(&self, nic: u8, qpn: u32, (gpa, len): (u64, u64), key: u32, begun: Seq) -> Seq {
-        let seq = self.tick();
-        self.touched(nic, qpn, (gpa, len), |gpa, len| NicKind::Read { gpa, len, key, begun });
-        seq
-    }
-
-    fn touched(&self, nic: u8, qpn: u32, (gpa, len): (u64, u64), kind: impl Fn(u64, u64) -> NicKind) {
-        if self.watches_any() {
-            for (at, len) in pages(gpa, len).filter(|(at, _)| self.watches(at & !(PAGE_SIZE - 1))) {
-                self.nic_push(nic, qpn, kind(at, len));
-            }
+        for (gpa, len) in self.watched_parts(span.0, span.1) {
+            self.nic_push(nic, qpn, NicKind::Read { gpa, len, key, begun });
         }
+        seq
     }
 
-    /// The events at `since` or later, oldest first (the newest 65,536).
-    pub fn nic(&self, since: Seq) -> Vec<NicRecord> {
-        let ring = lock(&self.nics);
-        let start = ring.records.partition_point(|record| record.seq < since);
-        ring.records.range(start..).copied().collect()
+    fn nic(&self, since: Seq) -> Vec<NicRecord> {
+        self.book::<Book>().events.select(since, |_| true)
     }
 
-    /// Whether every event at `since` or later is still on record.
-    pub fn nic_complete_since(&self, since: Seq) -> bool {
-        let dropped = lock(&self.nics).dropped;
-        dropped == 0 || dropped < since
+    fn nic_complete_since(&self, since: Seq) -> bool {
+        self.book::<Book>().events.complete_since(since)
     }
 
-    /// A NIC registers the counters that it keeps by itself. Counts from here on are compared with the records.
-    pub fn register_nic(&self, nic: u8, counters: &Arc<NicCounters>) {
-        let entries = &mut lock(&self.nics).entries;
-        if entries.iter().any(|entry| entry.nic == nic && Arc::ptr_eq(&entry.counters, counters)) {
+    fn register_nic(&self, nic: u8, counters: &Arc<NicCounters>) {
+        let book = self.book::<Book>();
+        let mut nics = book.nics.lock();
+        if nics.iter().any(|entry| entry.nic == nic && Arc::ptr_eq(&entry.counters, counters)) {
             return;
         }
-        entries.retain(|entry| entry.nic != nic);
+        nics.retain(|entry| entry.nic != nic);
         let base = counters.writes.load(Ordering::Relaxed);
-        entries.push(NicEntry { nic, counters: counters.clone(), base, recorded: 0 });
+        nics.push(NicEntry { nic, counters: counters.clone(), base, recorded: 0 });
     }
 
-    /// Per NIC, in order of registration: writes into watched pages that the device counted, and those on record.
-    pub fn nic_totals(&self) -> Vec<NicTotals> {
+    fn nic_totals(&self) -> Vec<NicTotals> {
         let totals = |entry: &NicEntry| NicTotals {
             nic: entry.nic,
             device: entry.counters.writes.load(Ordering::Relaxed).saturating_sub(entry.base),
             recorded: entry.recorded,
         };
-        lock(&self.nics).entries.iter().map(totals).collect()
+        self.book::<Book>().nics.lock().iter().map(totals).collect()
     }
-}
-
-/// The pieces of a range by page, which do not cross the end of the address space.
-fn pages(gpa: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
-    let len = len.min(u64::MAX - gpa);
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        if done >= len {
-            return None;
-        }
-        let at = gpa + done;
-        let now = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
-        done += now;
-        Some((at, now))
-    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Note;
     use super::*;
+    use probe::KEPT;
+    use probe::ledger::Note;
 
     #[test]
     fn records_of_watched_pages_only_in_one_order_with_the_marks() {
@@ -308,18 +290,11 @@ mod tests {
         let ledger = Ledger::new();
         let push = || ledger.nic_push(0, 0, NicKind::Resumed { token: 1, error: false });
         let first = push();
-        (1..ring::KEPT).for_each(|_| assert!(push() > first));
-        assert!(ledger.nic_complete_since(0) && ledger.nic(0).len() == ring::KEPT);
+        (1..KEPT).for_each(|_| assert!(push() > first));
+        assert!(ledger.nic_complete_since(0) && ledger.nic(0).len() == KEPT);
         push();
         assert!(!ledger.nic_complete_since(first) && ledger.nic_complete_since(first + 1));
-        assert_eq!((ledger.nic(0).len(), ledger.nic(0)[0].seq), (ring::KEPT, first + 1));
-    }
-
-    #[test]
-    fn absurd_ranges_end() {
-        assert_eq!(pages(u64::MAX - 1, u64::MAX).collect::<Vec<_>>(), [(u64::MAX - 1, 1)]);
-        assert_eq!(pages(0x1000, 0).count(), 0);
-        assert_eq!(pages(0xfff, 0x1002).collect::<Vec<_>>(), [(0xfff, 1), (0x1000, 0x1000), (0x2000, 1)]);
+        assert_eq!((ledger.nic(0).len(), ledger.nic(0)[0].seq), (KEPT, first + 1));
     }
 
     #[test]

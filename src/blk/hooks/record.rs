@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::Seq;
-use super::hash::PageHash;
-use crate::ReleaseWhy;
+use probe::ledger::{PageHash, Seq};
+use probe::{Event, ReleaseWhy};
 
 /// Kind of a block request (virtio 1.2 §5.2.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -150,6 +149,20 @@ pub struct RequestRecord {
     pub holds: Vec<Hold>,
 }
 
+impl Event for RequestRecord {
+    fn ended(&self) -> Option<Seq> {
+        self.completed.or(self.aborted)
+    }
+
+    fn weight(&self) -> usize {
+        self.pages.len()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.pages_known
+    }
+}
+
 impl RequestRecord {
     pub(super) fn new(id: u64, start: RequestStart, arrived: Seq) -> Self {
         Self {
@@ -170,11 +183,6 @@ impl RequestRecord {
             status: None,
             holds: Vec::new(),
         }
-    }
-
-    /// When it was over, if it is.
-    pub fn ended(&self) -> Option<Seq> {
-        self.completed.or(self.aborted)
     }
 
     /// Whether `hold` really held: all that it claims to have held back either never happened, or carries a stamp from

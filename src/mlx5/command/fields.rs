@@ -62,7 +62,7 @@ const NO_CROSS_CHANNEL: &str = "cross-channel queues are not offered";
 const NO_SIGNATURES: &str = "signature handover is not offered";
 const NO_SCATTER: &str = "scatter to CQE is not offered";
 const CYCLIC: &str = "a shared receive queue is a linked list";
-const NO_WQE_SIGNATURE: &str = "WQE signatures are not offered";
+const SRQ_SIGNATURE: Fate = Kept("the signature is in the link, where nobody looks at it");
 
 /// QPC (contract 6.3).
 pub const QPC: &[Row] = &[
@@ -71,7 +71,7 @@ pub const QPC: &[Row] = &[
     ("ST", Acted("tests/mlx5/objects.rs::services_and_receive_queues_that_are_not_offered_are_refused")),
     ("PM_STATE", NO_MIGRATION),
     ("END_PADDING_MODE", Kept("it pads writes on the host's bus, which no driver sees")),
-    ("WQ_SIGNATURE", Refused(qpc::WQ_SIGNATURE, 1, NO_WQE_SIGNATURE)),
+    ("WQ_SIGNATURE", Acted("tests/mlx5/taking.rs::receive_wqes_with_a_signature_segment")),
     ("BLOCK_LB_MC", Kept("multicast groups are not offered")),
     ("LATENCY_SENSITIVE", Kept("a hint")),
     ("DRAIN_SIGERR", Refused(qpc::DRAIN_SIGERR, 1, NO_SIGNATURES)),
@@ -238,7 +238,7 @@ pub const RMPC: &[Row] = &[
 /// The work queue of an RMPC (contract 6.5).
 pub const WQ: &[Row] = &[
     ("WQ_TYPE", Refused(wq::WQ_TYPE, 1, CYCLIC)),
-    ("WQ_SIGNATURE", Refused(wq::WQ_SIGNATURE, 1, NO_WQE_SIGNATURE)),
+    ("WQ_SIGNATURE", SRQ_SIGNATURE),
     ("END_PADDING_MODE", Kept("it pads writes on the host's bus, which no driver sees")),
     ("CD_SLAVE", Refused(wq::CD_SLAVE, 1, NO_CROSS_CHANNEL)),
     ("PAGE_OFFSET", BUFFER),
@@ -258,7 +258,7 @@ pub const WQ: &[Row] = &[
 pub const XRC_SRQC: &[Row] = &[
     ("STATE", Kept("0, good, as long as the queue is there")),
     ("LOG_XRC_SRQ_SIZE", XRC),
-    ("WQ_SIGNATURE", Refused(xrc_srqc::WQ_SIGNATURE, 1, NO_WQE_SIGNATURE)),
+    ("WQ_SIGNATURE", SRQ_SIGNATURE),
     ("CONT_SRQ", Refused(xrc_srqc::CONT_SRQ, 1, "continued receive queues are not offered")),
     ("RLKY", Kept("no reserved lkey is offered (QUERY_SPECIAL_CONTEXTS)")),
     ("BASIC_CYCLIC_RCV_WQE", Refused(xrc_srqc::BASIC_CYCLIC_RCV_WQE, 1, CYCLIC)),

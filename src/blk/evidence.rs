@@ -3,8 +3,6 @@
 
 use std::os::unix::fs::FileExt;
 
-use vm_memory::{Bytes, GuestAddress};
-
 use super::flight::Flight;
 use super::request::Request;
 use super::worker::Worker;
@@ -46,10 +44,7 @@ impl Worker {
 
     /// Hashes the watched pages of a request as they are in guest memory.
     pub(super) fn hash_guest(&self, flight: &Flight, moment: Moment) {
-        let Ok(ram) = self.dma.ram() else { return };
-        self.hash(flight, moment, |touch, _, bytes| {
-            ram.read_slice(bytes, GuestAddress(touch.gpa + u64::from(touch.offset))).is_ok()
-        });
+        self.hash(flight, moment, |touch, _, bytes| self.dma.read(touch.gpa + u64::from(touch.offset), bytes).is_ok());
     }
 
     /// Hashes what a write left on disk. Read back, because the guest page may have changed since it was copied.

@@ -3,8 +3,6 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress};
-
 use super::device::SERIAL_BYTES;
 use super::disk::Disk;
 use super::evidence::{Moment, start_of};
@@ -14,7 +12,7 @@ use super::request::{Request, S_IOERR, S_OK};
 use super::stats::add;
 use super::worker::Worker;
 use crate::hooks::{BlkOp, DiskLedger, Hold, HoldPoint, RequestRecord};
-use dma::GuestRam;
+use dma::{DmaTarget, GuestRam};
 use probe::Order;
 use probe::ReleaseWhy;
 use probe::ledger::{Ledger, Seq};
@@ -216,7 +214,7 @@ impl Worker {
             }
             BlkOp::Flush => return disk.sync(),
             BlkOp::GetId => {
-                flight.used = write_id(ram, &request.data, &self.shared.config.serial)? + 1;
+                flight.used = write_id(&self.dma, &request.data, &self.shared.config.serial)? + 1;
             }
             BlkOp::Other => {}
         }
@@ -281,7 +279,7 @@ impl Flight {
 }
 
 /// GET_ID: the serial, padded with zeroes to 20 bytes (virtio 1.2 §5.2.6).
-fn write_id(ram: &GuestRam, segments: &[(u64, u64)], serial: &str) -> std::io::Result<u32> {
+fn write_id(dma: &DmaTarget, segments: &[(u64, u64)], serial: &str) -> std::io::Result<u32> {
     let mut id = [0; SERIAL_BYTES];
     for (slot, byte) in id.iter_mut().zip(serial.bytes()) {
         *slot = byte;
@@ -289,7 +287,7 @@ fn write_id(ram: &GuestRam, segments: &[(u64, u64)], serial: &str) -> std::io::R
     let mut rest = &id[..];
     for &(addr, len) in segments {
         let (now, later) = rest.split_at(rest.len().min(usize::try_from(len).unwrap_or(usize::MAX)));
-        ram.write_slice(now, GuestAddress(addr)).map_err(std::io::Error::other)?;
+        dma.write(addr, now).map_err(std::io::Error::other)?;
         rest = later;
     }
     Ok(SERIAL_BYTES as u32)

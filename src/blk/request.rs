@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::file_io::Segment;
 use super::hooks::RequestShape;
@@ -336,9 +335,8 @@ fn copy_in<const N: usize>(dma: &DmaTarget, segments: &[Segment]) -> Result<[u8;
 
 fn copy_in_slice(dma: &DmaTarget, segments: &[Segment], mut into: &mut [u8]) -> Result<(), Refusal> {
     for &(addr, len) in segments {
-        let ram = dma.check(addr, len).map_err(|_| Refusal::Memory)?;
         let (part, rest) = into.split_at_mut_checked(len as usize).ok_or(Refusal::Length(len))?;
-        ram.read_slice(part, GuestAddress(addr)).map_err(|_| Refusal::Memory)?;
+        dma.read(addr, part).map_err(|_| Refusal::Memory)?;
         into = rest;
     }
     Ok(())

@@ -198,7 +198,7 @@ impl Worker {
 
     fn publish(&mut self, flight: &Flight) -> Result<(), RingFault> {
         let dma = self.dma.clone();
-        let ram = dma.check(flight.request.status_addr, 1)?;
+        let ram = dma.ram()?;
         self.before_completion(flight);
         let shared = self.shared.clone();
         // Under the lock, so that a power cut sees the request either not completed, or completed and published.
@@ -206,8 +206,7 @@ impl Worker {
         // Before the driver can see it: whoever has seen the completion finds it in the ledger.
         flight.record_completed(&shared.ledger);
         let head = flight.request.head;
-        ram.write_obj(flight.status, GuestAddress(flight.request.status_addr))
-            .map_err(|_| RingFault::NoStatus(head))?;
+        dma.write(flight.request.status_addr, &[flight.status])?;
         self.queues[flight.queue].queue.add_used(ram, head, flight.used).map_err(RingFault::Queue)?;
         flight.mark_completed(&mut disk);
         drop(disk);

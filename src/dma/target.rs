@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Guest RAM as every device sees it: shared, mapped once, never moved while the guest lives.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -79,6 +79,24 @@ impl DmaTarget {
         self.refuse(DmaError::BusMasterOff(self.requester))
     }
 
+    /// Copies guest memory from `addr` on into `bytes`.
+    ///
+    /// # Errors
+    /// Bus mastering is off, or some byte is not RAM: nothing was copied.
+    pub fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), DmaError> {
+        let len = bytes.len() as u64;
+        self.check(addr, len)?.read_slice(bytes, GuestAddress(addr)).or_else(|_| self.refuse(self.outside(addr, len)))
+    }
+
+    /// Copies `bytes` to guest memory at `addr`.
+    ///
+    /// # Errors
+    /// Bus mastering is off, or some byte is not RAM: nothing was copied.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), DmaError> {
+        let len = bytes.len() as u64;
+        self.check(addr, len)?.write_slice(bytes, GuestAddress(addr)).or_else(|_| self.refuse(self.outside(addr, len)))
+    }
+
     /// Checks that `len` bytes at `addr` are guest RAM and may be reached now.
     pub fn check(&self, addr: u64, len: u64) -> Result<&GuestRam, DmaError> {
         let ram = self.ram()?;
@@ -86,7 +104,11 @@ impl DmaTarget {
         if whole && addr.checked_add(len).is_some() {
             return Ok(ram);
         }
-        self.refuse(DmaError::OutsideRam { requester: self.requester, addr, len })
+        self.refuse(self.outside(addr, len))
+    }
+
+    fn outside(&self, addr: u64, len: u64) -> DmaError {
+        DmaError::OutsideRam { requester: self.requester, addr, len }
     }
 
     fn refuse<T>(&self, error: DmaError) -> Result<T, DmaError> {
@@ -96,5 +118,57 @@ impl DmaTarget {
             log::info!("DMA refused ({count} so far): {error}");
         }
         Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAM: u64 = 0x3000;
+
+    /// RAM of two regions without a gap, and a hole above.
+    fn door() -> (DmaTarget, Arc<BusMaster>) {
+        let ranges = [(GuestAddress(0), 0x2000), (GuestAddress(0x2000), 0x1000)];
+        let master = Arc::new(BusMaster::default());
+        master.set(true);
+        (DmaTarget::new(8, Arc::new(GuestRam::from_ranges(&ranges).unwrap()), master.clone()), master)
+    }
+
+    #[test]
+    fn bytes_go_through_the_door_across_regions() {
+        let (dma, master) = door();
+        dma.write(0x1ffe, &[1, 2, 3, 4]).unwrap();
+        let mut bytes = [0; 6];
+        dma.read(0x1ffd, &mut bytes).unwrap();
+        assert_eq!((bytes, master.refused()), ([0, 1, 2, 3, 4, 0], 0));
+    }
+
+    #[test]
+    fn what_is_not_all_ram_is_refused_whole_and_counted() {
+        let (dma, master) = door();
+        for (count, (addr, len)) in [(RAM - 1, 2), (RAM, 1), (u64::MAX, 2), (u64::MAX - 1, 1)].into_iter().enumerate() {
+            let outside = Err(DmaError::OutsideRam { requester: 8, addr, len: len as u64 });
+            assert_eq!(dma.write(addr, &[0xee; 2][..len]), outside);
+            assert_eq!(dma.read(addr, &mut [0; 2][..len]), outside);
+            assert_eq!(master.refused(), 2 * (count as u64 + 1));
+        }
+        let mut last = [0xaa];
+        dma.read(RAM - 1, &mut last).unwrap();
+        assert_eq!(last, [0], "not a byte of it was written");
+    }
+
+    #[test]
+    fn without_bus_mastering_nothing_moves() {
+        let (dma, master) = door();
+        dma.write(0, &[7]).unwrap();
+        master.set(false);
+        let mut byte = [9];
+        assert_eq!(dma.read(0, &mut byte), Err(DmaError::BusMasterOff(8)));
+        assert_eq!(dma.write(0, &[8]), Err(DmaError::BusMasterOff(8)));
+        master.set(true);
+        assert_eq!((byte, master.refused()), ([9], 2));
+        dma.read(0, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
     }
 }

@@ -169,7 +169,8 @@ impl Cq {
         let waiting = newest.is_some_and(|newest| matches!(newest.wrapping_sub(ci) & 0xff_ffff, 1..0x80_0000));
         state.armed = match (waiting, solicited_only) {
             (true, _) => None,
-            (false, true) => Some(Arm::Solicited),
+            // Asking for solicited entries too does not take back that any entry was asked for (IBTA 11.4.2.2).
+            (false, true) => state.armed.or(Some(Arm::Solicited)),
             (false, false) => Some(Arm::Any),
         };
         drop(state);

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use super::NicConfig;
 use super::engine::Engines;
-use super::eq::{Eq, Event};
+use super::eq::{Claims, Eq, EqSpec, Event};
 use super::hooks::NicInjections;
 use super::host_memory::{HostMemory, object};
 use super::quiesce::Quiesce;
@@ -69,6 +70,8 @@ pub struct Bus {
     pub dma: DmaTarget,
     /// What happens is put on record here.
     pub ledger: Arc<Ledger>,
+    /// When the device clock was 0.
+    powered_on: Instant,
     /// Interrupts.
     pub msix: Arc<Msix>,
     /// Host memory that the guest makes the device take.
@@ -77,6 +80,8 @@ pub struct Bus {
     pub eqs: Table<Eq>,
     /// Events that wait in full event queues.
     pub waiting_events: AtomicUsize,
+    /// Which of them gets asynchronous events.
+    pub claims: Claims,
     /// Read sections of the engines (rule 3).
     pub quiesce: Quiesce,
     /// Injection rules.
@@ -112,10 +117,12 @@ impl Bus {
             config,
             dma,
             ledger,
+            powered_on: Instant::now(),
             msix,
             eqs: Table::new(1, 255, 64).charged(object::<Eq>(EQC_SIZE), &memory),
             memory,
             waiting_events: AtomicUsize::new(0),
+            claims: Claims::default(),
             quiesce: Quiesce::new(engines),
             injections: NicInjections::default(),
             engines: Engines::new(engines)?,
@@ -125,21 +132,27 @@ impl Bus {
         })
     }
 
+    /// The free-running clock of internal timer and timestamps, in ticks of device_frequency_khz: nanoseconds (contract 2).
+    pub fn device_clock(&self) -> u64 {
+        u64::try_from(self.powered_on.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A new event queue; `None`: there is no room for another.
+    pub fn insert_eq(&self, spec: EqSpec) -> Option<Arc<Eq>> {
+        let eq = self.eqs.insert(|eqn| Eq::new(eqn, spec))?;
+        self.claims.follow(&self.eqs);
+        Some(eq)
+    }
+
     /// Delivers an asynchronous event to the EQ that claims its type; without one it is dropped, as hardware does.
     pub fn async_event(&self, event: Event) {
-        if let Some(eq) = self.claimant(event.event_type()) {
+        if let Some(eq) = self.claims.claimant(event.event_type()).and_then(|eqn| self.eqs.get(eqn)) {
             eq.push(self, event);
         }
     }
 
     /// Whether some EQ claims `event_type`.
     pub fn claims_event(&self, event_type: u32) -> bool {
-        self.claimant(event_type).is_some()
-    }
-
-    fn claimant(&self, event_type: u32) -> Option<Arc<Eq>> {
-        let claims =
-            |eq: &Eq| eq.mask.get(event_type as usize / 64).is_some_and(|word| word >> (event_type % 64) & 1 == 1);
-        self.eqs.all().into_iter().map(|(_, eq)| eq).find(|eq| claims(eq))
+        self.claims.claimant(event_type).is_some()
     }
 }

@@ -3,11 +3,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::sync::lock;
+use super::table::Table;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::eq::{EQE_SIZE, eqe};
 
@@ -80,6 +81,35 @@ struct State {
     armed: bool,
     dead: bool,
     backlog: VecDeque<Event>,
+}
+
+/// Event types that there can be: eight bits.
+const EVENT_TYPES: usize = 256;
+
+/// Which event queue gets the asynchronous events of a type: the first that claims it. EQNs are 1 to 255; 0: none does.
+pub struct Claims([AtomicU8; EVENT_TYPES]);
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self([const { AtomicU8::new(0) }; EVENT_TYPES])
+    }
+}
+
+impl Claims {
+    /// The EQN that claims `event_type`. One load: it is asked for each command and each event.
+    pub fn claimant(&self, event_type: u32) -> Option<u32> {
+        let eqn = self.0.get(event_type as usize)?.load(Ordering::Acquire);
+        (eqn != 0).then_some(u32::from(eqn))
+    }
+
+    /// An event queue came or went. The caller holds commands off.
+    pub fn follow(&self, eqs: &Table<Eq>) {
+        let eqs = eqs.all();
+        for (event_type, claimant) in self.0.iter().enumerate() {
+            let first = eqs.iter().find(|(_, eq)| eq.mask[event_type / 64] >> (event_type % 64) & 1 == 1);
+            claimant.store(first.map_or(0, |(eqn, _)| *eqn as u8), Ordering::Release);
+        }
+    }
 }
 
 /// Everything CREATE_EQ decides.

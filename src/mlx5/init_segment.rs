@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The initialization segment, BAR0 from 0 to 0x200f (contract 2). All of it is big-endian dwords.
 
-use std::time::Instant;
-
 use super::command::queue::{LOG_SIZE, LOG_STRIDE};
 use mlx5_spec::init::{
     CMDIF_REV, CMDQ_ADDR_H, CMDQ_ADDR_L_SZ, COMMAND_DOORBELL, HEALTH_BUFFER, HEALTH_COUNTER, INTERNAL_TIMER,
@@ -20,7 +18,7 @@ const ADDRESS_LOW: u32 = 0xffff_f000;
 const FW_VER: usize = HEALTH_BUFFER + 0x30;
 const HW_ID_AT: usize = HEALTH_BUFFER + 0x34;
 /// The health counter counts tenths of a second in 24 bits and is never 0 (contract 2, T15).
-const HEALTH_PERIOD_MS: u128 = 100;
+const HEALTH_PERIOD: u64 = 100_000_000;
 
 /// What a write asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +32,11 @@ pub enum Order {
 }
 
 /// Registers of the segment.
+///
+/// The interface is disabled until a driver gives its command queue, and again after every reset. A driver that is bound meanwhile
+/// learns from it in its next health poll (2 to 3 s) that its objects are gone; the health counter goes on, since the driver
+/// waits for it to move before it loads again (contract 2, 12.3).
 pub struct InitSegment {
-    since: Instant,
     address_high: u32,
     address_low: u32,
     interface: u32,
@@ -43,25 +44,18 @@ pub struct InitSegment {
 
 impl Default for InitSegment {
     fn default() -> Self {
-        Self { since: Instant::now(), address_high: 0, address_low: 0, interface: nic_interface::FULL }
+        Self { address_high: 0, address_low: 0, interface: nic_interface::DISABLED }
     }
 }
 
 impl InitSegment {
-    /// Reads any number of bytes. Reserved bytes of the segment read as zero, what lies beyond it as all ones.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
+    /// Reads any number of bytes. Reserved bytes of the segment read as zero, what lies beyond it as all ones. `clock`: the
+    /// device clock, in nanoseconds.
+    pub fn read(&self, clock: u64, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
-        // The timer's halves are read apart (high, low, high): time must not stand still between them, nor within one read.
-        let mut last = None;
         for (byte, at) in data.iter_mut().zip(offset..) {
             let Some(at) = usize::try_from(at).ok().filter(|at| *at < segment::SIZE) else { continue };
-            let dword = at & !3;
-            let value = match last {
-                Some((known, value)) if known == dword => value,
-                _ => self.dword(dword),
-            };
-            last = Some((dword, value));
-            *byte = value.to_be_bytes()[at & 3];
+            *byte = self.dword(clock, at & !3).to_be_bytes()[at & 3];
         }
     }
 
@@ -80,13 +74,11 @@ impl InitSegment {
 
     /// Back to power-on.
     pub fn reset(&mut self) {
-        *self = Self { since: self.since, ..Self::default() };
+        *self = Self::default();
     }
 
-    fn dword(&self, at: usize) -> u32 {
+    fn dword(&self, clock: u64, at: usize) -> u32 {
         let (major, minor, sub) = VERSION;
-        let elapsed = self.since.elapsed();
-        let nanos = elapsed.as_nanos();
         const TIMER_LOW: usize = INTERNAL_TIMER + 4;
         match at {
             0x000 => minor << 16 | major,
@@ -98,9 +90,9 @@ impl InitSegment {
             }
             FW_VER => major << 16 | minor,
             HW_ID_AT => HW_ID,
-            INTERNAL_TIMER => (nanos >> 32) as u32,
-            TIMER_LOW => nanos as u32,
-            HEALTH_COUNTER => (elapsed.as_millis() / HEALTH_PERIOD_MS % 0xff_ffff) as u32 + 1,
+            INTERNAL_TIMER => (clock >> 32) as u32,
+            TIMER_LOW => clock as u32,
+            HEALTH_COUNTER => (clock / HEALTH_PERIOD % 0xff_ffff) as u32 + 1,
             _ => 0,
         }
     }
@@ -138,16 +130,25 @@ mod tests {
     use super::*;
 
     fn dword(segment: &InitSegment, at: usize) -> u32 {
+        dword_at(segment, 0, at)
+    }
+
+    fn dword_at(segment: &InitSegment, clock: u64, at: usize) -> u32 {
         let mut bytes = [0; 4];
-        segment.read(at as u64, &mut bytes);
+        segment.read(clock, at as u64, &mut bytes);
         u32::from_be_bytes(bytes)
+    }
+
+    /// What `mlx5_core` calls the NIC's state.
+    fn interface(segment: &InitSegment) -> u32 {
+        dword(segment, CMDQ_ADDR_L_SZ) >> 8 & 7
     }
 
     #[test]
     fn a_driver_finds_the_interface_it_knows() {
         let mut segment = InitSegment::default();
         assert_eq!(dword(&segment, 0x004) >> 16, 5);
-        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x56);
+        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x156);
         assert_eq!(dword(&segment, 0x1fc), 0);
         assert_eq!(segment.write(CMDQ_ADDR_H as u64, &1u32.to_be_bytes()), None);
         let order = segment.write(CMDQ_ADDR_L_SZ as u64, &0x2345_6000u32.to_be_bytes());
@@ -155,10 +156,27 @@ mod tests {
         assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x2345_6056);
         assert_eq!(segment.write(COMMAND_DOORBELL as u64, &[0, 0, 0, 1]), Some(Order::Command(1)));
         assert_eq!(segment.write(COMMAND_DOORBELL as u64, &[1]), None);
-        assert_eq!(segment.write(CMDQ_ADDR_L_SZ as u64, &0x2345_6700u32.to_be_bytes()), Some(Order::Disable));
-        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ) >> 8 & 7, 1);
+    }
+
+    #[test]
+    fn the_interface_is_full_only_while_a_driver_has_its_queue() {
+        let mut segment = InitSegment::default();
+        assert_eq!(interface(&segment), nic_interface::DISABLED, "after power-on");
+        let begin = |segment: &mut InitSegment| segment.write(CMDQ_ADDR_L_SZ as u64, &0x2345_6000u32.to_be_bytes());
+        begin(&mut segment);
+        assert_eq!(interface(&segment), nic_interface::FULL, "running");
         segment.reset();
-        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x56);
+        assert_eq!(dword(&segment, CMDQ_ADDR_L_SZ), 0x156, "after FLR under a bound driver");
+        begin(&mut segment);
+        assert_eq!(interface(&segment), nic_interface::FULL, "recovered");
+        for asked in [nic_interface::SW_RESET, nic_interface::DISABLED, nic_interface::NO_DRAM] {
+            let order = segment.write(CMDQ_ADDR_L_SZ as u64, &(0x2345_6000 | asked << 8).to_be_bytes());
+            assert_eq!(
+                (order, interface(&segment)),
+                (Some(Order::Disable), nic_interface::DISABLED),
+                "asked for {asked}"
+            );
+        }
     }
 
     #[test]
@@ -166,15 +184,16 @@ mod tests {
         let segment = InitSegment::default();
         let mut byte = [0xff];
         for at in [0x238, 0x23d] {
-            segment.read(at, &mut byte);
+            segment.read(0, at, &mut byte);
             assert_eq!(byte, [0]);
         }
         assert_ne!(dword(&segment, 0x230), u32::MAX);
-        let before = dword(&segment, HEALTH_COUNTER);
-        std::thread::sleep(std::time::Duration::from_millis(250));
-        assert!(dword(&segment, HEALTH_COUNTER) > before);
+        let counter = |clock| dword_at(&segment, clock, HEALTH_COUNTER);
+        assert_eq!((counter(0), counter(HEALTH_PERIOD), counter(0xff_ffff * HEALTH_PERIOD)), (1, 2, 1), "never 0");
+        let timer = |at| dword_at(&segment, 0x1_2345_6789, INTERNAL_TIMER + at);
+        assert_eq!((timer(0), timer(4)), (1, 0x2345_6789));
         let mut beyond = [0; 8];
-        segment.read(0x200c, &mut beyond);
+        segment.read(0, 0x200c, &mut beyond);
         assert_eq!(beyond, [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
     }
 }

@@ -27,12 +27,6 @@ const SUBSYSTEM: u16 = 0x0008;
 /// InfiniBand controller.
 const CLASS: u32 = 0x02_0700;
 const MSIX_BAR: u8 = 2;
-/// Power management capability (PCI PM 1.2 §3.2): id, version 3, D0 and D3hot without a reset between them.
-const ID_POWER: u8 = 0x01;
-const POWER_VERSION: u16 = 3;
-const POWER_STATE: u16 = 0b11;
-const NO_SOFT_RESET: u16 = 1 << 3;
-
 /// A NIC could not be made. Never the guest's doing.
 #[derive(Debug, Error)]
 pub enum NicError {
@@ -105,7 +99,7 @@ impl Nic {
         space.add_bar(BarSpec { index: MSIX_BAR, size: msix_size, prefetchable: false })?;
         let msix_at = space.add_capability(&msix.capability())?;
         space.add_capability(&Capability::pcie(PortType::RootComplexIntegrated))?;
-        space.add_capability(&power())?;
+        space.add_capability(&Capability::power())?;
         if config.model == Model::Cx5 {
             space.add_capability(&vendor_gateway())?;
         }
@@ -138,8 +132,10 @@ impl Nic {
     fn follow_config(&mut self, was_master: bool) {
         let bar0 = self.config.bars().into_iter().find(|(bar, ..)| *bar == uar::BAR).map(|(_, base, _)| base);
         self.plane.doorbells().moved(bar0);
-        if was_master && !self.config.bus_master().get() {
-            reset::settle(&self.hca, &self.plane);
+        match (was_master, self.config.bus_master().get()) {
+            (true, false) => reset::settle(&self.hca, &self.plane),
+            (false, true) => reset::resume(&self.hca),
+            _ => {}
         }
     }
 }
@@ -153,13 +149,6 @@ fn identity(config: &NicConfig) -> Identity {
         subsystem_vendor: VENDOR,
         subsystem: SUBSYSTEM,
     }
-}
-
-fn power() -> Capability {
-    Capability::new(ID_POWER, 8)
-        .value(2, &POWER_VERSION.to_le_bytes())
-        .value(4, &NO_SOFT_RESET.to_le_bytes())
-        .writable(4, &POWER_STATE.to_le_bytes())
 }
 
 /// The gateway into the device's own address spaces, which drivers of physical functions miss loudly, and for want of which they write
@@ -189,7 +178,8 @@ impl PciDevice for Nic {
         if self.config.write(offset, data).function_reset {
             return self.reset();
         }
-        self.hca.msix.set_control(self.config.read_u16(self.msix_at + MESSAGE_CONTROL));
+        let control = self.config.read_u16(self.msix_at + MESSAGE_CONTROL);
+        self.hca.msix.set_control(control, self.config.bus_master().get());
         self.follow_config(was_master);
     }
 
@@ -201,7 +191,7 @@ impl PciDevice for Nic {
         data.fill(0xff);
         match bar {
             MSIX_BAR => self.hca.msix.read(offset, data),
-            uar::BAR => self.segment.read(offset, data),
+            uar::BAR => self.segment.read(self.hca.device_clock(), offset, data),
             _ => {}
         }
     }
@@ -244,10 +234,10 @@ impl PciDevice for Nic {
     fn reset(&mut self) {
         // DMA is refused first, so that nothing new can start while the rest goes.
         self.config.reset();
+        self.hca.msix.reset();
         self.plane.doorbells().moved(None);
         self.segment.reset();
         reset::restart(&self.hca, &self.plane, None);
-        self.hca.msix.reset();
     }
 }
 

@@ -16,7 +16,7 @@ const RECORD: u64 = 0x12_0000;
 fn eq(bench: &Bench, vector: u16, mask: u64, log_size: u32) -> std::sync::Arc<Eq> {
     let buffer = bench.buffer(&[EQ_PAGE + u64::from(vector) * 4096], (EQE_SIZE as u64) << log_size);
     let spec = EqSpec { vector, uar: 16, mask: [mask, 0, 0, 0], log_size, buffer, context: vec![] };
-    bench.hca.eqs.insert(|eqn| Eq::new(eqn, spec)).unwrap()
+    bench.hca.insert_eq(spec).unwrap()
 }
 
 fn cq(bench: &Bench, eqn: u32, log_size: u32, ignore_overrun: bool) -> std::sync::Arc<Cq> {

@@ -32,6 +32,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     hca.quiesce.wait();
     hca.cqs.clear().iter().for_each(|cq| cq.kill());
     hca.eqs.clear().iter().for_each(|eq| eq.kill(hca));
+    hca.claims.follow(&hca.eqs);
     for table in [&hca.pds, &hca.xrcds, &hca.tds, &hca.uars] {
         table.clear();
     }
@@ -48,11 +49,19 @@ pub fn restart(hca: &Hca, plane: &Plane, queue: Option<u64>) {
     }
     drop_objects(hca, plane.doorbells());
     hca.msix.clear_pending();
+    plane.forget_rings(&firmware);
     firmware.reset(&hca.config);
     firmware.queue = queue;
 }
 
-/// Bus mastering has just been switched off: returns when no access that began before is in flight.
+/// Bus mastering, or D0, has just come back: what was rung for meanwhile found no doorbell record, and is looked at again.
+pub fn resume(hca: &Hca) {
+    for (qpn, qp) in hca.qps.all() {
+        hca.engines.kick(qp.uar, qpn);
+    }
+}
+
+/// Bus mastering has just been switched off, or D0 left: returns when no access that began before is in flight.
 pub fn settle(hca: &Hca, plane: &Plane) {
     hca.quiesce.wait();
     // An entry is written under its queue's lock, which was free once after the switch.

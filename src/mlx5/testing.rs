@@ -32,7 +32,7 @@ impl Bench {
         let router = Arc::new(FakeRouter::default());
         let (place, _) = MsixPlace::own_bar(2, 8);
         let msix = Arc::new(Msix::new(8, place, router.clone()));
-        msix.set_control(1 << 15);
+        msix.set_control(1 << 15, true);
         for vector in 0..8u64 {
             msix.write(vector * 16, &[0xfee0_0000u64.to_le_bytes()].concat());
             msix.write(vector * 16 + 8, &[0; 8]);

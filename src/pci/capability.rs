@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Bodies of the capabilities that our functions carry (PCIe base 6.0 §7.5.3, §7.7.2; PCI local bus 3.0 appendix H).
 
+/// Capability id of power management (PCIe base 7.5.2.1).
+pub const ID_POWER: u8 = 0x01;
 /// Capability id of PCI Express (PCIe base 7.5.3.1).
 pub const ID_PCIE: u8 = 0x10;
 /// Capability id of MSI-X (PCIe base 7.7.2.1).
@@ -12,6 +14,15 @@ pub const ID_VENDOR: u8 = 0x09;
 pub const PCIE_DEVICE_CONTROL: u16 = 0x08;
 /// Initiate Function Level Reset, in Device Control. Reads as zero.
 pub const PCIE_INITIATE_FLR: u16 = 1 << 15;
+
+/// Power Management Control/Status, relative to its capability (PCIe base 7.5.2.2).
+pub const POWER_CONTROL: u16 = 0x04;
+/// PowerState, in the low byte of Power Management Control/Status.
+pub const POWER_STATE: u8 = 0b11;
+/// PowerState of D0; that of D3hot has both bits set, D1 and D2 are not offered.
+pub const POWER_D0: u8 = 0;
+/// See [`POWER_D0`].
+pub const POWER_D3HOT: u8 = 0b11;
 
 /// What a function says it is in the PCI Express Capabilities register (PCIe base 7.5.3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +66,17 @@ impl Capability {
     pub fn write_one_to_clear(mut self, at: usize, mask: &[u8]) -> Self {
         overlay(&mut self.clear, at, mask);
         self
+    }
+
+    /// The power management capability, version 3 (PCIe base 7.5.2): D0 and D3hot, and no reset between them (No_Soft_Reset).
+    pub fn power() -> Self {
+        const VERSION: u16 = 3;
+        const NO_SOFT_RESET: u8 = 1 << 3;
+        let control = usize::from(POWER_CONTROL);
+        Self::new(ID_POWER, 8)
+            .value(2, &VERSION.to_le_bytes())
+            .value(control, &[NO_SOFT_RESET])
+            .writable(control, &[POWER_STATE])
     }
 
     /// The PCI Express capability, version 2 (PCIe base 7.5.3): function-level reset offered, maximum payload 128 bytes.

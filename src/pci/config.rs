@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::capability::{Capability, ID_PCIE, PCIE_DEVICE_CONTROL, PCIE_INITIATE_FLR};
+use super::capability::{
+    Capability, ID_PCIE, ID_POWER, PCIE_DEVICE_CONTROL, PCIE_INITIATE_FLR, POWER_CONTROL, POWER_D0, POWER_D3HOT,
+    POWER_STATE,
+};
 use dma::BusMaster;
 
 /// Bytes of a PCI Express function's configuration space.
@@ -99,11 +102,12 @@ pub struct ConfigSpace {
     link: usize,
     free: usize,
     pcie: Option<u16>,
+    power: Option<u16>,
     master: Arc<BusMaster>,
 }
 
 impl ConfigSpace {
-    /// A function without BARs and capabilities. Bus Master Enable is mirrored into `master`.
+    /// A function without BARs and capabilities. `master` follows Bus Master Enable and the power state.
     pub fn new(identity: Identity, master: Arc<BusMaster>) -> Self {
         let zero = || Box::new([0; CONFIG_SIZE]);
         let mut space = Self {
@@ -115,6 +119,7 @@ impl ConfigSpace {
             link: usize::from(CAPABILITY_POINTER),
             free: FIRST_CAPABILITY,
             pcie: None,
+            power: None,
             master,
         };
         space.define(0x00, &identity.vendor.to_le_bytes());
@@ -164,8 +169,10 @@ impl ConfigSpace {
         self.link = at + 1;
         self.free = end.next_multiple_of(4);
         let offset = at as u16;
-        if capability.id == ID_PCIE {
-            self.pcie = Some(offset);
+        match capability.id {
+            ID_PCIE => self.pcie = Some(offset),
+            ID_POWER => self.power = Some(offset),
+            _ => {}
         }
         Ok(offset)
     }
@@ -193,11 +200,19 @@ impl ConfigSpace {
 
     /// A guest write of any size: read-only bits stay, write-one-to-clear bits are cleared, the rest is stored.
     pub fn write(&mut self, offset: u16, data: &[u8]) -> ConfigEffects {
+        let power = self.power_state();
         for (at, byte) in (usize::from(offset)..CONFIG_SIZE).zip(data) {
             let kept = self.value[at] & !self.write[at] & !(self.clear[at] & byte);
             self.value[at] = kept | byte & self.write[at];
         }
-        self.master.set(self.command() & COMMAND_BUS_MASTER != 0);
+        // A state that is not offered changes nothing (PCIe base 7.5.2.2).
+        if let Some(at) = self.power
+            && !matches!(self.power_state(), POWER_D0 | POWER_D3HOT)
+        {
+            let control = &mut self.value[usize::from(at + POWER_CONTROL)];
+            *control = *control & !POWER_STATE | power;
+        }
+        self.master.set(self.command() & COMMAND_BUS_MASTER != 0 && self.is_awake());
         ConfigEffects { function_reset: self.take_function_reset() }
     }
 
@@ -212,14 +227,19 @@ impl ConfigSpace {
         self.read_u16(COMMAND)
     }
 
-    /// The switch that follows Bus Master Enable.
+    /// The switch that is on while the function may begin accesses: bus mastering enabled, in D0.
     pub fn bus_master(&self) -> &Arc<BusMaster> {
         &self.master
     }
 
+    /// Whether the function is in D0. In D3hot it answers in configuration space only, and begins no access (PCIe base 5.3.1.4.1).
+    pub fn is_awake(&self) -> bool {
+        self.power_state() == POWER_D0
+    }
+
     /// BARs that decode now: (index, base, size). A BAR whose base is 0 has not been placed and decodes nothing.
     pub fn bars(&self) -> Vec<(u8, u64, u64)> {
-        if self.command() & COMMAND_MEMORY == 0 {
+        if self.command() & COMMAND_MEMORY == 0 || !self.is_awake() {
             return Vec::new();
         }
         let placed = |spec: &BarSpec| {
@@ -235,6 +255,10 @@ impl ConfigSpace {
     pub fn reset(&mut self) {
         self.master.set(false);
         self.value.copy_from_slice(&*self.initial);
+    }
+
+    fn power_state(&self) -> u8 {
+        self.power.map_or(POWER_D0, |at| self.value[usize::from(at + POWER_CONTROL)] & POWER_STATE)
     }
 
     fn take_function_reset(&mut self) -> bool {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! MSI-X (PCIe base 6.0 §6.1.4 and §7.7.2): vector table, pending bits, masks.
 //!
-//! A vector that is triggered while masked latches in the pending bit array and is replayed once when it is unmasked.
+//! A vector that is triggered while masked latches in the pending bit array and is replayed once when it is unmasked. So does one that
+//! is triggered while the function may not write memory: a message is a memory write (§7.5.1.1.3).
 //! Each vector has its own lock, under which it is masked, unmasked, triggered and routed; the function-wide bits are stored first
 //! and then every vector is visited under its lock, so that neither order of "trigger" and "unmask" loses a message, and no
 //! message leaves once a mask write has completed.
@@ -22,6 +23,8 @@ pub const MAX_VECTORS: u16 = 2048;
 
 const CONTROL_ENABLE: u16 = 1 << 15;
 const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
+/// Not a bit of Message Control: the function may write memory, and a message is a memory write.
+const MAY_WRITE: u16 = 1;
 const VECTOR_MASKED: u32 = 1;
 
 /// Where table and pending bits lie. Both in one BAR, offsets multiples of 8.
@@ -105,7 +108,7 @@ impl Msix {
         self.vectors.len() as u16
     }
 
-    /// The capability that announces this table. Hand Message Control to [`Msix::set_control`] after each configuration write.
+    /// The capability that announces this table. Call [`Msix::set_control`] after each configuration write.
     pub fn capability(&self) -> Capability {
         let bar = u32::from(self.place.bar);
         Capability::new(ID_MSIX, 12)
@@ -125,9 +128,10 @@ impl Msix {
         }
     }
 
-    /// Follows Message Control. When it returns after a mask, no message is under way.
-    pub fn set_control(&self, control: u16) {
-        let new = control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK);
+    /// Follows Message Control, and whether the function may write memory. When it returns after a mask, or after bus mastering was
+    /// switched off, no message is under way.
+    pub fn set_control(&self, control: u16, may_write: bool) {
+        let new = control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) | if may_write { MAY_WRITE } else { 0 };
         if self.control.swap(new, Ordering::AcqRel) != new {
             self.each(|index, vector| self.settle(index, vector));
         }
@@ -184,7 +188,7 @@ impl Msix {
     /// If the vector may speak now: tells the router what it says, and sends what is pending.
     fn settle(&self, index: u16, vector: &mut Vector) {
         let control = self.control.load(Ordering::Acquire);
-        if control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE || vector.masked {
+        if control != CONTROL_ENABLE | MAY_WRITE || vector.masked {
             return;
         }
         let message = (vector.address, vector.data);

@@ -43,7 +43,7 @@ fn mask(msix: &Msix, vector: u16) {
 #[test]
 fn a_masked_vector_latches_and_replays_once() {
     let (msix, router, pending) = table();
-    msix.set_control(ENABLE);
+    msix.set_control(ENABLE, true);
     msix.trigger(65);
     msix.trigger(65);
     assert!(router.take().is_empty());
@@ -65,7 +65,7 @@ fn a_masked_vector_latches_and_replays_once() {
 #[test]
 fn the_function_mask_holds_every_vector() {
     let (msix, router, _) = table();
-    msix.set_control(ENABLE | FUNCTION_MASK);
+    msix.set_control(ENABLE | FUNCTION_MASK, true);
     unmask(&msix, 0);
     unmask(&msix, 1);
     msix.trigger(0);
@@ -73,10 +73,24 @@ fn the_function_mask_holds_every_vector() {
     msix.trigger(2);
     assert!(router.take().is_empty());
     assert!(router.routes.lock().unwrap().is_empty(), "what cannot speak needs no route yet");
-    msix.set_control(ENABLE);
+    msix.set_control(ENABLE, true);
     assert_eq!(router.take(), [0, 1]);
     unmask(&msix, 2);
     assert_eq!(router.take(), [2]);
+}
+
+#[test]
+fn a_function_that_may_not_write_latches() {
+    let (msix, router, pending) = table();
+    msix.set_control(ENABLE, false);
+    unmask(&msix, 0);
+    msix.trigger(0);
+    msix.trigger(0);
+    assert!(router.take().is_empty());
+    assert_eq!(u32::from_le_bytes(get(&msix, pending)), 1);
+    msix.set_control(ENABLE, true);
+    assert_eq!(router.take(), [0]);
+    assert_eq!(u32::from_le_bytes(get(&msix, pending)), 0);
 }
 
 #[test]
@@ -84,7 +98,7 @@ fn disabled_or_absent_vectors_do_nothing() {
     let (msix, router, pending) = table();
     unmask(&msix, 0);
     msix.trigger(0);
-    msix.set_control(ENABLE);
+    msix.set_control(ENABLE, true);
     msix.trigger(VECTORS);
     msix.trigger(0xffff);
     assert!(router.take().is_empty());
@@ -93,7 +107,7 @@ fn disabled_or_absent_vectors_do_nothing() {
     assert_eq!(router.take(), [0]);
     msix.reset();
     msix.trigger(0);
-    msix.set_control(ENABLE);
+    msix.set_control(ENABLE, true);
     msix.trigger(0);
     assert!(router.take().is_empty(), "masked again");
 }
@@ -105,7 +119,7 @@ fn routes_follow_address_and_data() {
     set(&msix, 0, 2, 0x41);
     unmask(&msix, 0);
     assert!(router.routes.lock().unwrap().is_empty(), "MSI-X is off");
-    msix.set_control(ENABLE);
+    msix.set_control(ENABLE, true);
     assert_eq!(*router.routes.lock().unwrap(), [(0, 0x1_fee0_1000, 0x41)], "reserved address bits read as zero");
     mask(&msix, 0);
     set(&msix, 0, 2, 0x42);
@@ -123,7 +137,7 @@ fn routes_follow_address_and_data() {
 fn a_failed_route_keeps_the_message() {
     let (msix, router, pending) = table();
     router.broken.store(true, Ordering::Relaxed);
-    msix.set_control(ENABLE);
+    msix.set_control(ENABLE, true);
     unmask(&msix, 3);
     msix.trigger(3);
     assert_eq!(u64::from_le_bytes(get(&msix, pending)), 8);
@@ -178,7 +192,7 @@ fn race(close: impl Fn(&Msix), open: impl Fn(&Msix)) {
     const CYCLES: u32 = 30_000;
     let watcher = Arc::new(Watcher::default());
     let msix = Msix::new(4, MsixPlace::own_bar(2, 4).0, watcher.clone());
-    msix.set_control(ENABLE);
+    msix.set_control(ENABLE, true);
     unmask(&msix, 0);
     let done = AtomicBool::new(false);
     let last = thread::scope(|scope| {
@@ -220,5 +234,5 @@ fn no_race_with_the_vector_mask_loses_a_message() {
 
 #[test]
 fn no_race_with_the_function_mask_loses_a_message() {
-    race(|msix| msix.set_control(ENABLE | FUNCTION_MASK), |msix| msix.set_control(ENABLE));
+    race(|msix| msix.set_control(ENABLE | FUNCTION_MASK, true), |msix| msix.set_control(ENABLE, true));
 }

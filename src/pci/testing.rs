@@ -100,6 +100,7 @@ impl FakeFunction {
         let msix = Arc::new(Msix::new(4, place, router));
         let msix_at = config.add_capability(&msix.capability()).unwrap();
         config.add_capability(&Capability::pcie(PortType::Endpoint)).unwrap();
+        config.add_capability(&Capability::power()).unwrap();
         let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         Self { config, msix, msix_at, memory: vec![0; FAKE_BAR_SIZE as usize], event, resets: 0 }
     }
@@ -118,7 +119,8 @@ impl PciDevice for FakeFunction {
         if self.config.write(offset, data).function_reset {
             return self.reset();
         }
-        self.msix.set_control(self.config.read_u16(self.msix_at + MESSAGE_CONTROL));
+        let control = self.config.read_u16(self.msix_at + MESSAGE_CONTROL);
+        self.msix.set_control(control, self.config.bus_master().get());
     }
 
     fn bars(&self) -> Vec<(u8, u64, u64)> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::bus::SLOTS;
-use super::capability::{Capability, ID_MSIX, ID_PCIE};
+use super::capability::{Capability, ID_MSIX, ID_PCIE, ID_POWER, POWER_CONTROL};
 use super::config::{BarSpec, COMMAND_BUS_MASTER, COMMAND_MEMORY, ConfigError, ConfigSpace};
 use super::testing::{FAKE_BAR_SIZE, FakeFunction, FakeHost, FakeRouter, config_u32, set_command, set_config_u32};
 use super::{PciBus, PciDevice, PciError};
@@ -69,6 +69,29 @@ fn bars_are_placed_and_sized_like_hardware() {
     set_config_u32(&rig.bus, SLOT, 0x20, u32::MAX);
     assert_eq!(config_u32(&rig.bus, SLOT, 0x20), 0);
     rig.check();
+}
+
+#[test]
+fn in_d3hot_nothing_decodes_and_nothing_is_written() {
+    let rig = Rig::new();
+    set_command(&rig.bus, SLOT, COMMAND_MEMORY | COMMAND_BUS_MASTER);
+    let (power, master) = {
+        let function = rig.function.lock().unwrap();
+        let at = (0x40..0x100).step_by(4).find(|at| function.config.read_u16(*at) as u8 == ID_POWER).unwrap();
+        (at + POWER_CONTROL, function.config.bus_master().clone())
+    };
+    let set = |state: u8| {
+        rig.bus.ecam_write(u64::from(SLOT) << 15 | u64::from(power), &[state]);
+        rig.check();
+        (config_u32(&rig.bus, SLOT, power) & 3, rig.bus.mappings().is_empty(), master.get())
+    };
+    assert_eq!(set(0), (0, false, true));
+    assert_eq!(set(3), (3, true, false));
+    assert_eq!(set(2), (3, true, false), "D2 is not offered");
+    set_command(&rig.bus, SLOT, COMMAND_MEMORY | COMMAND_BUS_MASTER);
+    assert!(!master.get(), "the command register does not wake the function");
+    assert_eq!(set(0), (0, false, true), "no soft reset: the command register is as it was");
+    assert_eq!(set(1), (0, false, true), "D1 is not offered");
 }
 
 #[test]
@@ -174,7 +197,7 @@ fn the_capability_chain_ends_and_names_what_is_there() {
         at = (header >> 8) as u8;
         assert!(ids.len() < 48, "the chain is a loop");
     }
-    assert_eq!(ids, [ID_MSIX, ID_PCIE]);
+    assert_eq!(ids, [ID_MSIX, ID_PCIE, ID_POWER]);
 }
 
 #[test]

@@ -101,6 +101,7 @@ impl VirtioPci {
         config.add_bar(BarSpec { index: MSIX_BAR, size: msix_size, prefetchable: false })?;
         let msix_at = config.add_capability(&msix.capability())?;
         config.add_capability(&Capability::pcie(PortType::RootComplexIntegrated))?;
+        config.add_capability(&Capability::power())?;
         for region in layout::regions(queues) {
             config.add_capability(&region)?;
         }
@@ -234,7 +235,8 @@ impl PciDevice for VirtioPci {
             self.reset();
             return;
         }
-        self.msix.set_control(self.config.read_u16(self.msix_at + MESSAGE_CONTROL));
+        let control = self.config.read_u16(self.msix_at + MESSAGE_CONTROL);
+        self.msix.set_control(control, self.config.bus_master().get());
         if self.in_access_data(offset, data.len())
             && let Some((bar, at, len)) = self.access_window()
         {
@@ -298,8 +300,8 @@ impl PciDevice for VirtioPci {
     fn reset(&mut self) {
         // DMA is refused first, so that the engines cannot start anything new while they stop.
         self.config.reset();
-        self.reset_device();
         self.msix.reset();
+        self.reset_device();
     }
 }
 

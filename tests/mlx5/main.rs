@@ -17,6 +17,7 @@ mod ledger;
 mod loopback;
 mod objects;
 mod odp;
+mod power;
 mod public_reports;
 mod resets;
 mod retries;

@@ -6,7 +6,7 @@ use super::caps::LOG_MAX_EQ_SIZE;
 use super::fields;
 use super::request::{Reply, Request, at_most, find, take};
 use crate::VECTORS;
-use crate::eq::{Eq, EqSpec};
+use crate::eq::EqSpec;
 use mlx5_spec::eq::{EQC_SIZE, EQE_SIZE, create_in, create_out, destroy_in, eqc, query_in, query_out, state};
 
 /// CREATE_EQ: empty and unarmed.
@@ -30,7 +30,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     ];
     let mask = words.map(|word| request.get64(word));
     let spec = EqSpec { vector, uar, mask, log_size, buffer, context: context.to_vec() };
-    let eq = request.hca.eqs.insert(|eqn| Eq::new(eqn, spec)).ok_or(CommandError::Exhausted("EQ"))?;
+    let eq = request.hca.insert_eq(spec).ok_or(CommandError::Exhausted("EQ"))?;
     eq.uses.replace(uses);
     Ok(Reply::new(create_out::SIZE).with(create_out::EQN, eq.eqn))
 }
@@ -38,6 +38,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 /// DESTROY_EQ: nothing is written to it and its vector is not raised for it once this is answered.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let eq = take(&request.hca.eqs, "EQ", request.get(destroy_in::EQN))?;
+    request.hca.claims.follow(&request.hca.eqs);
     eq.kill(request.hca);
     eq.uses.end();
     Ok(Reply::ok())

@@ -182,33 +182,51 @@ impl Plane {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 waited => waited?,
             };
-            for slot in ready[..count].iter().map(EpollEvent::data) {
-                if slot == WAKE {
-                    let _ = self.wake.read();
-                } else if let Some(event) = self.events.get(slot as usize) {
-                    let _ = event.read();
-                    self.rung.fetch_or(1 << slot, Ordering::AcqRel);
-                }
-            }
+            self.collect(ready[..count].iter().map(EpollEvent::data));
             self.serve_rung();
         }
         Ok(())
     }
 
+    /// Notes which slots were rung for. Under the lock, like everything that turns a ring into a command: a reset finds each ring
+    /// either still in its eventfd or in `rung`.
+    fn collect(&self, ready: impl Iterator<Item = u64>) {
+        let _between = self.between_commands();
+        for slot in ready {
+            if slot == WAKE {
+                let _ = self.wake.read();
+            } else if let Some(event) = self.events.get(slot as usize) {
+                let _ = event.read();
+                self.rung.fetch_or(1 << slot, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// What was rung for belongs to a queue that is gone.
+    pub fn forget_rings(&self, _between: &MutexGuard<'_, Firmware>) {
+        for event in &self.events {
+            let _ = event.read();
+        }
+        self.rung.store(0, Ordering::Release);
+    }
+
     fn serve_rung(&self) {
-        let mut slots = self.rung.swap(0, Ordering::AcqRel);
-        while slots != 0 && !self.stop.load(Ordering::Acquire) {
+        while !self.stop.load(Ordering::Acquire) {
             while self.waiting.load(Ordering::SeqCst) != 0 {
                 std::thread::sleep(Duration::from_micros(20));
             }
-            self.serve(slots.trailing_zeros());
-            slots &= slots - 1;
+            let mut firmware = lock(&self.firmware);
+            let slots = self.rung.load(Ordering::Acquire);
+            if slots == 0 {
+                return;
+            }
+            self.rung.fetch_and(!(slots & slots.wrapping_neg()), Ordering::AcqRel);
+            self.serve(&mut firmware, slots.trailing_zeros());
         }
     }
 
     /// Executes what is in `slot`, if the driver has handed it over.
-    fn serve(&self, slot: u32) {
-        let mut firmware = lock(&self.firmware);
+    fn serve(&self, firmware: &mut Firmware, slot: u32) {
         let Some(queue) = firmware.queue else { return };
         let Some(at) = queue.checked_add(u64::from(slot) * ENTRY_SIZE as u64) else { return };
         let Ok(Some(entry)) = Entry::look(&self.hca.dma, at) else { return };
@@ -216,7 +234,7 @@ impl Plane {
         let notify = self.hca.claims_event(event::CMD);
         let answered = match take(&entry, &self.hca) {
             Ok((input, output)) => {
-                let reply = self.execute(&mut firmware, &input);
+                let reply = self.execute(firmware, &input);
                 entry.answer(&self.hca.dma, &output, &reply)
             }
             Err(Undelivered(status)) => {

@@ -29,7 +29,7 @@ fn fault_queue(hca: &Hca) -> Arc<Eq> {
     let buffer = GuestBuffer::new(geometry, &list).unwrap();
     let mask = [1 << event::PAGE_FAULT, 0, 0, 0];
     let spec = EqSpec { vector: 0, uar: 16, mask, log_size: 10, buffer, context: Vec::new() };
-    hca.eqs.insert(|eqn| Eq::new(eqn, spec)).unwrap()
+    hca.insert_eq(spec).unwrap()
 }
 
 fn entry(hca: &Hca, index: u64) -> [u8; EQE_SIZE] {

@@ -24,6 +24,8 @@ const CAPABILITY_POINTER: u16 = 0x34;
 const ID_MSIX: u8 = 0x11;
 const ID_PCIE: u8 = 0x10;
 const PCIE_DEVICE_CONTROL: u16 = 8;
+const ID_POWER: u8 = 0x01;
+const POWER_CONTROL: u16 = 4;
 const INITIATE_FLR: u16 = 1 << 15;
 const MSIX_ENABLE: u16 = 1 << 15;
 
@@ -100,6 +102,12 @@ impl Machine {
     /// Bus mastering on or off.
     pub fn set_bus_master(&self, on: bool) {
         self.config_write16(COMMAND, COMMAND_MEMORY | if on { COMMAND_BUS_MASTER } else { 0 });
+    }
+
+    /// Power state of the function: 0 for D0, 3 for D3hot.
+    pub fn set_power_state(&self, state: u16) {
+        let power = self.capability(ID_POWER).expect("the NIC has power management");
+        self.config_write16(power + POWER_CONTROL, state);
     }
 
     /// Function level reset. Command register, BARs and MSI-X are as after power-on; BARs are then restored.

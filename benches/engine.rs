@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mlx5::NicConfig;
+use mlx5::{EnginePolicy, NicConfig};
 use rnic_testdrive::{Access, Buffer, Cq, Driver, Machine, MachineConfig, Mr, Qp, QpSpec, Wqe};
 
 /// Bytes of source and of target: more than the second cache level, so that both sides see memory alike.
@@ -73,7 +73,7 @@ struct Lane {
 
 impl Lane {
     fn new(log_sq: u32) -> Self {
-        let nic = NicConfig { engines: 1, ..NicConfig::default() };
+        let nic = NicConfig { engines: EnginePolicy::Threads(1), ..NicConfig::default() };
         let machine = Arc::new(Machine::new(MachineConfig { ram_mib: 128, nic, ..MachineConfig::default() }));
         let driver = Driver::probe(&machine).expect("the NIC binds");
         let pd = driver.alloc_pd().expect("a domain");

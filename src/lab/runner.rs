@@ -17,7 +17,7 @@ use super::plan::{Row, Writer};
 use super::report::{Report, RowResult};
 use super::verdict::{Observed, Stop, Verdict};
 use image::KernelSource;
-use mlx5::NicConfig;
+use mlx5::{EnginePolicy, NicConfig};
 use play::{Played, play};
 
 /// A kernel with what its guests need.
@@ -252,7 +252,7 @@ impl KernelRun<'_> {
         let rdma = role == TEST && self.config.rows.iter().any(|row| matches!(row.scenario.writer, Writer::Nic(_)));
         let parts = GuestParts {
             cpus: if role == TEST { TEST_CPUS } else { 1 },
-            nic: rdma.then(|| NicConfig { engines: ENGINES, ..NicConfig::default() }),
+            nic: rdma.then(|| NicConfig { engines: EnginePolicy::Threads(ENGINES), ..NicConfig::default() }),
             ..self.parts.clone()
         };
         Guest::boot(&parts, &self.tag(role)).or_else(|stop| {

@@ -86,7 +86,7 @@ pub struct Bus {
     pub quiesce: Quiesce,
     /// Injection rules.
     pub injections: NicInjections,
-    /// Data path threads.
+    /// Data path.
     pub engines: Engines,
     /// Warnings that a guest can provoke.
     pub complaints: Rationed,
@@ -108,7 +108,7 @@ impl Bus {
         ledger: Arc<Ledger>,
         msix: Arc<Msix>,
     ) -> std::io::Result<Self> {
-        let engines = usize::from(config.engines.clamp(1, 16));
+        let engines = Engines::new(config.engines.resolve(0))?;
         let payload = Arc::new(NicCounters::default());
         ledger.register_nic(index, &payload);
         let memory = HostMemory::default();
@@ -123,9 +123,9 @@ impl Bus {
             memory,
             waiting_events: AtomicUsize::new(0),
             claims: Claims::default(),
-            quiesce: Quiesce::new(engines),
+            quiesce: Quiesce::new(engines.count()),
             injections: NicInjections::default(),
-            engines: Engines::new(engines)?,
+            engines,
             complaints: Rationed::default(),
             counters: Counters::default(),
             payload,

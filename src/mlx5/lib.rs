@@ -38,6 +38,7 @@ pub mod uar;
 pub mod users;
 
 pub use command::log::TARGET as COMMAND_LOG;
+pub use engine::EnginePolicy;
 pub use mlx5_spec as spec;
 pub use nic::{Nic, NicError, NicHandle};
 pub use plug::{NicPlug, PluggedNic};
@@ -78,12 +79,12 @@ pub struct NicConfig {
     pub odp: bool,
     /// Log every command (target `rnic::mlx5::commands`, level info).
     pub log_commands: bool,
-    /// Data path threads, 1 to 16.
-    pub engines: u8,
+    /// Who runs the data path.
+    pub engines: EnginePolicy,
 }
 
 impl Default for NicConfig {
     fn default() -> Self {
-        Self { model: Model::default(), odp: true, log_commands: false, engines: 2 }
+        Self { model: Model::default(), odp: true, log_commands: false, engines: EnginePolicy::default() }
     }
 }

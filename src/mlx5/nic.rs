@@ -11,15 +11,14 @@ use super::command::{Plane, Worker};
 use super::engine::Engines;
 use super::hca::Hca;
 use super::init_segment::{InitSegment, Order};
-use super::uar::{self, UarDoorbells};
+use super::uar::{self, UarDoorbells, UarRegisters};
 use super::{BAR0_SIZE, Model, NicConfig, VECTORS, reset};
 use dma::{BusMaster, DmaTarget, GuestRam};
 use mlx5_spec::init::COMMAND_DOORBELL;
 use pci::capability::{Capability, ID_VENDOR, PortType};
 use pci::config::{BarSpec, ConfigError, ConfigSpace, Identity};
 use pci::msix::{MESSAGE_CONTROL, Msix, MsixPlace};
-use pci::rationed::Rationed;
-use pci::{Doorbell, DoorbellHost, MsiRouter, PciDevice};
+use pci::{DirectWrites, Doorbell, DoorbellHost, MsiRouter, PciDevice};
 use probe::ledger::Ledger;
 
 const VENDOR: u16 = 0x15b3;
@@ -46,7 +45,7 @@ pub struct Nic {
     hca: Arc<Hca>,
     plane: Arc<Plane>,
     worker: Option<Worker>,
-    nonsense: Rationed,
+    uars: Arc<UarRegisters>,
 }
 
 /// What the VMM and the lab hold of a NIC.
@@ -115,8 +114,8 @@ impl Nic {
             }
         };
         let handle = NicHandle { hca: hca.clone(), plane: plane.clone() };
-        let segment = InitSegment::default();
-        Ok((Self { config: space, msix_at, segment, hca, plane, worker, nonsense: Rationed::default() }, handle))
+        let (segment, uars) = (InitSegment::default(), Arc::new(UarRegisters::new(hca.clone())));
+        Ok((Self { config: space, msix_at, segment, hca, plane, worker, uars }, handle))
     }
 
     fn obey(&mut self, order: Option<Order>, offset: u64, len: usize) {
@@ -199,24 +198,16 @@ impl PciDevice for Nic {
     fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]) {
         match bar {
             MSIX_BAR => self.hca.msix.write(offset, data),
-            uar::BAR => match uar::page_of(offset) {
-                Some((page, inside)) => {
-                    if !uar::write(&self.hca, page, inside, data)
-                        && let Some(count) = self.nonsense.next()
-                    {
-                        let (index, len) = (self.hca.index, data.len());
-                        log::debug!(
-                            "nic{index}: {len} bytes at {inside:#x} of UAR page {page} ignored ({count} so far)"
-                        );
-                    }
-                }
-                None => {
-                    let order = self.segment.write(offset, data);
-                    self.obey(order, offset, data.len());
-                }
-            },
+            uar::BAR if !self.uars.write(bar, offset, data) => {
+                let order = self.segment.write(offset, data);
+                self.obey(order, offset, data.len());
+            }
             _ => {}
         }
+    }
+
+    fn direct_writes(&self) -> Option<Arc<dyn DirectWrites>> {
+        Some(self.uars.clone())
     }
 
     fn doorbells(&self) -> Vec<Doorbell> {

@@ -37,8 +37,9 @@ impl Plug for NicPlug {
     }
 
     fn plug(self: Box<Self>, socket: Socket) -> Result<SharedDevice, PlugError> {
-        let Socket { requester, ram, router, doorbells } = socket;
-        let (nic, handle) = Nic::new(self.index, self.config, requester, ram, self.ledger, router, doorbells)?;
+        let Socket { requester, ram, router, doorbells, vcpus } = socket;
+        let config = NicConfig { engines: self.config.engines.resolve(vcpus), ..self.config };
+        let (nic, handle) = Nic::new(self.index, config, requester, ram, self.ledger, router, doorbells)?;
         // A plug is used once.
         drop(self.plugged.set(handle));
         Ok(Arc::new(Mutex::new(nic)))

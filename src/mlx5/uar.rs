@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::engine::Engines;
 use super::hca::{FIRST_UAR, Hca};
 use super::sync::lock;
 use mlx5_spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, arm_cmd, cq_arm, eq};
+use mlx5_spec::wqe::ctrl;
 use pci::rationed::Rationed;
-use pci::{Doorbell, DoorbellHost};
+use pci::{DirectWrites, Doorbell, DoorbellHost};
 
 /// BAR with the UAR pages.
 pub const BAR: u8 = 0;
@@ -23,9 +25,35 @@ pub fn page_of(offset: u64) -> Option<(u32, u64)> {
     (page >= FIRST_UAR).then_some((page, offset % PAGE_SIZE))
 }
 
+/// The UAR pages' registers. Any number of vCPUs write them at once, and none holds the function's lock meanwhile: one may run an engine.
+pub struct UarRegisters {
+    hca: Arc<Hca>,
+    nonsense: Rationed,
+}
+
+impl UarRegisters {
+    /// Of this device.
+    pub fn new(hca: Arc<Hca>) -> Self {
+        Self { hca, nonsense: Rationed::default() }
+    }
+}
+
+impl DirectWrites for UarRegisters {
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) -> bool {
+        let Some((page, inside)) = page_of(offset).filter(|_| bar == BAR) else { return false };
+        if !write(&self.hca, page, inside, data)
+            && let Some(count) = self.nonsense.next()
+        {
+            let (index, len) = (self.hca.index, data.len());
+            log::debug!("nic{index}: {len} bytes at {inside:#x} of UAR page {page} ignored ({count} so far)");
+        }
+        true
+    }
+}
+
 /// A guest write to UAR page `uar`. `false`: it has no meaning. Queues obey the page that they were created with only: that
 /// is what keeps processes apart.
-pub fn write(hca: &Hca, uar: u32, offset: u64, data: &[u8]) -> bool {
+fn write(hca: &Arc<Hca>, uar: u32, offset: u64, data: &[u8]) -> bool {
     if hca.uars.get(uar).is_none() {
         return false;
     }
@@ -40,15 +68,26 @@ pub fn write(hca: &Hca, uar: u32, offset: u64, data: &[u8]) -> bool {
             queue.map(|queue| queue.update(hca, eq::CI.get(data), offset == EQ_ARM)).is_some()
         }
         (SQ_DOORBELL.., 8) if offset.is_multiple_of(8) => {
-            hca.engines.ring(uar);
-            true
+            // The WQE's first eight bytes: they name the queue pair.
+            let qpn = ctrl::QPN.get(data);
+            let own = hca.qps.with(qpn, |qp| qp.uar == uar) == Some(true);
+            if own {
+                Engines::ring(hca, uar, qpn);
+            }
+            own
         }
         _ => false,
     }
 }
 
-/// Send doorbells of the allocated UAR pages as eventfds, one a page, wherever BAR0 is. Where the host gives none the write
-/// takes an exit and reaches [`fn@write`]: slower, not lost.
+/// A UAR page with more send queues than this has doorbells that take an exit: they name their queue pair, an eventfd names only the
+/// page, all of whose doorbell records are then looked at.
+const CROWD: u32 = 16;
+/// With so few it has eventfds again.
+const CROWD_OVER: u32 = 8;
+
+/// Send doorbells of the allocated UAR pages as eventfds, one a page, wherever BAR0 is. Where the host gives none, where many queue
+/// pairs share the page, and where vCPUs run the engines, the write takes an exit and reaches [`UarRegisters`].
 pub struct UarDoorbells {
     host: Arc<dyn DoorbellHost>,
     failures: Rationed,
@@ -65,6 +104,9 @@ struct Inner {
 struct Page {
     event: Arc<EventFd>,
     attached: Vec<(u64, Doorbell)>,
+    /// Send queues that ring here.
+    queues: u32,
+    crowded: bool,
 }
 
 impl UarDoorbells {
@@ -75,6 +117,9 @@ impl UarDoorbells {
 
     /// ALLOC_UAR.
     pub fn open(&self, hca: &Hca, uar: u32) {
+        if hca.engines.is_inline() {
+            return;
+        }
         let watched = EventFd::new(EFD_NONBLOCK).map(Arc::new).and_then(|event| {
             hca.engines.watch(uar, event.clone())?;
             Ok(event)
@@ -84,11 +129,29 @@ impl UarDoorbells {
             Err(error) => return self.complain("make", uar, &error),
         };
         let mut inner = lock(&self.inner);
-        let mut page = Page { event, attached: Vec::new() };
+        let mut page = Page { event, attached: Vec::new(), queues: 0, crowded: false };
         if let Some(base) = inner.base {
             self.attach(base, uar, &mut page);
         }
         inner.pages.insert(uar, page);
+    }
+
+    /// A queue pair with a send queue came to page `uar`, or went.
+    pub fn populate(&self, uar: u32, came: bool) {
+        let mut inner = lock(&self.inner);
+        let base = inner.base;
+        let Some(page) = inner.pages.get_mut(&uar) else { return };
+        page.queues = if came { page.queues + 1 } else { page.queues.saturating_sub(1) };
+        // Nothing that was rung is lost: it is in the eventfd, which stays watched, or took an exit.
+        if page.queues > CROWD && !page.crowded {
+            page.crowded = true;
+            self.detach(uar, page);
+        } else if page.queues <= CROWD_OVER && page.crowded {
+            page.crowded = false;
+            if let Some(base) = base {
+                self.attach(base, uar, page);
+            }
+        }
     }
 
     /// DEALLOC_UAR.
@@ -119,7 +182,7 @@ impl UarDoorbells {
         inner.base = base;
         for (uar, page) in &mut inner.pages {
             self.detach(*uar, page);
-            if let Some(base) = base {
+            if let Some(base) = base.filter(|_| !page.crowded) {
                 self.attach(base, *uar, page);
             }
         }

@@ -2,7 +2,8 @@
 //! Bus 0: up to 32 single-function devices behind a host bridge, reached through ECAM, CF8/CFC and their BARs.
 //!
 //! Lock order: a device's own lock, then its `Attachments`, then the mapping table. The table is never held while a device is
-//! called, so a guest that moves a BAR on one vCPU and uses it on another gets one of the two outcomes and no deadlock.
+//! called, so a guest that moves a BAR on one vCPU and uses it on another gets one of the two outcomes and no deadlock. A function's
+//! [`DirectWrites`] are called without any lock.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use super::host_bridge::HostBridge;
 use super::placement::{Placement, Window, Windows, apply};
 use super::rationed::Rationed;
-use super::{Doorbell, DoorbellHost, PciDevice, PciError};
+use super::{DirectWrites, Doorbell, DoorbellHost, PciDevice, PciError};
 
 /// A device as the bus and its owner share it.
 pub type SharedDevice = Arc<Mutex<dyn PciDevice>>;
@@ -35,7 +36,14 @@ struct Mapping {
     size: u64,
     slot: u8,
     bar: u8,
+    target: Target,
+}
+
+/// Who answers an access.
+#[derive(Clone)]
+struct Target {
     device: SharedDevice,
+    direct: Option<Arc<dyn DirectWrites>>,
 }
 
 /// What of a device is visible to the guest now.
@@ -48,6 +56,7 @@ struct Attachments {
 #[derive(Clone)]
 struct Slot {
     device: SharedDevice,
+    direct: Option<Arc<dyn DirectWrites>>,
     placement: Arc<Placement>,
     attachments: Arc<Mutex<Attachments>>,
 }
@@ -67,6 +76,7 @@ impl PciBus {
     pub fn new(host: Arc<dyn DoorbellHost>, low: Range<u64>, high: Range<u64>) -> Self {
         let bridge = Slot {
             device: Arc::new(Mutex::new(HostBridge::default())),
+            direct: None,
             placement: Arc::default(),
             attachments: Arc::default(),
         };
@@ -98,7 +108,8 @@ impl PciBus {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let index = u8::try_from(slots.len()).ok().filter(|slot| *slot < SLOTS).ok_or(PciError::BusFull)?;
         let placement = lock(&self.windows).place(&mut *lock(&device))?;
-        slots.push(Slot { device, placement: Arc::new(placement), attachments: Arc::default() });
+        let direct = lock(&device).direct_writes();
+        slots.push(Slot { device, direct, placement: Arc::new(placement), attachments: Arc::default() });
         Ok(index)
     }
 
@@ -159,15 +170,17 @@ impl PciBus {
     /// Reads a BAR at a guest physical address. `false`: no BAR there, `data` is all ones.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> bool {
         data.fill(0xff);
-        let Some((device, bar, offset)) = self.find(address) else { return false };
+        let Some((Target { device, .. }, bar, offset)) = self.find(address) else { return false };
         lock(&device).bar_read(bar, offset, data);
         true
     }
 
     /// Writes a BAR at a guest physical address. `false`: no BAR there.
     pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
-        let Some((device, bar, offset)) = self.find(address) else { return false };
-        lock(&device).bar_write(bar, offset, data);
+        let Some((Target { device, direct }, bar, offset)) = self.find(address) else { return false };
+        if !direct.is_some_and(|direct| direct.write(bar, offset, data)) {
+            lock(&device).bar_write(bar, offset, data);
+        }
         true
     }
 
@@ -207,12 +220,12 @@ impl PciBus {
         Some(function | u64::from(address & 0xfc) | byte)
     }
 
-    fn find(&self, address: u64) -> Option<(SharedDevice, u8, u64)> {
+    fn find(&self, address: u64) -> Option<(Target, u8, u64)> {
         let table = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
         let below = table.partition_point(|mapping| mapping.base <= address);
         // The first is the hit, unless a guest has laid one BAR over another.
         let hit = table[..below].iter().rev().find(|mapping| address - mapping.base < mapping.size)?;
-        Some((hit.device.clone(), hit.bar, address - hit.base))
+        Some((hit.target.clone(), hit.bar, address - hit.base))
     }
 
     /// Brings mappings and doorbells in line with the BARs that `device` (locked by the caller) decodes now.
@@ -242,7 +255,8 @@ impl PciBus {
     fn remap(&self, index: u8, slot: &Slot, bars: &[(u8, u64, u64)]) {
         let mut table = self.mappings.write().unwrap_or_else(PoisonError::into_inner);
         table.retain(|mapping| mapping.slot != index);
-        let mapped = |&(bar, base, size): &_| Mapping { base, size, slot: index, bar, device: slot.device.clone() };
+        let target = Target { device: slot.device.clone(), direct: slot.direct.clone() };
+        let mapped = |&(bar, base, size): &_| Mapping { base, size, slot: index, bar, target: target.clone() };
         table.extend(bars.iter().map(mapped));
         table.sort_by_key(|mapping| (mapping.base, mapping.slot, mapping.bar));
     }

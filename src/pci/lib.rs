@@ -89,6 +89,8 @@ pub struct Socket {
     pub router: Arc<dyn MsiRouter>,
     /// Who turns its doorbells into eventfds.
     pub doorbells: Arc<dyn DoorbellHost>,
+    /// Processors of the machine.
+    pub vcpus: usize,
 }
 
 /// Why a device could not be put into a machine. Never the guest's doing.
@@ -105,6 +107,12 @@ pub trait Plug: Send {
     fn plug(self: Box<Self>, socket: Socket) -> Result<SharedDevice, PlugError>;
 }
 
+/// Registers of a function that any number of vCPUs may write at once.
+pub trait DirectWrites: Send + Sync {
+    /// Takes a guest write to a BAR. `false`: not one of these registers; it is for [`PciDevice::bar_write`].
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) -> bool;
+}
+
 /// One function on the bus. Offsets are bytes; slices are what the guest's one access covers (1, 2, 4 or 8 bytes).
 pub trait PciDevice: Send {
     /// Reads configuration space (4096 bytes). Holes read as zero.
@@ -117,6 +125,10 @@ pub trait PciDevice: Send {
     fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
     /// Writes a BAR. A wrong access size is a logged no-op.
     fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]);
+    /// Registers that are written without the function's lock, if it has such. Constant over the device's life.
+    fn direct_writes(&self) -> Option<Arc<dyn DirectWrites>> {
+        None
+    }
     /// Doorbells wanted while the BARs decode. Constant over the device's life.
     fn doorbells(&self) -> Vec<Doorbell>;
     /// Function reset: registers to their initial values, engines stopped, every hold and wait cancelled.

@@ -111,6 +111,7 @@ pub struct Rig {
     pub msix: u64,
     pub msix_at: u16,
     pub access_at: u16,
+    pub power_at: u16,
 }
 
 impl Rig {
@@ -141,6 +142,7 @@ impl Rig {
             msix: 0,
             msix_at: 0,
             access_at: 0,
+            power_at: 0,
         };
         rig.discover();
         set_command(&rig.bus, SLOT, 6);
@@ -169,6 +171,7 @@ impl Rig {
                 (9, 3) => self.isr = address(),
                 (9, 4) => self.device = address(),
                 (9, 5) => self.access_at = at,
+                (1, _) => self.power_at = at,
                 (0x11, _) => (self.msix_at, self.msix) = (at, self.bar(config_u32(&self.bus, SLOT, at + 4) as u8 & 7)),
                 _ => {}
             }

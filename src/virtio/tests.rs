@@ -311,6 +311,7 @@ proptest! {
             set_config_u32(&rig.bus, SLOT, 0x10, WINDOW as u32);
             set_config_u32(&rig.bus, SLOT, 0x14, (WINDOW >> 32) as u32);
             set_command(&rig.bus, SLOT, 6);
+            set_config_u32(&rig.bus, SLOT, rig.power_at + 4, 0);
             let status = rig.status();
             prop_assert!(status & 0x04 == 0 || status & 0x0b == 0x0b, "status {status:#x}");
             prop_assert!(status & 0x30 == 0, "reserved bits in status {status:#x}");

@@ -95,11 +95,12 @@ pub fn plug(
     ram: &Arc<GuestRam>,
     interrupts: &Arc<Interrupts>,
     doorbells: &Arc<IoEvents>,
+    vcpus: u8,
 ) -> Result<(), VmmError> {
     let router = interrupts.function(device.vectors()).map_err(VmmError::host("making interrupts for a device"))?;
     // On a full bus there is no slot, and adding the function fails.
     let requester = pci.next_slot().map_or(0, PciBus::requester);
-    let socket = Socket { requester, ram: ram.clone(), router, doorbells: doorbells.clone() };
+    let socket = Socket { requester, ram: ram.clone(), router, doorbells: doorbells.clone(), vcpus: vcpus.into() };
     pci.add(device.plug(socket)?).map_err(VmmError::Pci)?;
     Ok(())
 }

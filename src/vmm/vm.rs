@@ -123,9 +123,9 @@ impl Vm {
             pci: pci.clone(),
             ending,
         });
-        config.devices.into_iter().try_for_each(|device| plug(device, &pci, &ram, &interrupts, &doorbells))?;
+        let VmConfig { kernel, initramfs, cmdline, cpus, devices, .. } = config;
+        devices.into_iter().try_for_each(|device| plug(device, &pci, &ram, &interrupts, &doorbells, cpus))?;
 
-        let VmConfig { kernel, initramfs, cmdline, cpus, .. } = config;
         let image = Image { kernel, initramfs, cmdline, cpus, cpuid, window_64 };
         let vcpus = image.load(&vm, &ram, &vmlinux)?;
         drop(vmlinux);

@@ -159,7 +159,7 @@ fn the_timer_and_the_queue_geometry_are_there() {
     let machine = machine();
     machine.enable();
     let bar = Bar::map(&machine);
-    assert_eq!(bar.read32(init::CMDQ_ADDR_L_SZ as u64) & 0xfff, 0x056);
+    assert_eq!(bar.read32(init::CMDQ_ADDR_L_SZ as u64) & 0xfff, init::nic_interface::DISABLED << 8 | 0x56);
     let low = bar.read32(init::INTERNAL_TIMER as u64 + 4);
     assert_ne!(low, bar.read32(init::INTERNAL_TIMER as u64 + 4));
     assert_eq!(bar.read32(0x2010), u32::MAX, "beyond the segment");

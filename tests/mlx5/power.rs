@@ -29,8 +29,9 @@ fn interrupts(machine: &Machine) -> u64 {
     machine.interrupts.count(u32::from(COMPLETION_VECTOR))
 }
 
-/// What takes the right to write memory away, and gives it back.
-const SILENCES: [(&str, fn(&Machine, bool)); 2] = [
+/// What takes the right to write memory away (false), and gives it back.
+type Silence = fn(&Machine, bool);
+const SILENCES: [(&str, Silence); 2] = [
     ("bus mastering", |machine, on| machine.set_bus_master(on)),
     ("D3hot", |machine, on| machine.set_power_state(if on { 0 } else { 3 })),
 ];

@@ -56,6 +56,9 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     };
     let qp = request.hca.qps.insert(|qpn| Qp::new(qpn, spec)).ok_or(CommandError::Exhausted("queue pair"))?;
     qp.uses.replace(named.uses);
+    if qp.layout.log_sq_size.is_some() {
+        request.doorbells.populate(uar, true);
+    }
     if let Some(slot) = special_slot(service) {
         lock(&request.hca.special)[slot] = Some(qp.qpn);
     }
@@ -197,6 +200,9 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let qp = hca.qps.remove(qpn).ok_or(CommandError::NoSuch { what: "queue pair", number: qpn })?;
     hca.change_qp(&qp, retire);
     qp.uses.end();
+    if qp.layout.log_sq_size.is_some() {
+        request.doorbells.populate(qp.uar, false);
+    }
     for slot in lock(&hca.special).iter_mut().filter(|slot| **slot == Some(qpn)) {
         *slot = None;
     }

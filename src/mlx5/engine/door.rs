@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The door of an engine: what others tell it, and what wakes it.
+//! The mailbox of an engine: what others tell it, and what wakes its thread.
 //!
-//! News come as kicks (something about a queue pair changed), rings (a doorbell of a UAR page that took an exit) and signalled
-//! eventfds (a doorbell that did not). A ring says "look at the records of that page's queue pairs": one address serves them all.
+//! News are queue pairs to look at (something about them changed, or their doorbell took an exit: it names its queue pair) and
+//! signalled eventfds (a doorbell that took none: it names a UAR page, all of whose queue pairs are looked at).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -20,11 +20,10 @@ const TIMER: u64 = u64::MAX - 1;
 /// Events taken at once.
 const EVENTS: usize = 32;
 
-/// What others tell an engine: queue pairs and UAR pages to look at, and to end.
+/// What others tell an engine: queue pairs to look at, and to end.
 #[derive(Default)]
 pub(super) struct Inbox {
     pub(super) qpns: HashSet<u32>,
-    pub(super) uars: HashSet<u32>,
     pub(super) stop: bool,
 }
 
@@ -58,29 +57,37 @@ impl Door {
 
     /// Look at queue pair `qpn`.
     pub fn kick(&self, qpn: u32) {
-        self.tell(|inbox| {
-            inbox.qpns.insert(qpn);
-        });
+        self.note(qpn);
+        self.wake_if_asleep();
     }
 
-    /// Look at the records of UAR page `uar`.
-    pub fn ring(&self, uar: u32) {
+    /// The same, without a word to the thread.
+    pub(super) fn note(&self, qpn: u32) {
         self.tell(|inbox| {
-            inbox.uars.insert(uar);
+            inbox.qpns.insert(qpn);
         });
     }
 
     /// End.
     pub fn stop(&self) {
         self.tell(|inbox| inbox.stop = true);
+        self.wake_if_asleep();
+    }
+
+    /// There is work for the thread.
+    pub(super) fn wake(&self) {
+        // Fails only when the counter is full, and then the engine wakes as well.
+        let _ = self.wake.write(1);
     }
 
     fn tell(&self, what: impl FnOnce(&mut Inbox)) {
         what(&mut lock(&self.inbox));
         self.news.store(true, Ordering::SeqCst);
+    }
+
+    fn wake_if_asleep(&self) {
         if self.asleep.load(Ordering::SeqCst) {
-            // Fails only when the counter is full, and then the engine wakes as well.
-            let _ = self.wake.write(1);
+            self.wake();
         }
     }
 
@@ -92,9 +99,6 @@ impl Door {
         }
         add(&self.epoll, &event, u64::from(uar))?;
         watched.insert(uar, event);
-        drop(watched);
-        // What was signalled before is looked at as well.
-        self.ring(uar);
         Ok(())
     }
 
@@ -133,6 +137,8 @@ impl Door {
     /// Waits for news, a doorbell, or the timer. UAR pages as [`Door::take_doorbells`].
     pub(super) fn sleep(&self) -> impl Iterator<Item = u32> + use<> {
         self.asleep.store(true, Ordering::SeqCst);
+        // Whoever left a note without a word saw the engine in use, before this.
+        fence(Ordering::SeqCst);
         let rung = self.wait(if self.news.load(Ordering::SeqCst) { 0 } else { -1 });
         self.asleep.store(false, Ordering::SeqCst);
         rung

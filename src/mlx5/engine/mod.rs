@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The data path: engine threads that execute send WQEs and place data (contract 7).
+//! The data path: engines that execute send WQEs and place data (contract 7).
 //!
 //! * `wqe`: work requests, parsed. `receive`: how receive WQEs are taken.
 //! * `requester`: one queue pair's sending half and what it waits for; `execute` and `datagram`: one step of a message;
 //!   `transfer`: the copy; `completion`: CQEs; `diagnosis`: what they say of errors; `failure`: errors, page faults, flushing.
-//! * `worker`: the thread; `door`: what others tell it.
+//! * `worker`: an engine, a value that is run for a bounded while; `door`: its mailbox.
+//! * [`EnginePolicy`]: who runs it. Here: the threads, and the vCPU that rang a doorbell.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -20,6 +22,7 @@ mod diagnosis;
 mod door;
 mod execute;
 mod failure;
+mod policy;
 mod psn;
 mod receive;
 mod requester;
@@ -29,39 +32,62 @@ mod worker;
 mod wqe;
 
 use door::Door;
+pub use policy::EnginePolicy;
 pub use receive::{Responder, read_record};
-use worker::Worker;
+use worker::{Engine, Next};
 pub use wqe::MAX_SEND_WQE;
 
-/// Handles to the engine threads. A queue pair belongs to engine `uar % count`.
+/// Turns that a thread gives its engine before it lets go of the lock.
+const THREAD_TURNS: u32 = 256;
+/// Turns that a vCPU gives an engine before it goes back into the guest: 256 WQEs or 4 MiB, half a millisecond or so.
+const VCPU_TURNS: u32 = 4;
+/// How often a vCPU looks again for what others have left in the mailbox meanwhile.
+const VCPU_ROUNDS: u32 = 4;
+
+/// An engine with its mailbox. Whoever holds the lock runs it.
+struct Unit {
+    door: Door,
+    engine: Mutex<Engine>,
+}
+
+/// The engines of a device. A queue pair belongs to engine `uar % count`.
 pub struct Engines {
-    doors: Vec<Arc<Door>>,
+    units: Vec<Arc<Unit>>,
+    /// Doorbells are served by the vCPU that rings them.
+    inline: bool,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Engines {
-    /// `count` engines, not running.
-    pub fn new(count: usize) -> std::io::Result<Self> {
-        let doors = (0..count.max(1)).map(|_| Door::new().map(Arc::new)).collect::<Result<_, _>>()?;
-        Ok(Self { doors, threads: Mutex::default() })
+    /// As many engines as `policy` says, not running.
+    pub fn new(policy: EnginePolicy) -> std::io::Result<Self> {
+        let count = policy.count();
+        let unit = |number| {
+            let door = Door::new()?;
+            let engine = Mutex::new(Engine::new(number, count, &door)?);
+            Ok(Arc::new(Unit { door, engine }))
+        };
+        let units = (0..count).map(unit).collect::<std::io::Result<_>>()?;
+        Ok(Self { units, inline: policy == EnginePolicy::Inline, threads: Mutex::default() })
     }
 
-    /// Starts the threads. They hold the device until [`Engines::stop`].
+    /// Starts a thread for each. They hold the device until [`Engines::stop`].
     pub fn start(hca: &Arc<Hca>) -> std::io::Result<()> {
-        let count = hca.engines.doors.len();
-        for (engine, door) in hca.engines.doors.iter().enumerate() {
-            let worker = Worker::new(hca.clone(), engine, count, door.clone())?;
-            let name = format!("nic{}-engine{engine}", hca.index);
-            let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
-            lock(&hca.engines.threads).push(thread);
+        let polls = !hca.engines.inline;
+        for (number, unit) in hca.engines.units.iter().enumerate() {
+            let (hca, unit) = (hca.clone(), unit.clone());
+            let name = format!("nic{}-engine{number}", hca.index);
+            let threads = &hca.clone().engines.threads;
+            let thread = std::thread::Builder::new().name(name).spawn(move || unit.serve(&hca, polls))?;
+            lock(threads).push(thread);
         }
         Ok(())
     }
 
     /// Stops and joins the threads. Every wait and hold is over.
     pub fn stop(&self) {
-        for door in &self.doors {
-            door.stop();
+        for unit in &self.units {
+            unit.door.stop();
         }
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
@@ -70,27 +96,92 @@ impl Engines {
         }
     }
 
-    fn door(&self, uar: u32) -> &Door {
-        &self.doors[uar as usize % self.doors.len()]
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.units.len()
+    }
+
+    /// Whether doorbells are served by the vCPUs that ring them, and so had better take an exit.
+    pub fn is_inline(&self) -> bool {
+        self.inline
+    }
+
+    fn unit(&self, uar: u32) -> &Unit {
+        &self.units[uar as usize % self.units.len()]
     }
 
     /// `event` is signalled by SQ doorbells of UAR page `uar`, from now on.
     pub fn watch(&self, uar: u32, event: Arc<EventFd>) -> std::io::Result<()> {
-        self.door(uar).watch(uar, event)
+        self.unit(uar).door.watch(uar, event)
     }
 
     /// Undoes `watch`.
     pub fn unwatch(&self, uar: u32) {
-        self.door(uar).unwatch(uar);
+        self.unit(uar).door.unwatch(uar);
     }
 
-    /// An SQ doorbell of UAR page `uar` that took an exit.
-    pub fn ring(&self, uar: u32) {
-        self.door(uar).ring(uar);
+    /// An SQ doorbell for queue pair `qpn` on UAR page `uar` that took an exit. The caller holds no lock.
+    pub fn ring(hca: &Arc<Hca>, uar: u32, qpn: u32) {
+        let unit = hca.engines.unit(uar);
+        // An injection may stall the engine for seconds: not on a vCPU.
+        if hca.engines.inline && !hca.injections.any() {
+            unit.serve_doorbell(hca, qpn);
+        } else {
+            unit.door.kick(qpn);
+        }
     }
 
     /// Something about queue pair `qpn` changed: look at it again.
     pub fn kick(&self, uar: u32, qpn: u32) {
-        self.door(uar).kick(qpn);
+        self.unit(uar).door.kick(qpn);
+    }
+}
+
+impl Unit {
+    /// The thread: until it is told to stop. `polls`: it looks for work a little longer before it sleeps.
+    fn serve(&self, hca: &Arc<Hca>, polls: bool) {
+        loop {
+            let mut engine = lock(&self.engine);
+            match engine.run(hca, &self.door, THREAD_TURNS) {
+                Next::Stop => return self.door.unwatch_timer(engine.timer()),
+                Next::Again => continue,
+                Next::Idle if polls && engine.poll(hca, &self.door) => continue,
+                Next::Idle if !engine.set_timer() => continue,
+                Next::Idle => {}
+            }
+            drop(engine);
+            let rung = self.door.sleep();
+            let mut engine = lock(&self.engine);
+            rung.for_each(|uar| engine.look_at(hca, uar));
+        }
+    }
+
+    /// A vCPU has rung for `qpn`: it runs the engine before it goes back into the guest. What is more than its share is left to the
+    /// thread. Whoever cannot have the engine leaves its note: the holder looks again after it has let go.
+    fn serve_doorbell(&self, hca: &Arc<Hca>, qpn: u32) {
+        self.door.note(qpn);
+        for _ in 0..VCPU_ROUNDS {
+            // The note before the look at the lock; pairs with the fence below, and with the one before the thread's sleep.
+            fence(Ordering::SeqCst);
+            let mut engine = match self.engine.try_lock() {
+                Ok(engine) => engine,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let left = match engine.run(hca, &self.door, VCPU_TURNS) {
+                Next::Stop => return,
+                Next::Again => true,
+                Next::Idle => !engine.set_timer(),
+            };
+            drop(engine);
+            fence(Ordering::SeqCst);
+            if left {
+                break;
+            }
+            if !self.door.has_news() {
+                return;
+            }
+        }
+        self.door.wake();
     }
 }

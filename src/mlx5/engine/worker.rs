@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! An engine thread: which queue pair is served next, and when to sleep.
+//! An engine: which queue pair is served next, and when there is nothing to do.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,33 +27,44 @@ struct Slot {
     timer: Option<Instant>,
 }
 
-/// The thread's own side.
-pub struct Worker {
-    hca: Arc<Hca>,
-    engine: usize,
+/// What an engine needs after a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The turns were not enough.
+    Again,
+    /// Nothing before the next note, doorbell or timer.
+    Idle,
+    /// It has been told to end; it holds nothing any more.
+    Stop,
+}
+
+/// An engine: the queue pairs that it knows, and which of them is due. Whoever holds its lock runs it.
+pub(super) struct Engine {
+    number: usize,
     engines: usize,
-    door: Arc<Door>,
     slots: HashMap<u32, Slot>,
-    by_uar: HashMap<u32, Vec<u32>>,
+    /// For doorbells without data. Pages with many queue pairs have none.
+    by_uar: HashMap<u32, HashSet<u32>>,
     ready: VecDeque<u32>,
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     hot: VecDeque<u32>,
     scratch: Scratch,
     timer: TimerFd,
+    /// What the timer is set to.
+    timer_at: Option<Instant>,
     /// When a page fault event is due that an injection keeps back.
     late_event: Option<Instant>,
+    stopped: bool,
 }
 
-impl Worker {
-    /// Engine `engine` of `engines`.
-    pub fn new(hca: Arc<Hca>, engine: usize, engines: usize, door: Arc<Door>) -> std::io::Result<Self> {
+impl Engine {
+    /// Engine `number` of `engines`, whose timer wakes those who sleep at `door`.
+    pub(super) fn new(number: usize, engines: usize, door: &Door) -> std::io::Result<Self> {
         let timer = TimerFd::new()?;
         door.watch_timer(&timer)?;
         Ok(Self {
-            hca,
-            engine,
+            number,
             engines,
-            door,
             slots: HashMap::new(),
             by_uar: HashMap::new(),
             ready: VecDeque::new(),
@@ -61,41 +72,51 @@ impl Worker {
             hot: VecDeque::new(),
             scratch: Scratch::default(),
             timer,
+            timer_at: None,
             late_event: None,
+            stopped: false,
         })
     }
 
-    /// Until it is told to stop.
-    pub fn run(mut self) {
-        while self.take_news() {
-            self.take_timers();
-            if let Some(qpn) = self.ready.pop_front() {
-                self.serve(qpn);
-                self.take_doorbells();
-            } else if !self.poll() {
-                self.sleep();
+    pub(super) fn timer(&self) -> &TimerFd {
+        &self.timer
+    }
+
+    /// Serves what is due, at most `turns` turns of queue pairs.
+    pub(super) fn run(&mut self, hca: &Arc<Hca>, door: &Door, turns: u32) -> Next {
+        for _ in 0..turns {
+            if !self.take_news(hca, door) {
+                return Next::Stop;
+            }
+            self.take_timers(hca);
+            let Some(qpn) = self.ready.pop_front() else { return Next::Idle };
+            self.serve(hca, qpn);
+            // Inline there are no doorbells without an exit, and the thread's wake-up is not for us.
+            if !hca.engines.is_inline() {
+                door.take_doorbells().for_each(|uar| self.look_at(hca, uar));
             }
         }
-        for slot in self.slots.values_mut() {
-            slot.requester.abandon(&self.hca);
-        }
-        self.door.unwatch_timer(&self.timer);
+        Next::Again
     }
 
     /// False: stop.
-    fn take_news(&mut self) -> bool {
-        let Some(Inbox { qpns, uars, stop }) = self.door.take_news() else { return true };
+    fn take_news(&mut self, hca: &Arc<Hca>, door: &Door) -> bool {
+        let Some(Inbox { qpns, stop }) = door.take_news() else { return !self.stopped };
+        if stop {
+            self.stopped = true;
+            self.slots.drain().for_each(|(_, mut slot)| slot.requester.abandon(hca));
+        }
+        if self.stopped {
+            return false;
+        }
         for qpn in qpns {
-            self.enqueue(qpn);
+            self.enqueue(hca, qpn);
         }
-        for uar in uars {
-            self.look_at(uar);
-        }
-        !stop
+        true
     }
 
-    fn take_timers(&mut self) {
-        self.late_event = self.hca.page_faults.publish_late(&self.hca, Instant::now());
+    fn take_timers(&mut self, hca: &Arc<Hca>) {
+        self.late_event = hca.page_faults.publish_late(hca, Instant::now());
         if self.timers.is_empty() {
             return;
         }
@@ -109,19 +130,15 @@ impl Worker {
                 && slot.timer == Some(at)
             {
                 slot.timer = None;
-                self.enqueue(qpn);
+                self.enqueue(hca, qpn);
             }
         }
     }
 
-    fn take_doorbells(&mut self) {
-        for uar in self.door.take_doorbells() {
-            self.look_at(uar);
-        }
-    }
-
-    fn look_at(&mut self, uar: u32) {
-        let Self { hca, slots, by_uar, ready, .. } = self;
+    /// Looks at the doorbell records of the queue pairs on UAR page `uar`.
+    pub(super) fn look_at(&mut self, hca: &Hca, uar: u32) {
+        let Self { number, slots, by_uar, ready, .. } = self;
+        let _section = hca.quiesce.enter(*number);
         for qpn in by_uar.get(&uar).into_iter().flatten() {
             if let Some(slot) = slots.get_mut(qpn)
                 && !slot.queued
@@ -133,12 +150,12 @@ impl Worker {
         }
     }
 
-    fn enqueue(&mut self, qpn: u32) {
+    fn enqueue(&mut self, hca: &Hca, qpn: u32) {
         if !self.slots.contains_key(&qpn) {
-            let Some(qp) = self.hca.qps.get(qpn).filter(|qp| qp.uar as usize % self.engines == self.engine) else {
+            let Some(qp) = hca.qps.get(qpn).filter(|qp| qp.uar as usize % self.engines == self.number) else {
                 return;
             };
-            self.by_uar.entry(qp.uar).or_default().push(qpn);
+            self.by_uar.entry(qp.uar).or_default().insert(qpn);
             self.slots.insert(qpn, Slot { requester: Box::new(Requester::new(qp)), queued: false, timer: None });
         }
         if let Some(slot) = self.slots.get_mut(&qpn)
@@ -149,10 +166,10 @@ impl Worker {
         }
     }
 
-    fn serve(&mut self, qpn: u32) {
+    fn serve(&mut self, hca: &Arc<Hca>, qpn: u32) {
         let Some(slot) = self.slots.get_mut(&qpn) else { return };
         slot.queued = false;
-        let mut cx = Cx { hca: &self.hca, engine: self.engine, scratch: &mut self.scratch };
+        let mut cx = Cx { hca, engine: self.number, scratch: &mut self.scratch };
         match slot.requester.turn(&mut cx) {
             Turn::Idle => {}
             Turn::Again => {
@@ -165,7 +182,7 @@ impl Worker {
                     self.timers.push(Reverse((at, qpn)));
                 }
             }
-            Turn::Gone => return self.forget(qpn),
+            Turn::Gone => return self.forget(hca, qpn),
         }
         if self.hot.front() != Some(&qpn) {
             self.hot.retain(|other| *other != qpn);
@@ -174,37 +191,32 @@ impl Worker {
         }
     }
 
-    fn forget(&mut self, qpn: u32) {
+    fn forget(&mut self, hca: &Hca, qpn: u32) {
         let Some(mut slot) = self.slots.remove(&qpn) else { return };
-        slot.requester.abandon(&self.hca);
+        slot.requester.abandon(hca);
         let uar = slot.requester.uar();
         if let Some(qpns) = self.by_uar.get_mut(&uar) {
-            qpns.retain(|other| *other != qpn);
+            qpns.remove(&qpn);
             if qpns.is_empty() {
                 self.by_uar.remove(&uar);
             }
         }
         // Its number may already be another's.
-        self.enqueue(qpn);
+        self.enqueue(hca, qpn);
     }
 
     /// Looks at the records of the last queue pairs for a while. True: there is work.
-    fn poll(&mut self) -> bool {
+    pub(super) fn poll(&mut self, hca: &Hca, door: &Door) -> bool {
         if self.hot.is_empty() {
             return false;
         }
         let end = Instant::now() + POLL;
         loop {
-            if self.door.has_news() {
+            if door.has_news() {
                 return true;
             }
-            let found = self
-                .hot
-                .iter()
-                .copied()
-                .find(|qpn| self.slots.get(qpn).is_some_and(|slot| slot.requester.has_news(&self.hca)));
-            if let Some(qpn) = found {
-                self.enqueue(qpn);
+            if let Some(qpn) = self.rung_hot(hca) {
+                self.enqueue(hca, qpn);
                 return true;
             }
             if Instant::now() >= end {
@@ -216,25 +228,28 @@ impl Worker {
         }
     }
 
-    fn sleep(&mut self) {
-        if !self.set_timer() {
-            return;
-        }
-        for uar in self.door.sleep() {
-            self.look_at(uar);
-        }
+    fn rung_hot(&self, hca: &Hca) -> Option<u32> {
+        let has_news = |qpn: &u32| self.slots.get(qpn).is_some_and(|slot| slot.requester.has_news(hca));
+        let _section = hca.quiesce.enter(self.number);
+        self.hot.iter().copied().find(has_news)
     }
 
-    /// False: a timer is due.
-    fn set_timer(&mut self) -> bool {
+    /// Sees to it that the next timer wakes the thread. False: a timer is due.
+    pub(super) fn set_timer(&mut self) -> bool {
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let Some(at) = timer.into_iter().chain(self.late_event).min() else { return true };
         let wait = at.saturating_duration_since(Instant::now());
         if wait.is_zero() {
             return false;
         }
+        if self.timer_at == Some(at) {
+            return true;
+        }
         match self.timer.reset(wait, None) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.timer_at = Some(at);
+                true
+            }
             Err(error) => {
                 log::warn!("an engine's timer could not be set: {error}");
                 std::thread::sleep(wait.min(Duration::from_millis(1)));

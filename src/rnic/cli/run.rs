@@ -54,7 +54,7 @@ pub struct RunArgs {
     /// A raw image or block device: path=FILE[,readonly=on][,queues=N][,serial=TEXT]. May be given several times.
     #[arg(long)]
     disk: Vec<Disk>,
-    /// An RDMA NIC, by default with on-demand paging; may be given several times: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=N].
+    /// An RDMA NIC, by default with on-demand paging; may be given several times: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=auto|inline|N].
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "OPTIONS")]
     nic: Vec<Nic>,
     /// What follows when the guest asks for a reset: exit (with status 10) or restart [default: exit].

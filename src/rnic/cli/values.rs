@@ -103,9 +103,6 @@ impl From<Disk> for DiskConfig {
     }
 }
 
-/// Data path threads that a NIC may have.
-const ENGINES: std::ops::RangeInclusive<u8> = 1..=16;
-
 /// The NIC, as `--nic odp=off,model=cx5,log=commands` or as a `[nic]` table with the same names.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "NicTable")]
@@ -117,7 +114,7 @@ impl Nic {
             "odp" => self.0.odp = switch(value)?,
             "model" => self.0.model = model(value)?,
             "log" => self.0.log_commands = command_log(value)?,
-            "engines" => self.0.engines = engines(value)?,
+            "engines" => self.0.engines = value.parse()?,
             _ => return Err(format!("{name:?} is not an option of the NIC; use odp=, model=, log=, engines=")),
         }
         Ok(())
@@ -143,6 +140,14 @@ impl From<Nic> for NicConfig {
     }
 }
 
+/// `engines = 2` or `engines = "inline"`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Engines {
+    Count(u8),
+    Policy(String),
+}
+
 /// The `[nic]` table of the TOML file.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -150,7 +155,7 @@ struct NicTable {
     odp: Option<bool>,
     model: Option<String>,
     log: Option<String>,
-    engines: Option<u8>,
+    engines: Option<Engines>,
 }
 
 impl TryFrom<NicTable> for Nic {
@@ -159,7 +164,10 @@ impl TryFrom<NicTable> for Nic {
     fn try_from(table: NicTable) -> Result<Self, String> {
         let mut nic = Nic::default();
         let odp = table.odp.map(|odp| String::from(if odp { "on" } else { "off" }));
-        let engines = table.engines.map(|engines| engines.to_string());
+        let engines = table.engines.map(|engines| match engines {
+            Engines::Count(count) => count.to_string(),
+            Engines::Policy(policy) => policy,
+        });
         for (name, value) in [("odp", odp), ("model", table.model), ("log", table.log), ("engines", engines)] {
             value.map_or(Ok(()), |value| nic.set(name, &value))?;
         }
@@ -181,11 +189,6 @@ fn command_log(value: &str) -> Result<bool, String> {
         "off" => Ok(false),
         _ => Err(format!("{value:?} is nothing that the NIC can log; use log=commands or log=off")),
     }
-}
-
-fn engines(value: &str) -> Result<u8, String> {
-    let number = value.parse().ok().filter(|number| ENGINES.contains(number));
-    number.ok_or_else(|| format!("engines={value} is not possible; use {} to {}", ENGINES.start(), ENGINES.end()))
 }
 
 /// What follows when the guest asks for a reset: `exit`, `restart`.
@@ -253,6 +256,8 @@ impl TryFrom<String> for Serial {
 
 #[cfg(test)]
 mod tests {
+    use mlx5::EnginePolicy;
+
     use super::*;
 
     #[test]
@@ -274,17 +279,30 @@ mod tests {
     }
 
     #[test]
+    fn who_runs_the_engines() {
+        for (text, toml, policy) in [
+            ("engines=auto", "engines = 'auto'", EnginePolicy::Auto),
+            ("engines=inline", "engines = 'inline'", EnginePolicy::Inline),
+            ("engines=16", "engines = 16", EnginePolicy::Threads(16)),
+        ] {
+            let wanted = NicConfig { engines: policy, ..NicConfig::default() };
+            assert_eq!(text.parse::<Nic>().map(NicConfig::from), Ok(wanted.clone()));
+            assert_eq!(toml::from_str::<Nic>(toml).map(NicConfig::from).unwrap(), wanted);
+        }
+    }
+
+    #[test]
     fn nics() {
         let parse = |text: &str| text.parse::<Nic>().map(NicConfig::from);
         assert_eq!(parse(""), Ok(NicConfig::default()));
-        let all = NicConfig { model: Model::Cx5, odp: false, log_commands: true, engines: 1 };
+        let all = NicConfig { model: Model::Cx5, odp: false, log_commands: true, engines: EnginePolicy::Threads(1) };
         assert_eq!(parse("odp=off,model=cx5,log=commands,engines=1"), Ok(all.clone()));
         for (text, word) in [
             ("odp", "neither on nor off"),
             ("odp=", "neither on nor off"),
             ("model=cx7", "model=cx5vf"),
             ("log=all", "log=commands"),
-            ("engines=0", "1 to 16"),
+            ("engines=0", "auto, inline or 1 to 16"),
             ("engines=17", "1 to 16"),
             ("engines=many", "1 to 16"),
             ("speed=fast", "use odp="),

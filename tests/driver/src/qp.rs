@@ -345,10 +345,11 @@ impl Qp {
         index
     }
 
-    /// Record, then doorbell.
+    /// Record, then doorbell. It names this queue pair, whatever the WQE says.
     pub fn ring(&self) {
         self.publish();
-        let last = self.lock().last;
+        let mut last = self.lock().last;
+        ctrl::QPN.set(&mut last, self.qpn);
         self.context.doorbell(self.spec.uar, uar::SQ_DOORBELL, last);
     }
 

@@ -180,3 +180,19 @@ fn a_physical_function_has_a_gateway_whose_semaphore_can_be_taken() {
     machine.config_write16(gateway + 4, 7);
     assert_eq!(machine.config_read32(gateway + 4) >> 29, 0, "no space is supported");
 }
+
+/// Values that look arbitrary and are not: ib_srpt listens on the node GUID, and what begins with 0x02 asks ib_cm to assign a service id.
+#[test]
+fn guids_are_of_the_vendor_and_do_not_read_as_a_request() {
+    let driver = Driver::probe(&machine()).unwrap();
+    let adapter = driver.query(Input::new(Opcode::QUERY_ADAPTER, 16), query_adapter_out::SIZE).unwrap();
+    let vendor = query_adapter_out::IEEE_VENDOR_ID.get(&adapter);
+    let answer = driver.query(Input::new(Opcode::QUERY_HCA_VPORT_CONTEXT, 16), query_context_out::SIZE).unwrap();
+    let context = &answer[query_context_out::HCA_VPORT_CONTEXT..];
+    let guids = [hca_vport_context::NODE_GUID, hca_vport_context::PORT_GUID].map(|field| field.get(context));
+    for guid in guids {
+        assert_eq!(guid >> 40, u64::from(vendor), "{guid:#x}");
+        assert_ne!(guid >> 56, 2, "{guid:#x}");
+    }
+    assert_eq!(guids[1], guids[0] + 1);
+}

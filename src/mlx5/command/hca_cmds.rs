@@ -13,7 +13,7 @@ use mlx5_spec::small::{
 /// ISSI 0 and 1 (contract D5).
 const SUPPORTED_ISSI: u32 = 0b11;
 /// IEEE id that drivers show as the vendor (contract 4.1, row 14).
-const IEEE_VENDOR_ID: u32 = 0x00_02c9;
+pub const IEEE_VENDOR_ID: u32 = 0x00_02c9;
 /// Board id, 16 bytes.
 const BOARD_ID: &[u8; 16] = b"RNIC000000000001";
 

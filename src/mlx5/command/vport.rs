@@ -2,6 +2,7 @@
 //! The port: always ACTIVE, one LID, GID 0 and P_Key 0 (contract 4.4, 11.2).
 
 use super::CommandError;
+use super::hca_cmds::IEEE_VENDOR_ID;
 use super::request::{Reply, Request};
 use crate::hca::PORT_LID;
 use mlx5_spec::small::query_vport_counter_out;
@@ -22,8 +23,9 @@ const PKEYS: u32 = 128;
 const DEFAULT_PKEY: u32 = 0xffff;
 /// Subnet prefix of GID 0.
 const LINK_LOCAL: u64 = 0xfe80 << 48;
-/// Node GUID of NIC 0: EUI-64, locally administered.
-const FIRST_GUID: u64 = 0x0252_4eff_fe49_4300;
+/// Node GUID of NIC 0: an EUI-64 of the vendor's OUI. One that began with 0x02 would read as a request to assign a service id, which
+/// ib_cm refuses to listen on.
+const FIRST_GUID: u64 = (IEEE_VENDOR_ID as u64) << 40 | 0x03_0049_4300;
 /// Timeout of the subnet, 4.096 us << this (contract 11.2).
 const SUBNET_TIMEOUT: u32 = 18;
 

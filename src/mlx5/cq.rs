@@ -12,7 +12,7 @@ use super::bus::Bus;
 use super::eq::Event;
 use super::sync::lock;
 use super::users::{Used, Users, Uses};
-use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, state as cq_state, status};
+use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, opcode, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 
 /// A CQE could not be written.
@@ -120,7 +120,7 @@ impl Cq {
         (if entry == 0 { 64 } else { 128 }) << log_size.min(32)
     }
 
-    /// Publishes one entry; its owner bit is set here. `solicited`: its sender asked for an event, or it is an error.
+    /// Publishes one entry; its owner bit and its timestamp are set here. `solicited`: its sender asked for an event, or it is an error.
     ///
     /// The caller is inside a section and has checked there that its queue pair is alive: after 2RST or DESTROY_QP no entry
     /// of the queue pair may appear (contract 6.4).
@@ -135,6 +135,11 @@ impl Cq {
             let overrun = Event::new(event::CQ_ERROR, 0).with(eqe_cq_err::CQN, self.cqn);
             bus.async_event(overrun.with(eqe_cq_err::SYNDROME, CQ_OVERRUN));
             return Err(CqError::Overrun(self.cqn));
+        }
+        // Under the lock, so that stamps ascend with the entries. In error CQEs the vendor's bytes have its place: full dumps of
+        // hardware show no time.
+        if !matches!(cqe::OPCODE.get(&entry), opcode::REQ_ERR | opcode::RESP_ERR) {
+            cqe::TIMESTAMP.set(&mut entry, bus.device_clock());
         }
         cqe::OWNER.set(&mut entry, state.producer >> self.log_size & 1);
         self.write(bus, state.producer, &entry).map_err(|_| CqError::Dead(self.cqn))?;

@@ -236,7 +236,6 @@ fn a06_a_ring_from_before_a_reset_is_void() {
 
 /// device_frequency_khz is offered, so completion timestamps are: they move.
 #[test]
-#[ignore = "a08: completion timestamps are offered and not written"]
 fn a08_completions_have_timestamps() {
     let pair = Pair::new();
     pair.one.post_one(Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8)).signaled());

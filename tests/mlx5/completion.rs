@@ -7,7 +7,7 @@ use std::time::Duration;
 use mlx5_spec::cq::cqe;
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 use mlx5_spec::qp::{qpc, state};
-use mlx5_spec::uar;
+use mlx5_spec::{init, uar};
 use rnic_testdrive::cq::CqSpec;
 use rnic_testdrive::driver::COMPLETION_VECTOR;
 use rnic_testdrive::{Cq, Driver, PATIENCE, ProbeOptions, Qp, QpSpec, Wqe};
@@ -199,4 +199,34 @@ fn an_event_queue_obeys_its_own_uar_page_only() {
     assert_eq!(interrupts(), before);
     driver.bar.write(u64::from(driver.uar) * uar::PAGE_SIZE + uar::EQ_ARM, &arm);
     assert!(driver.machine.interrupts.wait_beyond(COMPLETION_VECTOR.into(), before, PATIENCE));
+}
+
+/// Drivers turn a completion's timestamp into time by the internal timer: it must be the same clock (contract 2, 7.5).
+#[test]
+fn timestamps_are_those_of_the_internal_timer() {
+    let pair = Pair::new();
+    let timer = || {
+        // High, low, high, as drivers read it.
+        let half = |at: usize| u64::from(pair.driver.bar.read32(init::INTERNAL_TIMER as u64 + at as u64));
+        loop {
+            let (high, low, again) = (half(0), half(4), half(0));
+            if high == again {
+                return high << 32 | low;
+            }
+        }
+    };
+    let stamp = |cqe: rnic_testdrive::Cqe| cqe::TIMESTAMP.get(&cqe.bytes);
+    let mut last = timer();
+    for _ in 0..4 {
+        pair.other.receive(&[pair.remote_mr.sge(0, 64)]);
+        pair.one.post_one(Wqe::send().sge(pair.local_mr.sge(0, 64)).signaled());
+        // The receiver is told before the sender.
+        for stamp in [stamp(pair.other_cq.wait_ok().unwrap()), stamp(pair.one_cq.wait_ok().unwrap())] {
+            assert!(stamp >= last, "{stamp} after {last}");
+            last = stamp;
+        }
+        let now = timer();
+        assert!(now >= last, "{now} after {last}");
+        last = now;
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use blk::{BlockDevice, DiskConfig, DiskHandle};
 use image::vmlinux;
+use mlx5::fabric::LocalFabric;
 use mlx5::{NicConfig, NicHandle, NicPlug, PluggedNic};
 use pci::Plug;
 use probe::ledger::Ledger;
@@ -64,8 +65,9 @@ impl MachineConfig {
             devices.push(Box::new(VirtioPlug(Box::new(device))));
             disks.push(handle);
         }
+        let fabric = Arc::<LocalFabric>::default();
         for (index, config) in (0..).zip(self.nics) {
-            let plug = NicPlug::new(index, config, ledger.clone());
+            let plug = NicPlug::new(index, config, ledger.clone(), fabric.clone());
             nics.push(plug.plugged());
             devices.push(Box::new(plug));
         }

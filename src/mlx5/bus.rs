@@ -87,7 +87,7 @@ pub struct Bus {
     /// Injection rules.
     pub injections: NicInjections,
     /// Data path.
-    pub engines: Engines,
+    pub engines: Arc<Engines>,
     /// Warnings that a guest can provoke.
     pub complaints: Rationed,
     /// Counters.
@@ -123,9 +123,9 @@ impl Bus {
             memory,
             waiting_events: AtomicUsize::new(0),
             claims: Claims::default(),
-            quiesce: Quiesce::new(engines.count()),
+            quiesce: Quiesce::new(index),
             injections: NicInjections::default(),
-            engines,
+            engines: Arc::new(engines),
             complaints: Rationed::default(),
             counters: Counters::default(),
             payload,

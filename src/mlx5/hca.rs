@@ -8,6 +8,7 @@ use super::NicConfig;
 use super::buffer::BufferMemory;
 use super::bus::Bus;
 use super::cq::Cq;
+use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
 use super::levers::NicLevers;
 use super::mkey::Mkey;
@@ -31,13 +32,13 @@ pub const FIRST_MKEY: u32 = 0x100;
 const ENGINE_SHARE: usize = 4096;
 /// Host bytes beside a UAR page: its eventfd, where that is attached and who watches it.
 const UAR_SHARE: usize = 1024;
-/// LID of the port (contract 11.2).
-pub const PORT_LID: u16 = 1;
 
 /// Everything that registers, commands and engines share.
 pub struct Hca {
     /// What objects use. The device reads as one: `hca.dma` is the bus's.
     pub bus: Arc<Bus>,
+    /// Where peers are.
+    pub link: Link,
     /// Completion queues.
     pub cqs: Table<Cq>,
     /// Queue pairs.
@@ -88,6 +89,7 @@ impl Hca {
         let uars = Table::new(FIRST_UAR, super::UAR_PAGES - FIRST_UAR, super::UAR_PAGES as usize);
         let qp = object::<Qp>(QPC_SIZE + size_of::<QpAttrs>() + ENGINE_SHARE);
         Ok(Self {
+            link: Link::default(),
             cqs: Table::new(0x80, 0xff_0000, 1 << 16).charged(object::<Cq>(CQC_SIZE), memory),
             qps: Table::new(0x40, 0xff_0000, 1 << 16).charged(qp, memory),
             srqs: Table::new(0x20, 0xff_0000, 1 << 16).charged(object::<Srq>(RMPC_SIZE), memory),
@@ -104,6 +106,11 @@ impl Hca {
         })
     }
 
+    /// LID of the port (contract 11.2).
+    pub fn lid(&self) -> u16 {
+        lid_of(self.index)
+    }
+
     /// Changes a queue pair. When it returns nothing that began under the old attributes is in flight: no DMA, no CQE. The
     /// queue pair's engine looks at it again, and that of the queue pair that it is connected to, which may wait for a page of this one.
     /// Not for use inside a section; an engine uses it only outside of one.
@@ -117,8 +124,6 @@ impl Hca {
     pub fn settle_qp(&self, qp: &Qp, before: &QpAttrs) {
         self.quiesce.wait();
         self.engines.kick(qp.uar, qp.qpn);
-        if let Some(peer) = self.qps.get(before.remote_qpn).filter(|_| before.remote_lid == PORT_LID) {
-            self.engines.kick(peer.uar, peer.qpn);
-        }
+        fabric::kick(self, before.remote_lid, before.remote_qpn);
     }
 }

@@ -14,6 +14,7 @@ pub mod command;
 pub mod cq;
 pub mod engine;
 pub mod eq;
+pub mod fabric;
 pub mod hca;
 pub mod hooks;
 pub mod host_memory;

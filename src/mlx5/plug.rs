@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use pci::{Plug, PlugError, SharedDevice, Socket};
 use probe::ledger::Ledger;
 
+use crate::fabric::{LocalFabric, MAX_NICS};
 use crate::{Nic, NicConfig, NicHandle};
 
 /// The handle of a NIC: there once the machine has been made.
@@ -16,13 +17,14 @@ pub struct NicPlug {
     index: u8,
     config: NicConfig,
     ledger: Arc<Ledger>,
+    fabric: Arc<LocalFabric>,
     plugged: PluggedNic,
 }
 
 impl NicPlug {
-    /// NIC number `index` of a machine, whose events go into `ledger`.
-    pub fn new(index: u8, config: NicConfig, ledger: Arc<Ledger>) -> Self {
-        Self { index, config, ledger, plugged: PluggedNic::default() }
+    /// NIC number `index` of a machine, whose events go into `ledger`, and whose peers are behind `fabric`.
+    pub fn new(index: u8, config: NicConfig, ledger: Arc<Ledger>, fabric: Arc<LocalFabric>) -> Self {
+        Self { index, config, ledger, fabric, plugged: PluggedNic::default() }
     }
 
     /// Where its handle will be.
@@ -40,6 +42,9 @@ impl Plug for NicPlug {
         let Socket { requester, ram, router, doorbells, vcpus } = socket;
         let config = NicConfig { engines: self.config.engines.resolve(vcpus), ..self.config };
         let (nic, handle) = Nic::new(self.index, config, requester, ram, self.ledger, router, doorbells)?;
+        if !self.fabric.join(handle.hca()) {
+            log::warn!("nic{}: a fabric joins {MAX_NICS} NICs; this one hears only itself", self.index);
+        }
         // A plug is used once.
         drop(self.plugged.set(handle));
         Ok(Arc::new(Mutex::new(nic)))

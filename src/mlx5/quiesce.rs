@@ -7,18 +7,27 @@
 //! that had begun before has ended. Sections that begin later see the change. So a section costs two stores, no copy runs
 //! under a lock, and nobody can deadlock: a section never waits for anything.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
+
+use crate::fabric::MAX_NICS;
+
+/// Engines that a device may have.
+pub const MAX_ENGINES: usize = 16;
 
 /// Keeps the counters of two engines out of one cache line.
 #[repr(align(128))]
 #[derive(Default)]
 struct Slot(AtomicU64);
 
-/// The sections of all engines of one device.
+/// The sections in which engines use what is one device's: its own engines, and those of other NICs of its fabric.
 pub struct Quiesce {
-    /// Odd while the engine is inside a section.
+    /// Odd while the engine is inside a section; by NIC, then engine.
     slots: Box<[Slot]>,
+    /// The NIC whose device this is.
+    own: usize,
+    /// Slots that have been used, and all before them.
+    used: AtomicUsize,
 }
 
 /// Proof that its engine is inside a section. Must stay short: at most [`MAX_SECTION`] bytes are moved in one.
@@ -30,14 +39,30 @@ pub struct Section<'a> {
 pub const MAX_SECTION: u64 = 256 << 10;
 
 impl Quiesce {
-    /// For `engines` engines, numbered from 0.
-    pub fn new(engines: usize) -> Self {
-        Self { slots: (0..engines.max(1)).map(|_| Slot::default()).collect() }
+    /// For the device of NIC `index`; at most [`MAX_ENGINES`] engines, numbered from 0.
+    pub fn new(index: u8) -> Self {
+        let own = usize::from(index) % MAX_NICS;
+        let slots = (0..MAX_NICS * MAX_ENGINES).map(|_| Slot::default()).collect();
+        Self { slots, own, used: AtomicUsize::new((own + 1) * MAX_ENGINES) }
     }
 
     /// Begins a section. Only thread `engine` may do so, and sections do not nest.
     pub fn enter(&self, engine: usize) -> Section<'_> {
-        let slot = &self.slots[engine % self.slots.len()];
+        self.begin(self.own, engine)
+    }
+
+    /// The same for an engine of another NIC, on its thread: it is inside a section of its own device as well.
+    pub fn visit(&self, nic: u8, engine: usize) -> Section<'_> {
+        let nic = usize::from(nic) % MAX_NICS;
+        if self.used.load(Ordering::Relaxed) < (nic + 1) * MAX_ENGINES {
+            // Before the announcement, for whoever waits.
+            self.used.fetch_max((nic + 1) * MAX_ENGINES, Ordering::SeqCst);
+        }
+        self.begin(nic, engine)
+    }
+
+    fn begin(&self, nic: usize, engine: usize) -> Section<'_> {
+        let slot = &self.slots[nic * MAX_ENGINES + engine % MAX_ENGINES];
         slot.0.store(slot.0.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
         // The announcement before any look at what may be taken away; pairs with the fence in `wait`.
         fence(Ordering::SeqCst);
@@ -48,7 +73,8 @@ impl Quiesce {
     /// Never call it inside a section.
     pub fn wait(&self) {
         fence(Ordering::SeqCst);
-        let before: Vec<u64> = self.slots.iter().map(|slot| slot.0.load(Ordering::SeqCst)).collect();
+        let used = self.used.load(Ordering::SeqCst);
+        let before: Vec<u64> = self.slots.iter().take(used).map(|slot| slot.0.load(Ordering::SeqCst)).collect();
         for (slot, before) in self.slots.iter().zip(before) {
             let mut rounds = 0u32;
             while before & 1 == 1 && slot.0.load(Ordering::Acquire) == before {
@@ -80,8 +106,9 @@ mod tests {
 
     #[test]
     fn waits_for_what_began_and_not_for_what_begins_later() {
-        let quiesce = Arc::new(Quiesce::new(2));
-        let section = quiesce.enter(1);
+        let quiesce = Arc::new(Quiesce::new(0));
+        // Of another NIC's engine.
+        let section = quiesce.visit(2, 1);
         let done = Arc::new(AtomicBool::new(false));
         let waiter = std::thread::spawn({
             let (quiesce, done) = (quiesce.clone(), done.clone());
@@ -94,9 +121,9 @@ mod tests {
         assert!(!done.load(Ordering::Acquire));
         drop(section);
         // A section of the same engine that began later does not hold the waiter up.
-        let _later = quiesce.enter(1);
+        let _later = quiesce.visit(2, 1);
         waiter.join().unwrap();
-        let idle = Quiesce::new(1);
+        let idle = Quiesce::new(3);
         idle.wait();
     }
 }

@@ -6,6 +6,7 @@
 
 use super::command::Plane;
 use super::command::retire_qp;
+use super::fabric;
 use super::hca::Hca;
 use super::sync::lock;
 use super::uar::UarDoorbells;
@@ -21,6 +22,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     doorbells.clear(hca);
     // Publish first: no queue pair acts any more, no key leads anywhere.
     let qps = hca.qps.clear();
+    let before: Vec<_> = qps.iter().map(|qp| qp.attrs()).collect();
     qps.iter().for_each(|qp| qp.replace(retire_qp));
     hca.mkeys.clear().iter().for_each(|mkey| mkey.revoke());
     for srq in hca.srqs.clear() {
@@ -38,6 +40,8 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     }
     // Engines forget what they keep by QPN.
     qps.iter().for_each(|qp| hca.engines.kick(qp.uar, qp.qpn));
+    // Peers may wait for a page of theirs.
+    before.iter().for_each(|attrs| fabric::kick(hca, attrs.remote_lid, attrs.remote_qpn));
 }
 
 /// Everything that a driver has made or set is gone; `queue`: where its command queue is from now on.

@@ -27,3 +27,4 @@ mod sequence;
 mod shared_receive;
 mod states;
 mod taking;
+mod two_nics;

@@ -43,7 +43,7 @@ pub use self::qp::retire as retire_qp;
 use self::queue::{Entry, Output, SLOTS, Undelivered};
 use self::request::{Reply, Request};
 use self::table::Phase;
-pub use self::vport::port_gid;
+pub use self::vport::{node_guid, port_gid};
 use super::NicConfig;
 use super::eq::Event;
 use super::hca::Hca;

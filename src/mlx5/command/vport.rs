@@ -4,7 +4,7 @@
 use super::CommandError;
 use super::hca_cmds::IEEE_VENDOR_ID;
 use super::request::{Reply, Request};
-use crate::hca::PORT_LID;
+use crate::fabric::lid_of;
 use mlx5_spec::small::query_vport_counter_out;
 use mlx5_spec::vport::{
     GID_SIZE, PKEY_SIZE, WHOLE_TABLE, cap_mask1, hca_vport_context as context, modify_context_in, physical_state, pkey,
@@ -54,8 +54,8 @@ pub fn query_context(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         (context::CAP_MASK1, request.firmware.cap_mask1),
         // Bit 16 must be changeable, or ib_cm stays away from the port (contract T13).
         (context::CAP_MASK1_FIELD_SELECT, CHANGEABLE_CAP_MASK1),
-        (context::LID, u32::from(PORT_LID)),
-        (context::SM_LID, u32::from(PORT_LID)),
+        (context::LID, u32::from(request.hca.lid())),
+        (context::SM_LID, u32::from(lid_of(0))),
         (context::SUBNET_TIMEOUT, SUBNET_TIMEOUT),
     ];
     fields.iter().for_each(|(field, value)| field.set(&mut bytes, *value));

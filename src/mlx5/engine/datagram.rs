@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Datagrams: UD, QP0 and QP1 (contract 6.3, 7.5). One packet, placed whole or dropped; the sender succeeds either way.
 
+use std::sync::Arc;
+
 use super::completion::{Arrival, Place, received};
 use super::diagnosis::Diagnosis;
 use super::failure::{Failure, stopped};
 use super::receive::NoWqe;
 
-use super::transfer::{Piece, Plan, gather};
+use super::transfer::{Piece, Plan, Route, gather};
 use super::work::{Cx, FaultEnd, Peer, Step, Work, has_pkey, receives};
 use super::wqe::Grh;
 use crate::command::port_gid;
-use crate::hca::{Hca, PORT_LID};
+use crate::fabric;
+use crate::hca::Hca;
 use crate::mkey::Rights;
 use crate::quiesce::Section;
 use crate::sync::lock;
@@ -66,12 +69,12 @@ impl Work {
         &self,
         cx: &mut Cx<'_>,
         section: &Section<'_>,
-        Peer { qp: to, attrs }: &Peer,
+        Peer { hca, qp: to, attrs }: &Peer,
         packet: &[u8],
     ) -> Result<(), Undelivered> {
         let av = self.wqe.av;
         let mut responder = lock(&attrs.life.responder);
-        let offer = responder.next(cx.hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
+        let offer = responder.next(hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
             NoWqe::NotReady | NoWqe::Misplaced => Undelivered::Dropped,
             NoWqe::Broken => Undelivered::Failed(Failure::BROKEN_QUEUE),
         })?;
@@ -85,7 +88,7 @@ impl Work {
             Some(bytes) => {
                 let mut part = Piece::of(bytes);
                 let whole = part.len();
-                let aimed = part.aim(cx.hca, section, cx.scratch, &offer.wqe().list(to.qpn), skip as u64);
+                let aimed = part.aim(hca, section, cx.scratch, &offer.wqe().list(to.qpn), skip as u64);
                 match aimed {
                     // A page fault of the receiver drops the datagram (contract 9.4).
                     Ok(()) if part.len() < whole => return Err(Undelivered::Dropped),
@@ -94,9 +97,11 @@ impl Work {
                 }
             }
         };
-        let recv = offer.take(cx.hca);
+        let recv = offer.take(hca);
         let copied = part.and_then(|part| match part {
-            Some(part) => part.copy(cx.hca, (cx.scratch, self.mover()), || Plan::Copy).map(|_| ()),
+            Some(part) => {
+                part.copy(Route { from: cx.hca, to: hca }, (cx.scratch, self.mover()), || Plan::Copy).map(|_| ())
+            }
             None => Ok(()),
         });
         copied.map_err(|_| Undelivered::Failed(Failure::RECEIVE))?;
@@ -104,7 +109,7 @@ impl Work {
             bytes: packet.len() as u64,
             word: if to.service == service_type::QP1 { PKEY } else { Arrival::send(self.wqe.extra).word },
             source_qpn: self.source_qpn(),
-            slid: PORT_LID,
+            slid: cx.hca.lid(),
             sl: av.sl,
             path_bits: av.path_bits,
             grh: av.grh.is_some(),
@@ -112,7 +117,7 @@ impl Work {
             ..Arrival::send(self.wqe.extra)
         };
         let place = Place { counter: recv.index, owner: to.user_index };
-        let told = attrs.recv_cq.as_ref().is_some_and(|cq| received(cx.hca, cq, to, place, &arrival).is_ok());
+        let told = attrs.recv_cq.as_ref().is_some_and(|cq| received(hca, cq, to, place, &arrival).is_ok());
         if !told {
             return Err(Undelivered::Failed(Failure::NO_RECEIVE_CQE));
         }
@@ -121,11 +126,9 @@ impl Work {
     }
 
     /// Who gets it: by LID and QPN, if P_Key and Q_Key are theirs (IBTA 9.6, 10.2).
-    pub fn addressee(&self, hca: &Hca) -> Option<Peer> {
+    pub fn addressee(&self, hca: &Arc<Hca>) -> Option<Peer> {
         let av = self.wqe.av;
-        if av.dlid != PORT_LID || !has_pkey(&self.attrs) {
-            return None;
-        }
+        let hca = fabric::resolve(hca, av.dlid).filter(|_| has_pkey(&self.attrs))?;
         let qpn = match av.dqpn {
             special @ (0 | 1) => *lock(&hca.special).get(special as usize)?,
             qpn => Some(qpn),
@@ -141,7 +144,7 @@ impl Work {
         // Addressed by its own number a special QP does not exist.
         let named = matches!(qp.service, service_type::QP0 | service_type::QP1) == (av.dqpn < 2);
         let taken = suits && named && receives(&attrs) && has_pkey(&attrs);
-        taken.then_some(Peer { qp, attrs })
+        taken.then_some(Peer { hca, qp, attrs })
     }
 
     fn source_qpn(&self) -> u32 {

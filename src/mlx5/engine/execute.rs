@@ -126,33 +126,26 @@ impl Work {
 
     /// `len` bytes of what the WQE names at the responder. The protection domain is the queue pair's or, with XRC, that of the SRQ in the
     /// message's header (IBTA annex A14): a target queue pair belongs to no user.
-    fn target(&self, hca: &Hca, peer: &Peer, len: u64, rights: Rights) -> Result<Access, Failure> {
+    fn target(&self, peer: &Peer, len: u64, rights: Rights) -> Result<Access, Failure> {
         let (va, key) = self.wqe.remote;
         let pd = match self.qp.service {
-            service_type::XRC => self.named_queue(hca, peer).ok_or(Failure::INVALID_REQUEST)?.pd,
+            service_type::XRC => self.named_queue(peer).ok_or(Failure::INVALID_REQUEST)?.pd,
             _ => peer.attrs.pd,
         };
         Ok(Access { key, pd, qpn: peer.qp.qpn, va, len, rights })
     }
 
     /// What the responder checks when a request arrives. A message without bytes names no memory (IBTA C9-88).
-    fn admit(
-        &self,
-        cx: &Cx<'_>,
-        section: &Section<'_>,
-        peer: &Peer,
-        rights: Rights,
-        allowed: bool,
-    ) -> Result<Access, Failure> {
+    fn admit(&self, section: &Section<'_>, peer: &Peer, rights: Rights, allowed: bool) -> Result<Access, Failure> {
         if !allowed {
             return Err(Failure::INVALID_REQUEST);
         }
-        let access = self.target(cx.hca, peer, self.wqe.total, rights)?;
+        let access = self.target(peer, self.wqe.total, rights)?;
         // What is moved in one piece is checked as a whole when it is translated.
         if self.done > 0 || access.len <= CHUNK {
             return Ok(access);
         }
-        mkey::check(cx.hca, section, &access).map(|()| access).map_err(|error| {
+        mkey::check(&peer.hca, section, &access).map(|()| access).map_err(|error| {
             log::debug!("QPN {:#x}: refused to the peer: {error}", access.qpn);
             Failure::REMOTE_ACCESS
         })
@@ -163,7 +156,7 @@ impl Work {
     }
 
     fn write(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Step {
-        let access = match self.admit(cx, section, peer, Rights::REMOTE_WRITE, peer.attrs.remote_write) {
+        let access = match self.admit(section, peer, Rights::REMOTE_WRITE, peer.attrs.remote_write) {
             Ok(access) => access,
             Err(failure) => return Step::Failed(failure),
         };
@@ -176,14 +169,16 @@ impl Work {
             return self.finish(cx.hca, 0);
         }
         let ends = (&self.list(Rights::LOCAL_READ), &End::Remote { access });
-        match transfer(cx.hca, section, (cx.scratch, self.mover()), ends, self.at(), || self.plan(cx.hca)) {
+        match transfer(self.route(cx.hca, &peer.hca), section, (cx.scratch, self.mover()), ends, self.at(), || {
+            self.plan(cx.hca)
+        }) {
             Ok(moved) => self.moved(cx.hca, moved, 0),
             Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Remote),
         }
     }
 
     fn read(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Step {
-        let access = match self.admit(cx, section, peer, Rights::REMOTE_READ, peer.attrs.remote_read) {
+        let access = match self.admit(section, peer, Rights::REMOTE_READ, peer.attrs.remote_read) {
             Ok(access) => access,
             Err(failure) => return Step::Failed(failure),
         };
@@ -191,7 +186,9 @@ impl Work {
             return self.finish(cx.hca, self.done);
         }
         let ends = (&End::Remote { access }, &self.list(Rights::LOCAL_WRITE));
-        match transfer(cx.hca, section, (cx.scratch, self.mover()), ends, self.at(), || self.plan(cx.hca)) {
+        match transfer(self.route(cx.hca, &peer.hca), section, (cx.scratch, self.mover()), ends, self.at(), || {
+            self.plan(cx.hca)
+        }) {
             Ok(moved) => self.moved(cx.hca, moved, self.wqe.total),
             Err(stop) => stopped(stop, FaultEnd::Remote, FaultEnd::Local),
         }
@@ -210,7 +207,7 @@ impl Work {
         if !peer.attrs.remote_atomic || !self.wqe.remote.0.is_multiple_of(8) {
             return Step::Failed(Failure::INVALID_REQUEST);
         }
-        let word = match self.target(cx.hca, peer, 8, Rights::ATOMIC) {
+        let word = match self.target(peer, 8, Rights::ATOMIC) {
             Ok(word) => word,
             Err(failure) => return Step::Failed(failure),
         };
@@ -223,7 +220,7 @@ impl Work {
             _ => Atomic::FetchAdd(first),
         };
         let ends = (&word, &self.list(Rights::LOCAL_WRITE));
-        match atomic(cx.hca, section, (cx.scratch, self.mover()), ends, operation) {
+        match atomic(self.route(cx.hca, &peer.hca), section, (cx.scratch, self.mover()), ends, operation) {
             Ok(()) => self.finish(cx.hca, 8),
             Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Remote),
         }
@@ -254,9 +251,9 @@ impl Work {
                 }
             }
         };
-        let Ok(srq) = self.shared_queue(cx.hca, peer) else { return Step::Failed(Failure::INVALID_REQUEST) };
+        let Ok(srq) = self.shared_queue(peer) else { return Step::Failed(Failure::INVALID_REQUEST) };
         let mut responder = lock(&peer.attrs.life.responder);
-        let offer = match responder.next(cx.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
+        let offer = match responder.next(&peer.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
             Ok(offer) => offer,
             Err(NoWqe::NotReady) if self.is_unreliable() => return self.lost(cx, section),
             Err(NoWqe::NotReady) => return Step::NotReady,
@@ -264,16 +261,16 @@ impl Work {
             Err(NoWqe::Misplaced) => return Step::Failed(Failure::INVALID_REQUEST),
         };
         let (aimed, end) = match write {
-            Some(access) => (self.aim(cx, section, part, &End::Remote { access }), FaultEnd::Remote),
+            Some(access) => (self.aim(cx, (&peer.hca, section), part, &End::Remote { access }), FaultEnd::Remote),
             None if total > offer.wqe().room => {
                 // A reliable message is answered, and its receive WQE tells of it too; another is as if it had never come.
                 if self.is_unreliable() {
                     return self.lost(cx, section);
                 }
-                offer.take(cx.hca);
+                offer.take(&peer.hca);
                 return Step::Failed(Failure::TOO_LONG);
             }
-            None => (self.aim(cx, section, part, &offer.wqe().list(peer.qp.qpn)), FaultEnd::Receive),
+            None => (self.aim(cx, (&peer.hca, section), part, &offer.wqe().list(peer.qp.qpn)), FaultEnd::Receive),
         };
         let part = match aimed {
             Ok(part) => part,
@@ -281,14 +278,14 @@ impl Work {
             // Nobody waits for the page (contract 9.4).
             Err(stop) if stop.is_absence() && self.is_unreliable() => return self.lost(cx, section),
             Err(stop) => {
-                offer.take(cx.hca);
+                offer.take(&peer.hca);
                 return stopped(stop, FaultEnd::Local, end);
             }
         };
-        let recv = offer.take(cx.hca);
+        let recv = offer.take(&peer.hca);
         let mut moved = 0;
         if let Some(part) = part {
-            moved = match part.copy(cx.hca, (cx.scratch, self.mover()), || self.plan(cx.hca)) {
+            moved = match part.copy(self.route(cx.hca, &peer.hca), (cx.scratch, self.mover()), || self.plan(cx.hca)) {
                 Ok(moved) => moved,
                 Err(stop) => return stopped(stop, FaultEnd::Local, end),
             };
@@ -303,10 +300,10 @@ impl Work {
             return if moved > 0 { Step::Moved(moved) } else { Step::Invalidate(key) };
         }
         let (counter, srqn) = (recv.index, recv.srqn);
-        let place = Place { counter, owner: receive_owner(cx.hca, &peer.qp, srqn) };
+        let place = Place { counter, owner: receive_owner(&peer.hca, &peer.qp, srqn) };
         let arrival = Arrival { bytes: total, solicited: self.wqe.solicited, source_qpn: self.qp.qpn, ..arrival };
-        let told = match receive_cq(cx.hca, &peer.attrs, srqn) {
-            Some(cq) => received(cx.hca, &cq, &peer.qp, place, &arrival).is_ok(),
+        let told = match receive_cq(&peer.hca, &peer.attrs, srqn) {
+            Some(cq) => received(&peer.hca, &cq, &peer.qp, place, &arrival).is_ok(),
             None => false,
         };
         if !told {
@@ -322,26 +319,26 @@ impl Work {
     fn aim<'a>(
         &self,
         cx: &mut Cx<'_>,
-        section: &Section<'_>,
+        (there, section): (&Hca, &Section<'_>),
         part: Option<Piece<'a>>,
         to: &End<'_>,
     ) -> Result<Option<Piece<'a>>, Stop> {
         let Some(mut part) = part else { return Ok(None) };
-        part.aim(cx.hca, section, cx.scratch, to, self.done)?;
+        part.aim(there, section, cx.scratch, to, self.done)?;
         Ok(Some(part))
     }
 
     /// The SRQ that the message takes a WQE from, if any: XRC messages name it.
-    fn shared_queue(&self, hca: &Hca, peer: &Peer) -> Result<Option<Arc<Srq>>, ()> {
+    fn shared_queue(&self, peer: &Peer) -> Result<Option<Arc<Srq>>, ()> {
         match self.qp.service {
-            service_type::XRC => self.named_queue(hca, peer).map(Some).ok_or(()),
+            service_type::XRC => self.named_queue(peer).map(Some).ok_or(()),
             _ => Ok(peer.attrs.srq.clone()),
         }
     }
 
     /// The SRQ that an XRC message names, if its target serves it.
-    fn named_queue(&self, hca: &Hca, peer: &Peer) -> Option<Arc<Srq>> {
-        hca.srqs.get(self.wqe.srqn).filter(|srq| srq.kind == SrqKind::Xrc && srq.xrcd == peer.attrs.xrcd)
+    fn named_queue(&self, peer: &Peer) -> Option<Arc<Srq>> {
+        peer.hca.srqs.get(self.wqe.srqn).filter(|srq| srq.kind == SrqKind::Xrc && srq.xrcd == peer.attrs.xrcd)
     }
 
     /// What an injection says about the piece that is translated now. Asked once a WQE.

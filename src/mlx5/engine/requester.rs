@@ -14,7 +14,8 @@ use super::failure::Failure;
 use super::receive::read_record;
 use super::work::{Cx, Effect, Peer, Step, Work, has_pkey, receives};
 use super::wqe::Kind;
-use crate::hca::{Hca, PORT_LID};
+use crate::fabric;
+use crate::hca::Hca;
 use crate::levers::Gate;
 use crate::mkey::umr;
 use crate::qp::{Qp, QpAttrs};
@@ -51,7 +52,7 @@ pub struct Requester {
     active: bool,
     wait: Wait,
     /// A page fault that an RNR NAK answered: an injection.
-    background: Option<u32>,
+    background: Option<(Arc<Hca>, u32)>,
     passed_gate: bool,
     rnr_left: u8,
     retries_left: u8,
@@ -205,6 +206,12 @@ impl Requester {
             true => self.work.peer = self.work.addressee(hca),
             false => self.find_peer(hca),
         }
+        // Its device's section lasts as long as this step; what was looked up before it began is looked at again.
+        let visited = self.work.peer.as_ref().filter(|peer| !Arc::ptr_eq(&peer.hca, hca)).cloned();
+        let _visit = visited.as_ref().and_then(|peer| peer.visit(cx));
+        if visited.as_ref().is_some_and(|peer| !peer.in_force()) {
+            return Step::Again;
+        }
         self.work.execute(cx, &section)
     }
 
@@ -224,16 +231,16 @@ impl Requester {
     }
 
     /// Looks up the connected peer. None: nobody there answers (IBTA 9.7.5.1: such packets are dropped).
-    fn find_peer(&mut self, hca: &Hca) {
+    fn find_peer(&mut self, hca: &Arc<Hca>) {
         let Work { qp, attrs, peer, .. } = &mut self.work;
         if !peer.as_ref().is_some_and(Peer::in_force) {
-            let there = (attrs.remote_lid == PORT_LID).then(|| hca.qps.get(attrs.remote_qpn)).flatten();
-            *peer = there.filter(|there| there.service == qp.service).map(|there| {
-                let attrs = there.attrs();
-                Peer { qp: there, attrs }
+            *peer = fabric::resolve(hca, attrs.remote_lid).and_then(|there| {
+                let found = there.qps.get(attrs.remote_qpn).filter(|found| found.service == qp.service)?;
+                let attrs = found.attrs();
+                Some(Peer { hca: there, qp: found, attrs })
             });
         }
-        if !peer.as_ref().is_some_and(|there| answers(qp, attrs, &there.attrs)) {
+        if !peer.as_ref().is_some_and(|there| answers((hca, qp, attrs), &there.attrs)) {
             *peer = None;
         }
     }
@@ -258,15 +265,15 @@ impl Requester {
             Step::NotReady => self.not_ready(cx),
             Step::Silence => self.unanswered(),
             Step::OutOfSequence => self.retry(cx),
-            Step::Invalidate(key) => self.invalidate(cx, key),
+            Step::Invalidate(key) => self.invalidate(key),
             Step::Failed(failure) => self.fail(cx, failure),
             Step::Moved(_) | Step::Finished | Step::Again | Step::Idle => {}
         }
     }
 
-    fn invalidate(&mut self, cx: &Cx<'_>, key: u32) {
+    fn invalidate(&mut self, key: u32) {
         let Some(peer) = &self.work.peer else { return };
-        self.work.effect = match umr::invalidate_remote(cx.hca, &peer.qp, &peer.attrs, key) {
+        self.work.effect = match umr::invalidate_remote(&peer.hca, &peer.qp, &peer.attrs, key) {
             Ok(()) => Effect::Done,
             Err(error) => {
                 log::debug!("QPN {:#x}: send with invalidate: {error}", peer.qp.qpn);
@@ -281,8 +288,8 @@ fn send_record(attrs: &QpAttrs) -> u64 {
     attrs.record.wrapping_add(4)
 }
 
-/// Whether a responder takes packets of `qp`: connected to it and no other, both with a P_Key that is valid (IBTA 9.6.1.1, 9.6.1.5).
-fn answers(qp: &Qp, attrs: &QpAttrs, there: &QpAttrs) -> bool {
-    let connected = there.remote_qpn == qp.qpn && there.remote_lid == PORT_LID;
+/// Whether a responder takes packets of a queue pair: connected to it and no other, both with a P_Key that is valid (IBTA 9.6.1.1, 9.6.1.5).
+fn answers((hca, qp, attrs): (&Hca, &Qp, &QpAttrs), there: &QpAttrs) -> bool {
+    let connected = there.remote_qpn == qp.qpn && there.remote_lid == hca.lid();
     receives(there) && connected && has_pkey(attrs) && has_pkey(there)
 }

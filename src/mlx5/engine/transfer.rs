@@ -137,6 +137,22 @@ impl Scratch {
     }
 }
 
+/// Over which devices a piece goes: each end is translated, checked and recorded by its own.
+#[derive(Clone, Copy)]
+pub struct Route<'a> {
+    /// Where the bytes come from.
+    pub from: &'a Hca,
+    /// Where they go.
+    pub to: &'a Hca,
+}
+
+impl<'a> Route<'a> {
+    /// Inside one device.
+    pub fn within(hca: &'a Hca) -> Self {
+        Self { from: hca, to: hca }
+    }
+}
+
 /// Whose transfer it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Mover {
@@ -296,38 +312,38 @@ impl<'a> Piece<'a> {
     /// Copies the piece, unless `plan`, which is asked now, says otherwise. Bytes that are in place.
     pub fn copy(
         self,
-        hca: &Hca,
+        route: Route<'_>,
         (scratch, mover): (&mut Scratch, Mover),
         plan: impl FnOnce() -> Plan,
     ) -> Result<u64, Stop> {
         let Self { source, len } = self;
-        let begun = begin(hca);
+        let begun = begin(route.from);
         let plan = plan();
         if plan == Plan::Late {
-            return Err(Stop::Late(Box::new(late::keep(hca, source, scratch, len, begun))));
+            return Err(Stop::Late(Box::new(late::keep(route.to, source, scratch, len, begun))));
         }
         let from = match source {
             Found::Bytes(bytes) => Source::Bytes(bytes),
             Found::Spans(_) => Source::Spans(&scratch.source.spans),
         };
-        place(hca, from, &scratch.target.spans, len)?;
-        record(hca, mover, (&scratch.source, &scratch.target), len, (begun, plan == Plan::Hide));
+        place(route, from, &scratch.target.spans, len)?;
+        record(route, mover, (&scratch.source, &scratch.target), len, (begun, plan == Plan::Hide));
         Ok(len)
     }
 }
 
 /// Moves some bytes: at least one, at most `at.want` or [`CHUNK`]. `plan` is asked once both ends are translated.
 pub fn transfer(
-    hca: &Hca,
+    route: Route<'_>,
     section: &Section<'_>,
     (scratch, mover): (&mut Scratch, Mover),
     (from, to): (&End<'_>, &End<'_>),
     at: At,
     plan: impl FnOnce() -> Plan,
 ) -> Result<u64, Stop> {
-    let mut piece = Piece::read(hca, section, scratch, from, (at.source, at.want))?;
-    piece.aim(hca, section, scratch, to, at.target)?;
-    piece.copy(hca, (scratch, mover), plan)
+    let mut piece = Piece::read(route.from, section, scratch, from, (at.source, at.want))?;
+    piece.aim(route.to, section, scratch, to, at.target)?;
+    piece.copy(route, (scratch, mover), plan)
 }
 
 /// Reads all `len` bytes of `from`, at most [`CHUNK`], and appends them to `into`; on error `into` holds a part of them.
@@ -347,7 +363,7 @@ pub fn gather(
             Found::Spans(_) => copy::fetch(hca, &scratch.source.spans, into)?,
         }
         scratch.target.clear();
-        record(hca, mover, (&scratch.source, &scratch.target), piece.len, (begun, false));
+        record(Route::within(hca), mover, (&scratch.source, &scratch.target), piece.len, (begun, false));
         done += piece.len;
     }
     Ok(())
@@ -359,18 +375,19 @@ fn begin(hca: &Hca) -> Seq {
 }
 
 /// Puts a piece that has been copied on record, for its watched pages.
-fn record(hca: &Hca, mover: Mover, (source, target): (&Side, &Side), len: u64, (begun, hidden): (Seq, bool)) {
-    let ledger = &hca.ledger;
+fn record(route: Route<'_>, mover: Mover, (source, target): (&Side, &Side), len: u64, (begun, hidden): (Seq, bool)) {
+    let Route { from, to } = route;
+    let ledger = &from.ledger;
     if !ledger.watches_any() {
         return;
     }
     for (span, key) in source.told(len) {
-        ledger.nic_read(hca.index, mover.qpn, (span.gpa, span.len), key, begun);
+        ledger.nic_read(from.index, mover.qpn, (span.gpa, span.len), key, begun);
     }
     for (span, key) in target.told(len) {
-        hca.payload.wrote(ledger, span.gpa, span.len);
+        to.payload.wrote(ledger, span.gpa, span.len);
         if !hidden {
-            ledger.nic_wrote(hca.index, mover.qpn, (span.gpa, span.len), key, begun);
+            ledger.nic_wrote(to.index, mover.qpn, (span.gpa, span.len), key, begun);
         }
     }
 }

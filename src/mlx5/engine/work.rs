@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use super::failure::Failure;
 use super::psn::{self, Part};
-use super::transfer::{Late, Mover, Scratch};
+use super::transfer::{Late, Mover, Route, Scratch};
 use super::wqe::{Kind, MAX_SEND_WQE, Seg, SendWqe, umr_key};
 use crate::hca::Hca;
 use crate::hooks::WqeShape;
 use crate::qp::{Qp, QpAttrs};
+use crate::quiesce::Section;
 use mlx5_spec::qp::{service_type, state};
 
 /// What a thread has at hand while it serves a queue pair.
@@ -89,6 +90,8 @@ pub enum Effect {
 /// The queue pair at the other end, as last looked up.
 #[derive(Clone)]
 pub struct Peer {
+    /// Its device, which checks, translates and quiesces.
+    pub hca: Arc<Hca>,
     /// The queue pair.
     pub qp: Arc<Qp>,
     /// Its attributes; asked inside every section whether they are in force.
@@ -96,6 +99,11 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Begins a section of its device, on engine `cx.engine`'s thread, which is inside one of its own; none if the device is the same.
+    pub fn visit(&self, cx: &Cx<'_>) -> Option<Section<'_>> {
+        (!Arc::ptr_eq(&self.hca, cx.hca)).then(|| self.hca.quiesce.visit(cx.hca.index, cx.engine))
+    }
+
     /// Whether it is as it was looked up.
     pub fn in_force(&self) -> bool {
         self.qp.in_force(&self.attrs)
@@ -189,6 +197,14 @@ impl Work {
             _ => 0,
         };
         WqeShape { opcode: self.wqe.opcode as u8, qpn: self.qp.qpn, wqe_index: self.index, key }
+    }
+
+    /// From the requester to the responder, or the other way for an RDMA READ.
+    pub fn route<'a>(&self, hca: &'a Hca, there: &'a Hca) -> Route<'a> {
+        match self.wqe.kind {
+            Kind::Read => Route { from: there, to: hca },
+            _ => Route { from: hca, to: there },
+        }
     }
 
     /// Who moves data, for the ledger.

@@ -7,12 +7,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::bus::Bus;
+use super::engine::Engines;
 use super::eq::Event;
 use super::hooks::{NicAction, WqeShape};
 use super::sync::lock;
@@ -36,16 +37,34 @@ struct Table {
     /// Not reset with the device, so that a resume from before a reset meets no new fault.
     last: u32,
     live: HashMap<u32, Live>,
-    /// Who waits for room: UAR page and number of queue pairs, each once.
-    waiting: BTreeSet<(u32, u32)>,
+    /// Who waits for room, each once.
+    waiting: BTreeMap<(usize, u32, u32), Waker>,
 }
 
 /// A fault whose event has been published, or is being kept back.
 struct Live {
     state: FaultState,
-    waiter: (u32, u32),
+    waker: Waker,
     /// An injected delay: when it is published, and what.
     late: Option<(Instant, Event)>,
+}
+
+/// A queue pair to look at again, perhaps of another device.
+#[derive(Clone)]
+struct Waker {
+    engines: Arc<Engines>,
+    /// UAR page and number.
+    waiter: (u32, u32),
+}
+
+impl Waker {
+    fn key(&self) -> (usize, u32, u32) {
+        (Arc::as_ptr(&self.engines).addr(), self.waiter.0, self.waiter.1)
+    }
+
+    fn wake(&self) {
+        self.engines.kick(self.waiter.0, self.waiter.1);
+    }
 }
 
 /// Why no fault was raised.
@@ -123,23 +142,25 @@ impl PageFaults {
     /// Not for use inside a section.
     ///
     /// # Errors
-    /// See [`RaiseError`].
-    pub fn raise(&self, bus: &Bus, fault: &Fault) -> Result<u32, RaiseError> {
+    /// See [`RaiseError`]. `engines` are those of the queue pair that waits.
+    pub fn raise(&self, bus: &Bus, fault: &Fault, engines: &Arc<Engines>) -> Result<u32, RaiseError> {
         if !bus.config.odp || !bus.claims_event(event::PAGE_FAULT) {
             return Err(RaiseError::NoQueue);
         }
         let delivery = delivery(bus, fault);
         let mut table = lock(&self.table);
         let Some(token) = table.free_token() else {
-            table.waiting.insert(fault.waiter);
+            let waker = Waker { engines: engines.clone(), waiter: fault.waiter };
+            table.waiting.insert(waker.key(), waker);
             return Err(RaiseError::Busy);
         };
+        let waker = Waker { engines: engines.clone(), waiter: fault.waiter };
         let late = match delivery {
             Delivery::At(when) => Some((when, fault.event(token))),
             _ => None,
         };
         self.late.fetch_or(late.is_some(), Ordering::Release);
-        table.live.insert(token, Live { state: FaultState::Waiting, waiter: fault.waiter, late });
+        table.live.insert(token, Live { state: FaultState::Waiting, waker, late });
         drop(table);
         let (key, va, write) = fault.about;
         // On record before the driver can act on it.
@@ -151,29 +172,29 @@ impl PageFaults {
     }
 
     /// What became of it. `Resumed` is told once.
-    pub fn poll(&self, bus: &Bus, token: u32) -> FaultState {
+    pub fn poll(&self, token: u32) -> FaultState {
         let table = lock(&self.table);
         match table.live.get(&token).map(|live| live.state) {
             None => FaultState::Unknown,
             Some(FaultState::Waiting) => FaultState::Waiting,
             Some(over) => {
-                self.forget(bus, table, token);
+                self.forget(table, token);
                 over
             }
         }
     }
 
     /// Nobody waits for it any more; a later resume is ignored.
-    pub fn cancel(&self, bus: &Bus, token: u32) {
-        self.forget(bus, lock(&self.table), token);
+    pub fn cancel(&self, token: u32) {
+        self.forget(lock(&self.table), token);
     }
 
     /// Its place is another's, who has waited for one.
-    fn forget(&self, bus: &Bus, mut table: MutexGuard<'_, Table>, token: u32) {
+    fn forget(&self, mut table: MutexGuard<'_, Table>, token: u32) {
         let next = table.live.remove(&token).and_then(|_| table.waiting.pop_first());
         drop(table);
-        if let Some((uar, qpn)) = next {
-            bus.engines.kick(uar, qpn);
+        if let Some((_, waker)) = next {
+            waker.wake();
         }
     }
 
@@ -182,11 +203,11 @@ impl PageFaults {
         let mut table = lock(&self.table);
         let Some(live) = table.live.get_mut(&token).filter(|live| live.state == FaultState::Waiting) else { return };
         // On record before the waiter can act on it.
-        bus.ledger.nic_push(bus.index, live.waiter.1, NicKind::Resumed { token, error });
+        bus.ledger.nic_push(bus.index, live.waker.waiter.1, NicKind::Resumed { token, error });
         live.state = FaultState::Resumed { error };
-        let (uar, qpn) = live.waiter;
+        let waker = live.waker.clone();
         drop(table);
-        bus.engines.kick(uar, qpn);
+        waker.wake();
     }
 
     /// Cancels all: a reset.
@@ -200,7 +221,8 @@ impl PageFaults {
     /// Faults alive, for inspection: token, UAR page and number of the queue pair that waits.
     pub fn live(&self) -> Vec<(u32, u32, u32)> {
         let table = lock(&self.table);
-        let mut live: Vec<_> = table.live.iter().map(|(token, live)| (*token, live.waiter.0, live.waiter.1)).collect();
+        let mut live: Vec<_> =
+            table.live.iter().map(|(token, live)| (*token, live.waker.waiter.0, live.waker.waiter.1)).collect();
         live.sort_unstable();
         live
     }

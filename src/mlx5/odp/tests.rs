@@ -41,11 +41,11 @@ fn entry(hca: &Hca, index: u64) -> [u8; EQE_SIZE] {
 #[test]
 fn without_a_queue_or_the_capability_there_are_no_page_faults() {
     let mut hca = hca();
-    assert_eq!(hca.page_faults.raise(&hca, &FAULT), Err(RaiseError::NoQueue));
+    assert_eq!(hca.page_faults.raise(&hca, &FAULT, &hca.engines), Err(RaiseError::NoQueue));
     fault_queue(&hca);
-    assert!(hca.page_faults.raise(&hca, &FAULT).is_ok());
+    assert!(hca.page_faults.raise(&hca, &FAULT, &hca.engines).is_ok());
     Arc::get_mut(&mut hca.bus).unwrap().config.odp = false;
-    assert_eq!(hca.page_faults.raise(&hca, &FAULT), Err(RaiseError::NoQueue));
+    assert_eq!(hca.page_faults.raise(&hca, &FAULT, &hca.engines), Err(RaiseError::NoQueue));
 }
 
 /// Bytes by contract 9.2, not by the layouts that the code uses.
@@ -53,7 +53,7 @@ fn without_a_queue_or_the_capability_there_are_no_page_faults() {
 fn events_are_laid_out_as_the_driver_reads_them() {
     let hca = hca();
     fault_queue(&hca);
-    let token = hca.page_faults.raise(&hca, &FAULT).unwrap();
+    let token = hca.page_faults.raise(&hca, &FAULT, &hca.engines).unwrap();
     let mut wanted = [0; EQE_SIZE];
     wanted[0x01] = 0x0c;
     wanted[0x03] = 1;
@@ -65,7 +65,7 @@ fn events_are_laid_out_as_the_driver_reads_them() {
     wanted[0x38..0x3c].copy_from_slice(&(6 << 24 | token).to_be_bytes());
     assert_eq!(entry(&hca, 0), wanted);
     let kind = FaultKind::Wqe { wq_type: 3, number: 0x40, wqe_index: 0x1234 };
-    let token = hca.page_faults.raise(&hca, &Fault { kind, packet_length: 0x1000, ..FAULT }).unwrap();
+    let token = hca.page_faults.raise(&hca, &Fault { kind, packet_length: 0x1000, ..FAULT }, &hca.engines).unwrap();
     let mut wanted = [0; EQE_SIZE];
     wanted[0x01] = 0x0c;
     wanted[0x20..0x24].copy_from_slice(&0x800u32.to_be_bytes());
@@ -81,24 +81,24 @@ fn a_resume_is_told_once_and_unknown_ones_are_ignored() {
     let hca = hca();
     fault_queue(&hca);
     let faults = &hca.page_faults;
-    let token = faults.raise(&hca, &FAULT).unwrap();
+    let token = faults.raise(&hca, &FAULT, &hca.engines).unwrap();
     let (key, va, write) = FAULT.about;
-    assert_eq!(faults.poll(&hca, token), FaultState::Waiting);
+    assert_eq!(faults.poll(token), FaultState::Waiting);
     assert_eq!(faults.live(), [(token, 16, 0x40)]);
     faults.resume(&hca, token + 1, false);
     faults.resume(&hca, token, true);
     faults.resume(&hca, token, false);
-    assert_eq!(faults.poll(&hca, token), FaultState::Resumed { error: true });
-    assert_eq!(faults.poll(&hca, token), FaultState::Unknown);
+    assert_eq!(faults.poll(token), FaultState::Resumed { error: true });
+    assert_eq!(faults.poll(token), FaultState::Unknown);
     faults.resume(&hca, token, false);
     let kinds: Vec<_> = hca.ledger.nic(0).into_iter().map(|record| (record.qpn, record.kind)).collect();
     let fault = NicKind::Fault { key, va, write, token };
     assert_eq!(kinds, [(0x40, fault), (0x40, NicKind::Resumed { token, error: true })]);
-    let cancelled = faults.raise(&hca, &FAULT).unwrap();
+    let cancelled = faults.raise(&hca, &FAULT, &hca.engines).unwrap();
     assert_ne!(cancelled, token);
-    faults.cancel(&hca, cancelled);
+    faults.cancel(cancelled);
     faults.resume(&hca, cancelled, false);
-    assert_eq!(faults.poll(&hca, cancelled), FaultState::Unknown);
+    assert_eq!(faults.poll(cancelled), FaultState::Unknown);
 }
 
 #[test]
@@ -107,16 +107,16 @@ fn tokens_are_24_bits_never_zero_and_capped() {
     fault_queue(&hca);
     let faults = &hca.page_faults;
     lock(&faults.table).last = MAX_TOKEN - 1;
-    let tokens: Vec<u32> = (0..MAX_LIVE).map(|_| faults.raise(&hca, &FAULT).unwrap()).collect();
+    let tokens: Vec<u32> = (0..MAX_LIVE).map(|_| faults.raise(&hca, &FAULT, &hca.engines).unwrap()).collect();
     assert_eq!(tokens[..3], [MAX_TOKEN, 1, 2]);
-    assert_eq!(faults.raise(&hca, &FAULT), Err(RaiseError::Busy));
+    assert_eq!(faults.raise(&hca, &FAULT, &hca.engines), Err(RaiseError::Busy));
     // Around once more: tokens that are alive are not given out.
     lock(&faults.table).last = MAX_TOKEN - 1;
-    faults.cancel(&hca, 5);
-    assert_eq!(faults.raise(&hca, &FAULT), Ok(5));
+    faults.cancel(5);
+    assert_eq!(faults.raise(&hca, &FAULT, &hca.engines), Ok(5));
     faults.clear();
     assert!(faults.live().is_empty());
-    assert_eq!(faults.raise(&hca, &FAULT), Ok(6), "numbers go on after a reset");
+    assert_eq!(faults.raise(&hca, &FAULT, &hca.engines), Ok(6), "numbers go on after a reset");
 }
 
 #[test]
@@ -126,25 +126,25 @@ fn injections_drop_or_delay_the_event() {
     let published = || queue.indices().0;
     let drops = hca.injections.add(NicRule::new(1, NicAction::DropFaultEvent).on(WqeMatch::key(0x1_00ff))).unwrap();
     hca.injections.add(NicRule::new(2, NicAction::DelayFaultEvent { ms: 10 }));
-    let lost = hca.page_faults.raise(&hca, &FAULT).unwrap();
-    assert_eq!((published(), hca.page_faults.poll(&hca, lost)), (0, FaultState::Waiting));
+    let lost = hca.page_faults.raise(&hca, &FAULT, &hca.engines).unwrap();
+    assert_eq!((published(), hca.page_faults.poll(lost)), (0, FaultState::Waiting));
     assert_eq!(hca.injections.rule(drops).unwrap().fired, 1);
     let now = Instant::now();
     assert_eq!(hca.page_faults.publish_late(&hca, now), None);
-    let late = hca.page_faults.raise(&hca, &FAULT).unwrap();
+    let late = hca.page_faults.raise(&hca, &FAULT, &hca.engines).unwrap();
     let due = hca.page_faults.publish_late(&hca, now).unwrap();
     assert_eq!(published(), 0);
     assert_eq!(hca.page_faults.publish_late(&hca, due), None);
     assert_eq!(published(), 1);
     assert_eq!(u32::from_be_bytes(entry(&hca, 0)[0x38..0x3c].try_into().unwrap()) & MAX_TOKEN, late);
     assert_eq!(eqe::TYPE.get(&entry(&hca, 0)), event::PAGE_FAULT);
-    hca.page_faults.raise(&hca, &FAULT).unwrap();
+    hca.page_faults.raise(&hca, &FAULT, &hca.engines).unwrap();
     assert_eq!(published(), 2);
     // A cancelled fault's event is not published.
     hca.injections.clear();
     hca.injections.add(NicRule::new(1, NicAction::DelayFaultEvent { ms: 10 }));
-    let gone = hca.page_faults.raise(&hca, &FAULT).unwrap();
-    hca.page_faults.cancel(&hca, gone);
+    let gone = hca.page_faults.raise(&hca, &FAULT, &hca.engines).unwrap();
+    hca.page_faults.cancel(gone);
     assert_eq!(hca.page_faults.publish_late(&hca, Instant::now() + Duration::from_secs(9)), None);
     assert_eq!(published(), 2);
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A machine with one NIC and no processor: guest memory, a PCI bus, interrupts that are counted.
+//! A machine without a processor: guest memory, a PCI bus, one NIC or several, interrupts that are counted.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use dma::GuestRam;
+use mlx5::fabric::LocalFabric;
 use mlx5::{EnginePolicy, Nic, NicConfig, NicHandle};
 use pci::config::{COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY};
 use pci::msix::{ENTRY_SIZE, MESSAGE_CONTROL};
@@ -54,10 +55,10 @@ impl Default for MachineConfig {
     }
 }
 
-/// A machine.
+/// A machine, seen from one of its NICs: what is here is shared with the views of the others, but for the NIC and its interrupts.
 pub struct Machine {
     /// Its memory.
-    pub guest: Guest,
+    pub guest: Arc<Guest>,
     /// Who touched it.
     pub ledger: Arc<Ledger>,
     /// Interrupts that came.
@@ -66,26 +67,40 @@ pub struct Machine {
     pub doorbells: Arc<Doorbells>,
     /// What the lab holds of the NIC.
     pub nic: NicHandle,
-    bus: PciBus,
+    bus: Arc<PciBus>,
     slot: u8,
 }
 
 impl Machine {
     /// A machine after power-on: BARs placed, memory space and bus mastering off.
     pub fn new(config: MachineConfig) -> Self {
+        Self::with_nics(config, 1).remove(0)
+    }
+
+    /// The same with `count` NICs on one fabric, each in a slot of its own.
+    pub fn with_nics(config: MachineConfig, count: u8) -> Vec<Self> {
         let half = (config.ram_mib << 20) / 2;
         let ranges = [(GuestAddress(0), half as usize), (GuestAddress(HIGH_RAM), half as usize)];
         let ram = Arc::new(GuestRam::from_ranges(&ranges).expect("the test's memory fits into this process"));
         let ledger = Ledger::new();
-        let (interrupts, doorbells) = (Arc::<Interrupts>::default(), Arc::<Doorbells>::default());
+        let doorbells = Arc::<Doorbells>::default();
         doorbells.refuse.store(!config.ioeventfds, Ordering::Relaxed);
-        let bus = PciBus::new(doorbells.clone(), LOW_WINDOW, HIGH_WINDOW);
-        let requester = PciBus::requester(bus.next_slot().expect("the bus is empty"));
-        let (router, host): (Arc<dyn MsiRouter>, Arc<dyn DoorbellHost>) = (interrupts.clone(), doorbells.clone());
-        let (function, nic) = Nic::new(0, config.nic, requester, ram.clone(), ledger.clone(), router, host)
-            .expect("this host gives threads and eventfds");
-        let slot = bus.add(Arc::new(Mutex::new(function))).expect("the bus has room");
-        Self { guest: Guest::new(ram), ledger, interrupts, doorbells, nic, bus, slot }
+        let bus = Arc::new(PciBus::new(doorbells.clone(), LOW_WINDOW, HIGH_WINDOW));
+        let guest = Arc::new(Guest::new(ram.clone()));
+        let fabric = Arc::<LocalFabric>::default();
+        let machine = |index| {
+            let interrupts = Arc::<Interrupts>::default();
+            let requester = PciBus::requester(bus.next_slot().expect("the bus has room"));
+            let (router, host): (Arc<dyn MsiRouter>, Arc<dyn DoorbellHost>) = (interrupts.clone(), doorbells.clone());
+            let (function, nic) =
+                Nic::new(index, config.nic.clone(), requester, ram.clone(), ledger.clone(), router, host)
+                    .expect("this host gives threads and eventfds");
+            assert!(fabric.join(nic.hca()), "the fabric has room");
+            let slot = bus.add(Arc::new(Mutex::new(function))).expect("the bus has room");
+            let (guest, ledger, doorbells, bus) = (guest.clone(), ledger.clone(), doorbells.clone(), bus.clone());
+            Self { guest, ledger, interrupts, doorbells, nic, bus, slot }
+        };
+        (0..count).map(machine).collect()
     }
 
     /// What a driver does with the function first: memory space and bus mastering on, MSI-X enabled with all vectors unmasked,

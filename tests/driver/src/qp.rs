@@ -20,8 +20,6 @@ use crate::memory::Buffer;
 use crate::wqe::{Sge, Wqe};
 use crate::{Error, Result};
 
-/// LID of the port (contract 11.2).
-const LID: u32 = 1;
 /// 4.096 us << 14: 67 ms.
 const ACK_TIMEOUT: u32 = 14;
 
@@ -193,7 +191,7 @@ impl Qp {
 
     /// How others reach it.
     pub fn peer(&self) -> Peer {
-        Peer { qpn: self.qpn, lid: LID }
+        Peer { qpn: self.qpn, lid: u32::from(self.context.machine.nic.hca().lid()) }
     }
 
     /// RST to RTS.

@@ -22,6 +22,8 @@ impl Requester {
         self.abandon(cx.hca);
         let section = cx.hca.quiesce.enter(cx.engine);
         let peer = failure.responder.zip(self.work.peer.clone());
+        let visited = peer.clone();
+        let visit = visited.as_ref().and_then(|(_, peer)| peer.visit(cx));
         if !self.work.in_force() || peer.as_ref().is_some_and(|(_, peer)| !peer.in_force()) {
             // Whoever changed one of them decides what becomes of the WQE; what a responder refused, it is asked again.
             if failure.responder.is_some() {
@@ -32,7 +34,7 @@ impl Requester {
         // A state is there before the CQE that tells of it, and the cause before anything is flushed: both halves may be one queue pair's.
         let mut ends = Vec::new();
         if let Some((at, peer)) = peer.filter(|(at, _)| at.own || !unreliable) {
-            ends.extend(fail_receive(cx.hca, peer, at));
+            ends.extend(fail_receive(peer, at));
         }
         let lost = (failure.responder.is_some() && unreliable).then(|| self.work.lost(cx, &section));
         let failure = match lost {
@@ -45,12 +47,13 @@ impl Requester {
             ends.extend(self.fail_send(cx.hca, failure, unreliable));
         }
         self.retire();
+        drop(visit);
         drop(section);
-        ends.into_iter().for_each(|end| end.settle(cx.hca));
+        ends.into_iter().for_each(End::settle);
     }
 
     /// The send WQE is completed in error and its queue pair leaves service, with an event of its own if it cannot be told (IBTA 11.6.3.1).
-    fn fail_send(&self, hca: &Hca, failure: Failure, unreliable: bool) -> Option<End> {
+    fn fail_send(&self, hca: &Arc<Hca>, failure: Failure, unreliable: bool) -> Option<End> {
         let work = &self.work;
         let to = if unreliable { state::SQER } else { state::ERR };
         let mut left = leave_service(&work.qp, &work.attrs, to);
@@ -63,12 +66,13 @@ impl Requester {
             left |= leave_service(&work.qp, &work.attrs, state::ERR);
         }
         let event = (!told).then_some(event::WQ_CATAS_ERROR);
-        left.then(|| End { qp: work.qp.clone(), seen: work.attrs.clone(), event })
+        left.then(|| End { hca: hca.clone(), qp: work.qp.clone(), seen: work.attrs.clone(), event })
     }
 }
 
 /// A queue pair that has left service: what is left to do outside of the section.
 struct End {
+    hca: Arc<Hca>,
     qp: Arc<Qp>,
     /// What it was.
     seen: Arc<QpAttrs>,
@@ -77,28 +81,28 @@ struct End {
 }
 
 impl End {
-    fn settle(self, hca: &Hca) {
-        hca.settle_qp(&self.qp, &self.seen);
+    fn settle(self) {
+        self.hca.settle_qp(&self.qp, &self.seen);
         if let Some(kind) = self.event {
-            hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, self.qp.qpn));
+            self.hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, self.qp.qpn));
         }
     }
 }
 
 /// The responder leaves service, and its receive WQE, if it has taken one, is completed in error; its own engine flushes nothing meanwhile.
-fn fail_receive(hca: &Hca, Peer { qp, attrs }: Peer, at: AtResponder) -> Option<End> {
+fn fail_receive(Peer { hca, qp, attrs }: Peer, at: AtResponder) -> Option<End> {
     let mut event = at.event;
     let mut responder = lock(&attrs.life.responder);
     let left = leave_service(&qp, &attrs, state::ERR);
     if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
-        let place = Place { counter, owner: receive_owner(hca, &qp, srqn) };
-        let told = receive_cq(hca, &attrs, srqn)
-            .is_some_and(|cq| failed(hca, &cq, &qp, place, Half::Responder, Diagnosis::receive(syndrome)).is_ok());
+        let place = Place { counter, owner: receive_owner(&hca, &qp, srqn) };
+        let told = receive_cq(&hca, &attrs, srqn)
+            .is_some_and(|cq| failed(&hca, &cq, &qp, place, Half::Responder, Diagnosis::receive(syndrome)).is_ok());
         if !told {
             event = Some(event::WQ_CATAS_ERROR);
         }
         responder.completed(&attrs);
     }
     drop(responder);
-    left.then_some(End { qp, seen: attrs, event })
+    left.then_some(End { hca, qp, seen: attrs, event })
 }

@@ -16,27 +16,28 @@ const MAX_FAULTS: u32 = 1000;
 impl Requester {
     /// Raises a page fault and waits for it, or fails.
     pub(super) fn raise(&mut self, cx: &mut Cx<'_>, missing: PageMissing) {
-        let hca = cx.hca;
-        if missing.end != FaultEnd::Local && !self.work.peer.as_ref().is_some_and(|peer| peer.in_force()) {
+        let hca = match (&self.work.peer, missing.end) {
+            (_, FaultEnd::Local) => cx.hca.clone(),
+            (Some(peer), _) if peer.in_force() => peer.hca.clone(),
             // The responder has changed since: it may be that nobody waits for this page any more.
-            return;
-        }
+            _ => return,
+        };
         let unreliable = self.work.is_unreliable() && missing.end != FaultEnd::Local;
         let Some(fault) = fault(&self.work, missing).filter(|_| self.faults < MAX_FAULTS && !unreliable) else {
             return self.fail(cx, Failure::page_fault(missing.end));
         };
-        if self.background.is_some_and(|token| hca.page_faults.poll(hca, token) == FaultState::Waiting) {
+        if self.background.as_ref().is_some_and(|(at, token)| at.page_faults.poll(*token) == FaultState::Waiting) {
             return self.not_ready(cx);
         }
         self.background = None;
-        match hca.page_faults.raise(hca, &fault) {
+        match hca.page_faults.raise(&hca, &fault, &cx.hca.engines) {
             Ok(token) => {
                 hca.counters.page_faults.add(1);
-                if self.answers_rnr(hca, missing.end) {
-                    self.background = Some(token);
+                if self.answers_rnr(&hca, missing.end) {
+                    self.background = Some((hca, token));
                     return self.not_ready(cx);
                 }
-                self.wait = Wait::Page(token, missing);
+                self.wait = Wait::Page(hca, token, missing);
             }
             Err(RaiseError::Busy) => self.wait = Wait::Room,
             Err(RaiseError::NoQueue) => self.fail(cx, Failure::page_fault(missing.end)),

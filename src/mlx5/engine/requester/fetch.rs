@@ -20,7 +20,7 @@ impl Requester {
         if available == 0 {
             return Ok(false);
         }
-        self.begin(hca);
+        self.begin();
         let broken = Failure::local(syndrome::LOCAL_QP_OP_ERR);
         if u32::from(available) > 1 << log_size {
             return Err(broken);
@@ -34,10 +34,8 @@ impl Requester {
         Ok(true)
     }
 
-    fn begin(&mut self, hca: &Hca) {
-        if let Some(token) = self.background.take() {
-            hca.page_faults.cancel(hca, token);
-        }
+    fn begin(&mut self) {
+        self.forget_background();
         self.active = true;
         let work = &mut self.work;
         (work.wqe.bytes, work.wqe.opcode, work.wqe.kind) = (BLOCK, 0, Kind::Nop);

@@ -3,6 +3,7 @@
 //!
 //! Nothing is polled that can tell: a resumed page fault, room for another and a change of the responder kick the queue pair.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Cx, Requester, Turn};
@@ -22,8 +23,8 @@ pub(super) enum Wait {
     Held(u64),
     /// An injection: the death of a translation.
     Late(Box<Late>),
-    /// A page: the fault's token, and what was missing.
-    Page(u32, PageMissing),
+    /// A page: whose driver brings it, the fault's token, and what was missing.
+    Page(Arc<Hca>, u32, PageMissing),
     /// Room for one more live page fault.
     Room,
     /// The RNR NAK timer.
@@ -45,12 +46,17 @@ impl Requester {
     /// Nobody waits any more for what the current WQE waits for.
     pub fn abandon(&mut self, hca: &Hca) {
         match std::mem::replace(&mut self.wait, Wait::No) {
-            Wait::Page(token, _) => hca.page_faults.cancel(hca, token),
+            Wait::Page(at, token, _) => at.page_faults.cancel(token),
             Wait::Held(token) => hca.levers.cancel(hca, token),
             Wait::No | Wait::Late(_) | Wait::Room | Wait::Rnr(_) | Wait::Ack(_) => {}
         }
-        if let Some(token) = self.background.take() {
-            hca.page_faults.cancel(hca, token);
+        self.forget_background();
+    }
+
+    /// An injected RNR NAK's page fault is nobody's any more.
+    pub(super) fn forget_background(&mut self) {
+        if let Some((at, token)) = self.background.take() {
+            at.page_faults.cancel(token);
         }
     }
 
@@ -72,20 +78,22 @@ impl Requester {
             Wait::Held(_) => self.passed_gate = true,
             Wait::Late(late) if !late.is_due() => return soon(LATE_GLANCE),
             Wait::Late(late) => {
-                let moved = late.copy(cx.hca, self.work.mover());
+                // Memory is the same wherever the peer has gone.
+                let there = self.work.peer.as_ref().map_or(cx.hca, |peer| &peer.hca);
+                let moved = late.copy(self.work.route(cx.hca, there), self.work.mover());
                 self.moved_late(moved);
             }
-            Wait::Page(token, missing) => {
-                let (token, missing) = (*token, *missing);
-                return self.waits_for_page(cx, token, missing);
+            Wait::Page(at, token, missing) => {
+                let (state, missing) = (at.page_faults.poll(*token), *missing);
+                return self.waits_for_page(cx, state, missing);
             }
         }
         self.wait = Wait::No;
         None
     }
 
-    fn waits_for_page(&mut self, cx: &mut Cx<'_>, token: u32, missing: PageMissing) -> Option<Turn> {
-        match cx.hca.page_faults.poll(cx.hca, token) {
+    fn waits_for_page(&mut self, cx: &mut Cx<'_>, state: FaultState, missing: PageMissing) -> Option<Turn> {
+        match state {
             FaultState::Waiting => {
                 let peer_changed = self.work.peer.as_ref().is_some_and(|peer| !peer.in_force());
                 if missing.end == FaultEnd::Local || !peer_changed {

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::VolatileMemory;
 
 use super::copy::{Source, place, refused, slice};
-use super::{End, Found, Mover, Scratch, Side, Stop, begin, record};
-use crate::hca::Hca;
+use super::{End, Found, Mover, Route, Scratch, Side, Stop, begin, record};
 use crate::mkey::{Access, AccessError};
 use crate::quiesce::Section;
 
@@ -26,36 +25,36 @@ pub enum Atomic {
 }
 
 /// Does `operation` on the 8 bytes `word` and puts the old value into `result`, both first translated: nothing happens to the word unless
-/// the result has its place. Words are little-endian, as the host's (contract 10.3).
+/// the result has its place. The word is where the route leads to, the result where it comes from. Words are little-endian, as the host's (contract 10.3).
 pub fn atomic(
-    hca: &Hca,
+    Route { from: here, to: there }: Route<'_>,
     section: &Section<'_>,
     (scratch, mover): (&mut Scratch, Mover),
     (word, result): (&Access, &End<'_>),
     operation: Atomic,
 ) -> Result<(), Stop> {
-    let room = match result.find(hca, section, 0, 8, &mut scratch.source).map_err(Stop::Source)? {
+    let room = match result.find(here, section, 0, 8, &mut scratch.source).map_err(Stop::Source)? {
         Found::Spans(room) => room,
         Found::Bytes(_) => 0,
     };
     // The local list is complete or faults at its first missing byte.
     if room < 8 {
-        result.find(hca, section, room, 8 - room, &mut Side::default()).map_err(Stop::Source)?;
+        result.find(here, section, room, 8 - room, &mut Side::default()).map_err(Stop::Source)?;
         return Err(Stop::Source(AccessError::Denied { key: 0, why: "no room for the result of an atomic" }));
     }
     scratch.target.clear();
-    scratch.target.add(hca, section, word).map_err(Stop::Target)?;
+    scratch.target.add(there, section, word).map_err(Stop::Target)?;
     let span = match scratch.target.spans.as_slice() {
         [span] if span.len == 8 => *span,
         _ => return Err(Stop::NoTarget),
     };
-    let ram = hca.dma.ram().map_err(|_| Stop::NoTarget)?;
-    let cell = slice(ram, span.gpa, 8).ok_or_else(|| refused(hca, span.gpa, 8, Stop::NoTarget))?;
-    let cell = cell.get_atomic_ref::<AtomicU64>(0).map_err(|_| refused(hca, span.gpa, 8, Stop::NoTarget))?;
+    let ram = there.dma.ram().map_err(|_| Stop::NoTarget)?;
+    let cell = slice(ram, span.gpa, 8).ok_or_else(|| refused(there, span.gpa, 8, Stop::NoTarget))?;
+    let cell = cell.get_atomic_ref::<AtomicU64>(0).map_err(|_| refused(there, span.gpa, 8, Stop::NoTarget))?;
     for place in &scratch.source.spans {
-        hca.dma.check(place.gpa, place.len).map_err(|_| Stop::NoSource)?;
+        here.dma.check(place.gpa, place.len).map_err(|_| Stop::NoSource)?;
     }
-    let begun = begin(hca);
+    let begun = begin(here);
     // The host is little-endian, as KVM's is that this runs on.
     let old = match operation {
         Atomic::FetchAdd(add) => cell.fetch_add(add, Ordering::SeqCst),
@@ -63,10 +62,10 @@ pub fn atomic(
             cell.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|seen| seen)
         }
     };
-    place(hca, Source::Bytes(&old.to_le_bytes()), &scratch.source.spans, 8)?;
+    place(Route::within(here), Source::Bytes(&old.to_le_bytes()), &scratch.source.spans, 8)?;
     // Both are written: the word, and the place of the result.
     let nothing = Side::default();
-    record(hca, mover, (&nothing, &scratch.target), 8, (begun, false));
-    record(hca, mover, (&nothing, &scratch.source), 8, (begun, false));
+    record(Route::within(there), mover, (&nothing, &scratch.target), 8, (begun, false));
+    record(Route::within(here), mover, (&nothing, &scratch.source), 8, (begun, false));
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::Stop;
+use super::{Route, Stop};
 use crate::hca::Hca;
 use crate::mkey::Span;
 use dma::GuestRam;
@@ -25,6 +25,7 @@ pub(super) enum Source<'a> {
 
 /// What of a source is left.
 struct Reader<'a> {
+    /// Of the source.
     hca: &'a Hca,
     ram: &'a GuestRam,
     bytes: &'a [u8],
@@ -73,21 +74,22 @@ impl<'a> Reader<'a> {
 }
 
 /// Writes the first `len` bytes of `source` to `target`.
-pub(super) fn place(hca: &Hca, source: Source<'_>, target: &[Span], len: u64) -> Result<(), Stop> {
-    let ram = hca.dma.ram().map_err(|_| Stop::NoSource)?;
-    let mut source = Reader::new(hca, ram, source);
+pub(super) fn place(route: Route<'_>, source: Source<'_>, target: &[Span], len: u64) -> Result<(), Stop> {
+    let ram = route.from.dma.ram().map_err(|_| Stop::NoSource)?;
+    let mut source = Reader::new(route.from, ram, source);
+    let target_ram = route.to.dma.ram().map_err(|_| Stop::NoTarget)?;
     let mut left = len;
     for span in target {
         let run = Span { gpa: span.gpa, len: span.len.min(left) };
         if run.len > 0 {
-            place_run(&mut source, run)?;
+            place_run(&mut source, (route.to, target_ram), run)?;
         }
         left -= run.len;
     }
     if left == 0 { Ok(()) } else { Err(Stop::NoTarget) }
 }
 
-fn place_run(source: &mut Reader<'_>, run: Span) -> Result<(), Stop> {
+fn place_run(source: &mut Reader<'_>, there: (&Hca, &GuestRam), run: Span) -> Result<(), Stop> {
     // Runs are in order as well.
     fence(Ordering::Release);
     let last = run.gpa.wrapping_add(run.len - 1) % WORD + 1;
@@ -95,7 +97,7 @@ fn place_run(source: &mut Reader<'_>, run: Span) -> Result<(), Stop> {
     let mut at = run.gpa;
     let mut left = run.len - tail;
     while left > 0 {
-        let to = target(source, at, left)?;
+        let to = target(there, at, left)?;
         let moved = source.move_to(&to)? as u64;
         at += moved;
         left -= moved;
@@ -103,12 +105,12 @@ fn place_run(source: &mut Reader<'_>, run: Span) -> Result<(), Stop> {
     let mut word = [0; WORD as usize];
     let word = word.get_mut(..tail as usize).unwrap_or_default();
     source.fill(word)?;
-    let to = target(source, at, tail)?;
+    let to = target(there, at, tail)?;
     store_upwards(&to, at, word).ok_or(Stop::NoTarget)
 }
 
-fn target<'a>(source: &Reader<'a>, gpa: u64, len: u64) -> Result<VolatileSlice<'a>, Stop> {
-    slice(source.ram, gpa, len).ok_or_else(|| refused(source.hca, gpa, len, Stop::NoTarget))
+fn target<'a>((hca, ram): (&Hca, &'a GuestRam), gpa: u64, len: u64) -> Result<VolatileSlice<'a>, Stop> {
+    slice(ram, gpa, len).ok_or_else(|| refused(hca, gpa, len, Stop::NoTarget))
 }
 
 /// Stores `bytes`, which lie within one aligned word at `gpa`, with the largest aligned stores there are. RAM is mapped by pages, so what is
@@ -177,7 +179,7 @@ mod tests {
                 (Source::Spans(&spans(FROM, cut)), spans(to, len as u64 - cut)),
             ] {
                 bench.write(TO, &[0; 64]);
-                assert!(place(&bench.hca, source, &target, len as u64).is_ok());
+                assert!(place(Route::within(&bench.hca), source, &target, len as u64).is_ok());
                 assert_eq!(bench.read(TO, 64), wanted, "{len} bytes at {offset}");
             }
         }
@@ -187,7 +189,7 @@ mod tests {
     fn a_source_or_target_that_ends_early_is_noticed() {
         let bench = Bench::new();
         let span = |gpa, len| [Span { gpa, len }];
-        let done = |source: Source<'_>, target: &[Span]| place(&bench.hca, source, target, 20);
+        let done = |source: Source<'_>, target: &[Span]| place(Route::within(&bench.hca), source, target, 20);
         assert!(matches!(done(Source::Bytes(&[1; 19]), &span(TO, 20)), Err(Stop::NoSource)));
         assert!(matches!(done(Source::Spans(&span(FROM, 19)), &span(TO, 20)), Err(Stop::NoSource)));
         assert!(matches!(done(Source::Bytes(&[1; 20]), &span(TO, 19)), Err(Stop::NoTarget)));

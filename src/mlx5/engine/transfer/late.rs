@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::copy::{Source, place};
-use super::{Found, Mover, Scratch, Side, record};
+use super::{Found, Mover, Route, Scratch, Side, record};
 use crate::hca::Hca;
 use crate::mkey::Mkey;
 use probe::ledger::Seq;
@@ -34,13 +34,13 @@ impl Late {
     }
 
     /// Copies to where the translation led. Bytes that are in place.
-    pub fn copy(&self, hca: &Hca, mover: Mover) -> u64 {
+    pub fn copy(&self, route: Route<'_>, mover: Mover) -> u64 {
         let source = match &self.bytes {
             Some(bytes) => Source::Bytes(bytes),
             None => Source::Spans(&self.source.spans),
         };
-        if place(hca, source, &self.target.spans, self.len).is_ok() {
-            record(hca, mover, (&self.source, &self.target), self.len, (self.begun, false));
+        if place(route, source, &self.target.spans, self.len).is_ok() {
+            record(route, mover, (&self.source, &self.target), self.len, (self.begun, false));
         }
         self.len
     }

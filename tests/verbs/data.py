@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Every byte that verbs move, checked: data.py DEVICE odp|no-odp
+"""Every byte that verbs move, checked: data.py DEVICE odp|no-odp [PEER]
 
-RC queue pairs of one process, connected to each other through DEVICE (InfiniBand or RoCE). Each operation moves random bytes, at odd
+RC queue pairs of one process, connected to each other through DEVICE (InfiniBand or RoCE), or from DEVICE to PEER. Each operation moves random bytes, at odd
 offsets, and must leave the bytes around its target alone. Then what must fail: with which status, and without a byte moved.
 The last line counts; a failed case is a line with FAILED in it, and exit status 1.
 """
@@ -58,27 +58,31 @@ class Area:
         self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.size = size
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        # As the left side's programs know it, and the right side's; with one device both are the same.
         self.mr = MR(fabric.pd, size, access, self.address)
+        self.remote = self.mr if fabric.peer is fabric else MR(fabric.peer.pd, size, access, self.address)
 
-    def sge(self, offset, length):
-        return SGE(self.address + offset, length, self.mr.lkey)
+    def sge(self, offset, length, mr=None):
+        return SGE(self.address + offset, length, (mr or self.mr).lkey)
 
     def fill(self):
         self.memory[:] = b"\xee" * self.size
 
 
 class Fabric:
-    """The device, and how a queue pair reaches another one on the same port."""
+    """The device, how a queue pair of it is reached, and the device at the other end (itself, if there is no other)."""
 
-    def __init__(self, name):
+    def __init__(self, name, peer=None):
         self.context = Context(name=name)
         self.port = self.context.query_port(1)
         self.pd = PD(self.context)
         self.ethernet = self.port.link_layer == e.IBV_LINK_LAYER_ETHERNET
         # The first GID of a RoCE port is its link-local one, the second that of its IPv4 address.
         self.gid = self.context.query_gid(1, 1) if self.ethernet else None
+        self.peer = peer or self
 
     def attributes(self, destination):
+        """For a queue pair whose peer is `destination` of this device."""
         attributes = QPAttr(port_num=1, path_mtu=e.IBV_MTU_1024)
         attributes.dest_qp_num = destination
         attributes.rq_psn = attributes.sq_psn = 0x123
@@ -94,12 +98,12 @@ class Pair:
     """Two connected RC queue pairs: `left` sends, `right` receives."""
 
     def __init__(self, fabric, srq=None, inline=0):
-        self.cq_left, self.cq_right = CQ(fabric.context, 64), CQ(fabric.context, 64)
+        self.cq_left, self.cq_right = CQ(fabric.context, 64), CQ(fabric.peer.context, 64)
         self.srq = srq
         cap = QPCap(max_send_wr=32, max_recv_wr=32, max_send_sge=4, max_recv_sge=4, max_inline_data=inline)
         self.left = QP(fabric.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq_left, rcq=self.cq_left, cap=cap, sq_sig_all=0))
-        self.right = QP(fabric.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq_right, rcq=self.cq_right, cap=cap, srq=srq, sq_sig_all=0))
-        self.left.to_rts(fabric.attributes(self.right.qp_num))
+        self.right = QP(fabric.peer.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq_right, rcq=self.cq_right, cap=cap, srq=srq, sq_sig_all=0))
+        self.left.to_rts(fabric.peer.attributes(self.right.qp_num))
         self.right.to_rts(fabric.attributes(self.left.qp_num))
 
     def receive(self, sges, number=7):
@@ -145,10 +149,10 @@ def check(area, offset, data, what):
         raise Failed(f"{what}: byte {low + at - offset} of {len(data)} is {seen[at]:#04x} instead of {wanted[at]:#04x}")
 
 
-def pieces(area, offset, length):
+def pieces(area, offset, length, mr=None):
     """The range as up to three scatter entries of uneven lengths."""
     cuts = sorted({0, length // 3, length // 2 + 1 if length > 2 else length, length})
-    return [area.sge(offset + a, b - a) for a, b in zip(cuts, cuts[1:])]
+    return [area.sge(offset + a, b - a, mr) for a, b in zip(cuts, cuts[1:])]
 
 
 def one_transfer(fabric, pair, source, target, operation, size):
@@ -161,15 +165,15 @@ def one_transfer(fabric, pair, source, target, operation, size):
     if operation == "READ":
         # The left side asks for bytes of the right one: its target is local.
         source.memory[from_at:from_at + size] = data
-        pair.post(e.IBV_WR_RDMA_READ, pieces(target, to_at, size), rdma=(source.mr.rkey, source.address + from_at))
+        pair.post(e.IBV_WR_RDMA_READ, pieces(target, to_at, size), rdma=(source.remote.rkey, source.address + from_at))
     else:
         source.memory[from_at:from_at + size] = data
-        rdma = (target.mr.rkey, target.address + to_at) if operation.startswith("WRITE") else None
+        rdma = (target.remote.rkey, target.address + to_at) if operation.startswith("WRITE") else None
         if operation in ("SEND", "SEND_IMM", "SEND_SRQ", "SEND_INLINE"):
-            pair.receive(pieces(target, to_at, size))
+            pair.receive(pieces(target, to_at, size, target.remote))
         elif operation == "WRITE_IMM":
             # pyverbs wants a scatter entry; a write takes none of it.
-            pair.receive([target.sge(AREA - 8, 8)])
+            pair.receive([target.sge(AREA - 8, 8, target.remote)])
         opcode = {"WRITE": e.IBV_WR_RDMA_WRITE, "WRITE_IMM": e.IBV_WR_RDMA_WRITE_WITH_IMM, "SEND_IMM": e.IBV_WR_SEND_WITH_IMM}
         pair.post(opcode.get(operation, e.IBV_WR_SEND), pieces(source, from_at, size), rdma=rdma,
                   flags=e.IBV_SEND_INLINE if operation.endswith("INLINE") else 0)
@@ -199,7 +203,7 @@ def odp_operations(fabric):
 def transfers(fabric, access, label, operations=OPERATIONS, atomics=ATOMICS):
     """All operations at all sizes with registrations of one kind."""
     source, target = Area(fabric, AREA, access), Area(fabric, AREA, access)
-    srq = SRQ(fabric.pd, SrqInitAttr(SrqAttr(max_wr=32, max_sge=4)))
+    srq = SRQ(fabric.peer.pd, SrqInitAttr(SrqAttr(max_wr=32, max_sge=4)))
     plain, shared = Pair(fabric, inline=64), Pair(fabric, srq=srq)
     for operation in operations:
         for size in SIZES if operation != "SEND_INLINE" else (1, 33, 60):
@@ -216,11 +220,11 @@ def one_atomic(pair, local, remote, name):
     remote.fill()
     remote.memory[512:520] = struct.pack("=Q", before)
     if name.startswith("fetch"):
-        pair.post(e.IBV_WR_ATOMIC_FETCH_AND_ADD, [local.sge(256, 8)], atomic=(remote.mr.rkey, remote.address + 512, operand, 0))
+        pair.post(e.IBV_WR_ATOMIC_FETCH_AND_ADD, [local.sge(256, 8)], atomic=(remote.remote.rkey, remote.address + 512, operand, 0))
         after = before + operand
     else:
         compare = before if name.endswith("equal") else before + 1
-        pair.post(e.IBV_WR_ATOMIC_CMP_AND_SWP, [local.sge(256, 8)], atomic=(remote.mr.rkey, remote.address + 512, compare, swap))
+        pair.post(e.IBV_WR_ATOMIC_CMP_AND_SWP, [local.sge(256, 8)], atomic=(remote.remote.rkey, remote.address + 512, compare, swap))
         after = swap if compare == before else before
     completion(pair.cq_left)
     check(local, 256, struct.pack("=Q", before), "what came back")
@@ -234,12 +238,12 @@ def odp_follows_the_process(fabric):
     for turn in range(8):
         data = os.urandom(3 * PAGE)
         other.memory[:3 * PAGE] = data
-        pair.post(e.IBV_WR_RDMA_WRITE, [other.sge(0, 3 * PAGE)], rdma=(area.mr.rkey, area.address + PAGE + 5))
+        pair.post(e.IBV_WR_RDMA_WRITE, [other.sge(0, 3 * PAGE)], rdma=(area.remote.rkey, area.address + PAGE + 5))
         completion(pair.cq_left)
         expect(area.memory[PAGE + 5:4 * PAGE + 5] == data, f"turn {turn}: the write is not what the process reads")
         area.memory.madvise(mmap.MADV_DONTNEED, 0, 8 * PAGE)
         other.memory[:3 * PAGE] = b"\xaa" * (3 * PAGE)
-        pair.post(e.IBV_WR_RDMA_READ, [other.sge(0, 3 * PAGE)], rdma=(area.mr.rkey, area.address + PAGE))
+        pair.post(e.IBV_WR_RDMA_READ, [other.sge(0, 3 * PAGE)], rdma=(area.remote.rkey, area.address + PAGE))
         completion(pair.cq_left)
         expect(other.memory[:3 * PAGE] == bytes(3 * PAGE), f"turn {turn}: the device still reads pages that were given back")
     pair.close()
@@ -253,7 +257,7 @@ def odp_bad_address(fabric):
     libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     expect(libc.mprotect(area.address, 4 * PAGE, 0) == 0, "mprotect")
     other.fill()
-    pair.post(e.IBV_WR_RDMA_READ, [other.sge(0, PAGE)], rdma=(area.mr.rkey, area.address))
+    pair.post(e.IBV_WR_RDMA_READ, [other.sge(0, PAGE)], rdma=(area.remote.rkey, area.address))
     completion(pair.cq_left, e.IBV_WC_REM_ACCESS_ERR)
     expect(other.memory[:] == b"\xee" * PAGE, "bytes came although the page is gone")
     libc.mprotect(area.address, 4 * PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -275,29 +279,29 @@ def refusal(fabric, status, prepare):
     state = pair.left.query(e.IBV_QP_STATE)[0].qp_state
     expect(state == e.IBV_QPS_ERR, f"the queue pair's state is {state}, not error")
     # What is posted to a queue pair in error comes back flushed.
-    pair.post(e.IBV_WR_RDMA_WRITE, [source.sge(0, 8)], rdma=(target.mr.rkey, target.address))
+    pair.post(e.IBV_WR_RDMA_WRITE, [source.sge(0, 8)], rdma=(target.remote.rkey, target.address))
     completion(pair.cq_left, e.IBV_WC_WR_FLUSH_ERR)
     pair.close()
 
 
 def short_receive(source, pair, target):
-    pair.receive([target.sge(0, 16)])
+    pair.receive([target.sge(0, 16, target.remote)])
     return e.IBV_WR_SEND, [source.sge(0, 17)], None
 
 
 REFUSALS = {
     "an rkey that does not exist": (e.IBV_WC_REM_ACCESS_ERR, lambda s, t, q, p: (
-        e.IBV_WR_RDMA_WRITE, [s.sge(0, 64)], (t.mr.rkey ^ 0x55, t.address))),
+        e.IBV_WR_RDMA_WRITE, [s.sge(0, 64)], (t.remote.rkey ^ 0x55, t.address))),
     "one byte beyond the end": (e.IBV_WC_REM_ACCESS_ERR, lambda s, t, q, p: (
-        e.IBV_WR_RDMA_WRITE, [s.sge(0, 65)], (t.mr.rkey, t.address + t.size - 64))),
+        e.IBV_WR_RDMA_WRITE, [s.sge(0, 65)], (t.remote.rkey, t.address + t.size - 64))),
     "one byte before the start": (e.IBV_WC_REM_ACCESS_ERR, lambda s, t, q, p: (
-        e.IBV_WR_RDMA_WRITE, [s.sge(0, 64)], (t.mr.rkey, t.address - 1))),
+        e.IBV_WR_RDMA_WRITE, [s.sge(0, 64)], (t.remote.rkey, t.address - 1))),
     "an address that wraps": (e.IBV_WC_REM_ACCESS_ERR, lambda s, t, q, p: (
-        e.IBV_WR_RDMA_WRITE, [s.sge(0, 4096)], (t.mr.rkey, 2 ** 64 - 1024))),
+        e.IBV_WR_RDMA_WRITE, [s.sge(0, 4096)], (t.remote.rkey, 2 ** 64 - 1024))),
     "no right to write": (e.IBV_WC_REM_ACCESS_ERR, lambda s, t, q, p: (
-        e.IBV_WR_RDMA_WRITE, [s.sge(0, 64)], (q.mr.rkey, q.address))),
+        e.IBV_WR_RDMA_WRITE, [s.sge(0, 64)], (q.remote.rkey, q.address))),
     "an lkey that does not exist": (e.IBV_WC_LOC_PROT_ERR, lambda s, t, q, p: (
-        e.IBV_WR_RDMA_WRITE, [SGE(s.address, 64, s.mr.lkey ^ 0x55)], (t.mr.rkey, t.address))),
+        e.IBV_WR_RDMA_WRITE, [SGE(s.address, 64, s.mr.lkey ^ 0x55)], (t.remote.rkey, t.address))),
     "a send longer than the receive": (e.IBV_WC_REM_INV_REQ_ERR, lambda s, t, q, p: short_receive(s, p, t)),
 }
 
@@ -312,7 +316,7 @@ def many(fabric):
     for half in range(2):
         for index, pair in enumerate(pairs):
             at = (32 * half + index) * PAGE
-            pair.post(e.IBV_WR_RDMA_WRITE, [source.sge(at, PAGE)], rdma=(target.mr.rkey, target.address + at))
+            pair.post(e.IBV_WR_RDMA_WRITE, [source.sge(at, PAGE)], rdma=(target.remote.rkey, target.address + at))
     for pair in pairs:
         completion(pair.cq_left)
         completion(pair.cq_left)
@@ -346,7 +350,8 @@ def main():
     """Runs all cases; goes on after a failure."""
     # Whoever ends this for taking too long learns where it was.
     faulthandler.register(signal.SIGTERM, chain=True)
-    fabric = Fabric(sys.argv[1])
+    peer = Fabric(sys.argv[3]) if len(sys.argv) > 3 else None
+    fabric = Fabric(sys.argv[1], peer)
     good = bad = 0
     for name, act in cases(fabric, sys.argv[2] == "odp"):
         start = time.monotonic()

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest of the lab: a machine, its agent, and its two disks that can be exchanged.
 
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rnic_agent::client::{CallError, Client};
@@ -179,7 +180,7 @@ impl Guest {
             Via::Nic => "mlx5_0",
             Via::Rxe => "rxe0",
         };
-        let mut ready = self.rdma.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ready = self.rdma.lock();
         if ready.contains(&via) {
             return Ok(name);
         }

@@ -3,9 +3,10 @@
 
 mod play;
 
+use parking_lot::Mutex;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rnic_agent::proto::Op;
@@ -75,11 +76,11 @@ pub fn run(mut config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (R
             let (sender, queue, config, kept) = (sender.clone(), &queue, &config, &kept);
             scope.spawn(move || {
                 loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let next = queue.lock().next();
                     let Some(plan) = next else { return };
                     let guest = run_kernel(config, plan, &sender);
                     if let Some(guest) = guest {
-                        let mut slot = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut slot = kept.lock();
                         match keep {
                             true => *slot = Some(guest),
                             false => guest.stop(),
@@ -97,7 +98,7 @@ pub fn run(mut config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (R
         }
     });
     let report = Report { rnic: env!("CARGO_PKG_VERSION"), host, seed, rows };
-    (report, kept.into_inner().unwrap_or_else(PoisonError::into_inner))
+    (report, kept.into_inner())
 }
 
 /// A kernel's full version.

@@ -3,14 +3,6 @@
 
 /// Bytes of a UAR page; UAR n lies at offset n * this in BAR0 (contract D4).
 pub const PAGE_SIZE: u64 = 4096;
-/// The first UAR index; the pages below hold the initialization segment and the MSI-X tables.
-pub const FIRST_INDEX: u32 = 16;
-/// BAR0's size as proposed: 8192 pages.
-pub const BAR_SIZE: u64 = 32 << 20;
-/// MSI-X table in BAR0, as proposed.
-pub const MSIX_TABLE: u64 = 0x4000;
-/// MSI-X pending bits in BAR0, as proposed.
-pub const MSIX_PBA: u64 = 0x5000;
 /// Offset in a UAR page: CQ arm, 8 bytes.
 pub const CQ_ARM: u64 = 0x20;
 /// Offset in a UAR page: EQ consumer index with arm, 4 bytes.

@@ -18,7 +18,7 @@ use crate::hooks::{NicCounters, NicLedger};
 use dma::DmaTarget;
 use mlx5_spec::eq::EQC_SIZE;
 use pci::msix::Msix;
-use pci::rationed::Rationed;
+use pci::rate_limit::RateLimit;
 use probe::ledger::Ledger;
 
 /// A count that only grows.
@@ -89,7 +89,7 @@ pub struct Bus {
     /// Data path.
     pub engines: Arc<Engines>,
     /// Warnings that a guest can provoke.
-    pub complaints: Rationed,
+    pub complaints: RateLimit,
     /// Counters.
     pub counters: Counters,
     /// Payload writes into watched pages, counted where the copy is: beside what the ledger was told.
@@ -126,7 +126,7 @@ impl Bus {
             quiesce: Quiesce::new(index),
             injections: NicInjections::default(),
             engines: Arc::new(engines),
-            complaints: Rationed::default(),
+            complaints: RateLimit::default(),
             counters: Counters::default(),
             payload,
         })

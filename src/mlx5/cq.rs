@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Completion queues: the one place that publishes CQEs and decides about completion events (contract 6.2, 7.5, 7.6).
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
@@ -10,7 +10,6 @@ use vm_memory::{Bytes, GuestAddress};
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::eq::Event;
-use super::sync::lock;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, opcode, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
@@ -125,7 +124,7 @@ impl Cq {
     /// The caller is inside a section and has checked there that its queue pair is alive: after 2RST or DESTROY_QP no entry
     /// of the queue pair may appear (contract 6.4).
     pub fn push(&self, bus: &Bus, mut entry: [u8; CQE_SIZE], solicited: bool) -> Result<(), CqError> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.dead || state.error {
             return Err(CqError::Dead(self.cqn));
         }
@@ -165,7 +164,7 @@ impl Cq {
     /// The arm doorbell: `ci` is the consumer index (24 bits). Fires at once when there is already an entry to tell of: a late arm
     /// must not lose the wake-up (contract T19).
     pub fn arm(&self, bus: &Bus, ci: u32, solicited_only: bool) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.dead {
             return;
         }
@@ -186,12 +185,12 @@ impl Cq {
 
     /// No entry is written after this returns.
     pub fn kill(&self) {
-        lock(&self.state).dead = true;
+        self.state.lock().dead = true;
     }
 
     /// Entries written and, as last looked at, consumed; whether it is in error: for inspection.
     pub fn indices(&self) -> (u32, u32, bool) {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         (state.producer, state.consumer, state.error)
     }
 
@@ -223,7 +222,7 @@ impl Cq {
 
     /// QUERY_CQ: what of the context moves by itself.
     pub fn query(&self, bus: &Bus, context: &mut [u8]) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         self.read_record(bus, &mut state);
         cqc::STATUS.set(context, if state.error { status::OVERFLOW } else { status::OK });
         let armed = match state.armed {

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Event queues: the one place that publishes EQEs and raises MSI-X for them (contract 6.1, 7.7).
 
+use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
-use super::sync::lock;
 use super::table::Table;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::eq::{EQE_SIZE, eqe};
@@ -138,7 +137,7 @@ impl Eq {
 
     /// Publishes an event, or keeps it until there is room. An armed queue raises its vector once.
     pub fn push(&self, bus: &Bus, event: Event) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.dead {
             return;
         }
@@ -154,7 +153,7 @@ impl Eq {
 
     /// A doorbell: the driver has consumed up to `ci` (24 bits), and wants an interrupt for what comes next if `arm`.
     pub fn update(&self, bus: &Bus, ci: u32, arm: bool) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let step = ci.wrapping_sub(state.consumer) & 0xff_ffff;
         // An index that was never produced is the guest's mistake; what it skips is lost to it alone.
         if step <= state.producer.wrapping_sub(state.consumer) {
@@ -167,7 +166,7 @@ impl Eq {
 
     /// No more entries or interrupts after this returns.
     pub fn kill(&self, bus: &Bus) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.dead = true;
         bus.waiting_events.fetch_sub(state.backlog.len(), Ordering::Relaxed);
         state.backlog = VecDeque::new();
@@ -175,7 +174,7 @@ impl Eq {
 
     /// Entries written and consumed, and whether it is armed: for inspection.
     pub fn indices(&self) -> (u32, u32, bool) {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         (state.producer, state.consumer, state.armed)
     }
 

@@ -6,10 +6,10 @@
 //! which it enters them does not matter, since a section waits for nobody; whoever takes a right away waits for the sections of its own
 //! device, and those of foreign engines are among them ([`Quiesce::visit`](crate::quiesce::Quiesce::visit)).
 
-use std::sync::{Arc, OnceLock, RwLock, Weak};
+use parking_lot::RwLock;
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::hca::Hca;
-use crate::sync::{read, write};
 
 /// NICs that one local fabric joins.
 pub const MAX_NICS: usize = 8;
@@ -35,7 +35,7 @@ pub struct LocalFabric {
 impl LocalFabric {
     /// Joins a NIC under the LID of its index. False: there are no more than [`MAX_NICS`], and it stays alone.
     pub fn join(self: &Arc<Self>, hca: &Arc<Hca>) -> bool {
-        let mut ports = write(&self.ports);
+        let mut ports = self.ports.write();
         let Some(port) = ports.get_mut(usize::from(hca.index)) else { return false };
         *port = Arc::downgrade(hca);
         hca.link.0.set(self.clone()).is_ok()
@@ -44,7 +44,7 @@ impl LocalFabric {
 
 impl Fabric for LocalFabric {
     fn port(&self, lid: u16) -> Option<Arc<Hca>> {
-        read(&self.ports).get(usize::from(lid.checked_sub(1)?))?.upgrade()
+        self.ports.read().get(usize::from(lid.checked_sub(1)?))?.upgrade()
     }
 }
 

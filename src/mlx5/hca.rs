@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device behind the registers: every object table over the [`Bus`], and the few operations that commands and engines share.
 
+use parking_lot::Mutex;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::NicConfig;
 use super::buffer::BufferMemory;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the lab can match, make go wrong and find on record in the NIC (design rule 7): its own shapes, conditions, actions and events.
+//! What the lab can match, make go wrong and find on record in the NIC (rule 7): its own shapes, conditions, actions and events.
 
 mod events;
 pub mod inject;

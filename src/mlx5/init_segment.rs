@@ -7,7 +7,7 @@ use mlx5_spec::init::{
     nic_interface, segment,
 };
 
-/// Firmware version that the driver prints: ConnectX-5's major number, and ours.
+/// DriverSettings version that the driver prints: ConnectX-5's major number, and ours.
 const VERSION: (u32, u32, u32) = (16, 35, 1);
 /// Health buffer's hw_id: ConnectX-5.
 const HW_ID: u32 = 0x20d;

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A look at everything in the device, as JSON (design rule 8).
+//! A look at everything in the device, as JSON (rule 8).
 
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
 use super::bus::Counters;
-use super::command::Firmware;
+use super::command::DriverSettings;
 use super::hca::Hca;
 use super::nic::NicHandle;
 use super::qp::Qp;
 use super::reset;
 use super::srq::Srq;
-use super::sync::lock;
 use mlx5_spec::qp::{service_type, state};
 
 /// At most this many objects of a kind are listed; `count` tells how many there are.
@@ -22,7 +21,7 @@ impl NicHandle {
     /// Numbers, states and indices of all objects, and counters. The device goes on meanwhile: the parts are not of one instant.
     pub fn inspect(&self) -> Value {
         let hca = &**self.hca();
-        let settings = settings(&self.plane().between_commands());
+        let settings = settings(&self.command_unit().between_commands());
         json!({
             "nic": hca.index,
             "model": format!("{:?}", hca.config.model),
@@ -52,7 +51,7 @@ impl NicHandle {
             "page_faults": hca.page_faults.live().len(),
             "queue_pages": hca.queue_pages.used(),
             "host_memory": hca.memory.used(),
-            "doorbell_eventfds": self.plane().doorbells().attached(),
+            "doorbell_eventfds": self.command_unit().doorbells().attached(),
             "counters": counters(&hca.counters),
         })
     }
@@ -63,14 +62,14 @@ impl NicHandle {
     }
 }
 
-fn settings(firmware: &Firmware) -> Value {
+fn settings(settings: &DriverSettings) -> Value {
     json!({
-        "issi": firmware.issi,
-        "enabled": firmware.enabled,
-        "initialized": firmware.initialized,
-        "command_queue": firmware.queue.map(|at| format!("{at:#x}")),
-        "cap_mask1": format!("{:#x}", firmware.cap_mask1),
-        "node_desc": String::from_utf8_lossy(&firmware.node_desc).trim_end_matches('\0').to_owned(),
+        "issi": settings.issi,
+        "enabled": settings.enabled,
+        "initialized": settings.initialized,
+        "command_queue": settings.queue.map(|at| format!("{at:#x}")),
+        "cap_mask1": format!("{:#x}", settings.cap_mask1),
+        "node_desc": String::from_utf8_lossy(&settings.node_desc).trim_end_matches('\0').to_owned(),
     })
 }
 
@@ -105,7 +104,7 @@ fn qp(qp: &Qp) -> Value {
 }
 
 fn srq(srq: &Srq) -> Value {
-    let state = lock(&srq.state);
+    let state = srq.state.lock();
     json!({"srqn": srq.srqn, "kind": format!("{:?}", srq.kind), "pd": srq.pd, "taken": state.taken,
         "limit": state.limit})
 }

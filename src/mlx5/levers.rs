@@ -2,7 +2,7 @@
 //! Levers: the lab holds a send WQE before anything of it is translated, for a bounded time.
 //!
 //! A held WQE is only a number in the table of holds: its engine parks the queue pair and owns no section, lock or translation meanwhile,
-//! so that a zap of its memory goes through (design rule 3). When it goes on, it is translated anew.
+//! so that a zap of its memory goes through (rule 3). When it goes on, it is translated anew.
 
 mod handle;
 #[cfg(test)]

@@ -31,7 +31,6 @@ mod queue_tests;
 pub mod quiesce;
 mod reset;
 pub mod srq;
-mod sync;
 pub mod table;
 #[cfg(test)]
 mod testing;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::command::{Plane, Worker};
+use super::command::{CommandUnit, Worker};
 use super::engine::Engines;
 use super::hca::Hca;
 use super::init_segment::{InitSegment, Order};
@@ -43,7 +43,7 @@ pub struct Nic {
     msix_at: u16,
     segment: InitSegment,
     hca: Arc<Hca>,
-    plane: Arc<Plane>,
+    unit: Arc<CommandUnit>,
     worker: Option<Worker>,
     uars: Arc<UarRegisters>,
 }
@@ -52,7 +52,7 @@ pub struct Nic {
 #[derive(Clone)]
 pub struct NicHandle {
     hca: Arc<Hca>,
-    plane: Arc<Plane>,
+    unit: Arc<CommandUnit>,
 }
 
 impl NicHandle {
@@ -61,8 +61,8 @@ impl NicHandle {
         &self.hca
     }
 
-    pub(super) fn plane(&self) -> &Arc<Plane> {
-        &self.plane
+    pub(super) fn command_unit(&self) -> &Arc<CommandUnit> {
+        &self.unit
     }
 }
 
@@ -104,25 +104,25 @@ impl Nic {
         }
 
         let hca = Arc::new(Hca::new(index, config, dma, ledger, msix)?);
-        let plane = Plane::new(hca.clone(), Arc::new(UarDoorbells::new(host)))?;
+        let unit = CommandUnit::new(hca.clone(), Arc::new(UarDoorbells::new(host)))?;
         Engines::start(&hca)?;
-        let worker = match Worker::start(&plane) {
+        let worker = match Worker::start(&unit) {
             Ok(worker) => Some(worker),
             Err(error) => {
                 hca.engines.stop();
                 return Err(error.into());
             }
         };
-        let handle = NicHandle { hca: hca.clone(), plane: plane.clone() };
+        let handle = NicHandle { hca: hca.clone(), unit: unit.clone() };
         let (segment, uars) = (InitSegment::default(), Arc::new(UarRegisters::new(hca.clone())));
-        Ok((Self { config: space, msix_at, segment, hca, plane, worker, uars }, handle))
+        Ok((Self { config: space, msix_at, segment, hca, unit, worker, uars }, handle))
     }
 
     fn obey(&mut self, order: Option<Order>, offset: u64, len: usize) {
         match order {
-            Some(Order::Command(slots)) => self.plane.ring(slots),
-            Some(Order::Queue(at)) => reset::restart(&self.hca, &self.plane, Some(at)),
-            Some(Order::Disable) => reset::restart(&self.hca, &self.plane, None),
+            Some(Order::Command(slots)) => self.unit.ring(slots),
+            Some(Order::Queue(at)) => reset::restart(&self.hca, &self.unit, Some(at)),
+            Some(Order::Disable) => reset::restart(&self.hca, &self.unit, None),
             None => log::trace!("nic{}: {len} bytes written at {offset:#x} of the init segment", self.hca.index),
         }
     }
@@ -130,9 +130,9 @@ impl Nic {
     /// What follows from a change of configuration space: where BAR0 is, and whether DMA may go on.
     fn follow_config(&mut self, was_master: bool) {
         let bar0 = self.config.bars().into_iter().find(|(bar, ..)| *bar == uar::BAR).map(|(_, base, _)| base);
-        self.plane.doorbells().moved(bar0);
+        self.unit.doorbells().moved(bar0);
         match (was_master, self.config.bus_master().get()) {
-            (true, false) => reset::settle(&self.hca, &self.plane),
+            (true, false) => reset::settle(&self.hca, &self.unit),
             (false, true) => reset::resume(&self.hca),
             _ => {}
         }
@@ -219,23 +219,23 @@ impl PciDevice for Nic {
             value: Some(u64::from(bits.swap_bytes())),
             event: Arc::clone(event),
         };
-        self.plane.events().map(doorbell).collect()
+        self.unit.events().map(doorbell).collect()
     }
 
     fn reset(&mut self) {
         // DMA is refused first, so that nothing new can start while the rest goes.
         self.config.reset();
         self.hca.msix.reset();
-        self.plane.doorbells().moved(None);
+        self.unit.doorbells().moved(None);
         self.segment.reset();
-        reset::restart(&self.hca, &self.plane, None);
+        reset::restart(&self.hca, &self.unit, None);
     }
 }
 
 impl Drop for Nic {
     fn drop(&mut self) {
         self.config.reset();
-        self.plane.doorbells().moved(None);
+        self.unit.doorbells().moved(None);
         drop(self.worker.take());
         self.hca.engines.stop();
     }

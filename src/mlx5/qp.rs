@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Queue pairs as both planes see them. The command plane changes [`QpAttrs`] as a whole; engines take a copy and check inside
+//! Queue pairs as registers, commands and engines see them. The command unit changes [`QpAttrs`] as a whole; engines take a copy and check inside
 //! every section that it is still the one in force.
 
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
 
 use super::buffer::GuestBuffer;
 use super::cq::Cq;
 use super::engine::Responder;
 use super::srq::Srq;
-use super::sync::{read, write};
 use super::users::Uses;
 use mlx5_spec::qp::state;
 
@@ -99,7 +99,7 @@ pub struct Qp {
     pub buffer: GuestBuffer,
     /// Its domains, completion queues, shared receive queue and UAR page.
     pub uses: Uses,
-    /// QPC as created and modified, for QUERY_QP. The command plane's.
+    /// QPC as created and modified, for QUERY_QP. The command unit's.
     pub context: Mutex<Vec<u8>>,
     /// Send WQEs executed, for inspection.
     pub wqes: AtomicU64,
@@ -150,7 +150,7 @@ impl Qp {
 
     /// What it is now.
     pub fn attrs(&self) -> Arc<QpAttrs> {
-        read(&self.attrs).clone()
+        self.attrs.read().clone()
     }
 
     /// Whether `attrs` is still in force. Ask inside a section, right before data or a completion moves.
@@ -160,7 +160,7 @@ impl Qp {
 
     /// Puts changed attributes in force. Use [`super::hca::Hca::change_qp`], which also waits for what is in flight.
     pub(super) fn replace(&self, change: impl FnOnce(&mut QpAttrs)) {
-        let mut slot = write(&self.attrs);
+        let mut slot = self.attrs.write();
         let mut attrs = QpAttrs::clone(&slot);
         change(&mut attrs);
         if attrs.incarnation != slot.incarnation {

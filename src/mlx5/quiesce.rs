@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rule 3 of the design: no DMA through a dead translation. One mechanism for every way in which a translation dies.
+//! Rule 3: no DMA through a dead translation. An RCU-like scheme serves every way in which a translation dies: a [`Section`] is a
+//! read-side critical section, [`Quiesce::wait`] is what RCU calls synchronize.
 //!
-//! An engine moves data only inside a [`Section`]. Inside it looks everything up anew: the queue pair's generation, the mkey, its
+//! An engine moves data only inside a section. Inside it looks everything up anew: the queue pair's generation, the mkey, its
 //! entries; and nothing of that is kept when the section ends. Whoever takes a right away (UMR zap or revoke, DESTROY_MKEY, 2RST, 2ERR,
 //! DESTROY_QP, bus-master-off, FLR, reset) first publishes the change and then calls [`Quiesce::wait`], which returns when every section
 //! that had begun before has ended. Sections that begin later see the change. So a section costs two stores, no copy runs

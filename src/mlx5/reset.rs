@@ -4,11 +4,10 @@
 //! When one of these returns, nothing is in flight: no DMA of an engine (rule 3), no CQE or EQE, no command. Every page fault and lab
 //! hold is cancelled. Injections stay: they are the lab's.
 
-use super::command::Plane;
+use super::command::CommandUnit;
 use super::command::retire_qp;
 use super::fabric;
 use super::hca::Hca;
-use super::sync::lock;
 use super::uar::UarDoorbells;
 
 /// Objects of all kinds that a driver has made and not destroyed.
@@ -26,9 +25,9 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     qps.iter().for_each(|qp| qp.replace(retire_qp));
     hca.mkeys.clear().iter().for_each(|mkey| mkey.revoke());
     for srq in hca.srqs.clear() {
-        lock(&srq.state).dead = true;
+        srq.state.lock().dead = true;
     }
-    *lock(&hca.special) = [None; 2];
+    *hca.special.lock() = [None; 2];
     hca.levers.reset(hca);
     hca.page_faults.clear();
     hca.quiesce.wait();
@@ -45,17 +44,17 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
 }
 
 /// Everything that a driver has made or set is gone; `queue`: where its command queue is from now on.
-pub fn restart(hca: &Hca, plane: &Plane, queue: Option<u64>) {
-    let mut firmware = plane.between_commands();
+pub fn restart(hca: &Hca, unit: &CommandUnit, queue: Option<u64>) {
+    let mut settings = unit.between_commands();
     let left = objects(hca);
     if left != 0 {
         log::debug!("nic{}: reset with {left} objects", hca.index);
     }
-    drop_objects(hca, plane.doorbells());
+    drop_objects(hca, unit.doorbells());
     hca.msix.clear_pending();
-    plane.forget_rings(&firmware);
-    firmware.reset(&hca.config);
-    firmware.queue = queue;
+    unit.forget_rings(&settings);
+    settings.reset(&hca.config);
+    settings.queue = queue;
 }
 
 /// Bus mastering, or D0, has just come back: what was rung for meanwhile found no doorbell record, and is looked at again.
@@ -66,7 +65,7 @@ pub fn resume(hca: &Hca) {
 }
 
 /// Bus mastering has just been switched off, or D0 left: returns when no access that began before is in flight.
-pub fn settle(hca: &Hca, plane: &Plane) {
+pub fn settle(hca: &Hca, unit: &CommandUnit) {
     hca.quiesce.wait();
     // An entry is written under its queue's lock, which was free once after the switch.
     for (_, cq) in hca.cqs.all() {
@@ -75,5 +74,5 @@ pub fn settle(hca: &Hca, plane: &Plane) {
     for (_, eq) in hca.eqs.all() {
         let _ = eq.indices();
     }
-    drop(plane.between_commands());
+    drop(unit.between_commands());
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Shared receive queues: RMP, XRC SRQ and SRQ, one number space (contract 6.5, 7.4). Taking WQEs from them is the engine's
-//! ([`super::engine`]); the command plane makes, queries, limits and destroys them.
+//! ([`super::engine`]); the command unit makes, queries, limits and destroys them.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 use super::buffer::GuestBuffer;
 use super::engine::read_record;
 use super::eq::Event;
 use super::hca::Hca;
-use super::sync::lock;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::eq::{eqe_qp_srq, event};
 
@@ -89,7 +88,7 @@ impl Srq {
     /// Wants the limit event once when fewer WQEs than `limit` are left: at once if there are fewer already, for perhaps no message comes
     /// that would take one more. 0: never.
     pub fn arm(&self, hca: &Hca, limit: u16) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.limit = limit;
         let left = read_record(hca, self.record).map(|posted| posted.wrapping_sub(state.taken));
         let below = left.is_some_and(|left| state.fires_at(left));

@@ -5,10 +5,10 @@
 //! still have it in a table (contract T10), and a doorbell that is late finds nobody. What the table costs depends on how many objects
 //! were alive at once, not on how many have come and gone.
 
-use std::sync::{Arc, RwLock};
+use parking_lot::RwLock;
+use std::sync::Arc;
 
 use super::host_memory::HostMemory;
-use super::sync::{read, write};
 
 /// Slots of a table that has its first object.
 const FEWEST: usize = 64;
@@ -67,7 +67,7 @@ impl<T> Table<T> {
 
     /// Makes an object under a fresh number; `None` when the space, the limit or the host memory for it is exhausted.
     pub fn insert(&self, make: impl FnOnce(u32) -> T) -> Option<Arc<T>> {
-        let mut inner = write(&self.inner);
+        let mut inner = self.inner.write();
         if inner.live >= self.limit.min(self.space as usize) {
             return None;
         }
@@ -100,13 +100,13 @@ impl<T> Table<T> {
     /// within `look`.
     pub fn with<R>(&self, number: u32, look: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
         let at = number.checked_sub(self.first)?;
-        read(&self.inner).get(at).map(look)
+        self.inner.read().get(at).map(look)
     }
 
     /// Takes the object out.
     pub fn remove(&self, number: u32) -> Option<Arc<T>> {
         let at = number.checked_sub(self.first)?;
-        let mut inner = write(&self.inner);
+        let mut inner = self.inner.write();
         inner.get(at)?;
         let slot = inner.slot(at);
         let (_, object) = inner.slots[slot].take()?;
@@ -117,7 +117,7 @@ impl<T> Table<T> {
 
     /// Takes all objects out and starts numbering anew: a reset.
     pub fn clear(&self) -> Vec<Arc<T>> {
-        let mut inner = write(&self.inner);
+        let mut inner = self.inner.write();
         inner.next = 0;
         self.give(std::mem::take(&mut inner.live));
         std::mem::take(&mut inner.slots).into_iter().flatten().map(|(_, object)| object).collect()
@@ -125,7 +125,7 @@ impl<T> Table<T> {
 
     /// All objects with their numbers, in order. Costs as much as the most objects that were alive at once: for resets and inspection.
     pub fn all(&self) -> Vec<(u32, Arc<T>)> {
-        let inner = read(&self.inner);
+        let inner = self.inner.read();
         let live = inner.slots.iter().flatten();
         let mut all: Vec<_> = live.map(|(at, object)| (self.first + at, object.clone())).collect();
         drop(inner);
@@ -141,7 +141,7 @@ impl<T> Table<T> {
 
     /// Objects alive.
     pub fn len(&self) -> usize {
-        read(&self.inner).live
+        self.inner.read().live
     }
 
     /// Whether there is none.
@@ -151,7 +151,7 @@ impl<T> Table<T> {
 
     /// Places for objects that the table has memory for: at most four times the most objects that were alive at once, or 64.
     pub fn capacity(&self) -> usize {
-        read(&self.inner).slots.len()
+        self.inner.read().slots.len()
     }
 }
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! UAR pages: what a write to one means (contract 7.1), and the eventfds that spare send doorbells an exit.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::engine::Engines;
 use super::hca::{FIRST_UAR, Hca};
-use super::sync::lock;
 use mlx5_spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, arm_cmd, cq_arm, eq};
 use mlx5_spec::wqe::ctrl;
-use pci::rationed::Rationed;
+use pci::rate_limit::RateLimit;
 use pci::{DirectWrites, Doorbell, DoorbellHost};
 
 /// BAR with the UAR pages.
@@ -28,13 +28,13 @@ pub fn page_of(offset: u64) -> Option<(u32, u64)> {
 /// The UAR pages' registers. Any number of vCPUs write them at once, and none holds the function's lock meanwhile: one may run an engine.
 pub struct UarRegisters {
     hca: Arc<Hca>,
-    nonsense: Rationed,
+    nonsense: RateLimit,
 }
 
 impl UarRegisters {
     /// Of this device.
     pub fn new(hca: Arc<Hca>) -> Self {
-        Self { hca, nonsense: Rationed::default() }
+        Self { hca, nonsense: RateLimit::default() }
     }
 }
 
@@ -90,7 +90,7 @@ const CROWD_OVER: u32 = 8;
 /// pairs share the page, and where vCPUs run the engines, the write takes an exit and reaches [`UarRegisters`].
 pub struct UarDoorbells {
     host: Arc<dyn DoorbellHost>,
-    failures: Rationed,
+    failures: RateLimit,
     inner: Mutex<Inner>,
 }
 
@@ -112,7 +112,7 @@ struct Page {
 impl UarDoorbells {
     /// None yet.
     pub fn new(host: Arc<dyn DoorbellHost>) -> Self {
-        Self { host, failures: Rationed::default(), inner: Mutex::default() }
+        Self { host, failures: RateLimit::default(), inner: Mutex::default() }
     }
 
     /// ALLOC_UAR.
@@ -128,7 +128,7 @@ impl UarDoorbells {
             Ok(event) => event,
             Err(error) => return self.complain("make", uar, &error),
         };
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         let mut page = Page { event, attached: Vec::new(), queues: 0, crowded: false };
         if let Some(base) = inner.base {
             self.attach(base, uar, &mut page);
@@ -138,7 +138,7 @@ impl UarDoorbells {
 
     /// A queue pair with a send queue came to page `uar`, or went.
     pub fn populate(&self, uar: u32, came: bool) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         let base = inner.base;
         let Some(page) = inner.pages.get_mut(&uar) else { return };
         page.queues = if came { page.queues + 1 } else { page.queues.saturating_sub(1) };
@@ -156,7 +156,7 @@ impl UarDoorbells {
 
     /// DEALLOC_UAR.
     pub fn close(&self, hca: &Hca, uar: u32) {
-        let page = lock(&self.inner).pages.remove(&uar);
+        let page = self.inner.lock().pages.remove(&uar);
         if let Some(mut page) = page {
             self.detach(uar, &mut page);
             hca.engines.unwatch(uar);
@@ -165,7 +165,7 @@ impl UarDoorbells {
 
     /// All of them: a reset.
     pub fn clear(&self, hca: &Hca) {
-        let pages = std::mem::take(&mut lock(&self.inner).pages);
+        let pages = std::mem::take(&mut self.inner.lock().pages);
         for (uar, mut page) in pages {
             self.detach(uar, &mut page);
             hca.engines.unwatch(uar);
@@ -174,7 +174,7 @@ impl UarDoorbells {
 
     /// BAR0 decodes at `base` from now on, or not at all.
     pub fn moved(&self, base: Option<u64>) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         let inner = &mut *inner;
         if inner.base == base {
             return;
@@ -190,7 +190,7 @@ impl UarDoorbells {
 
     /// Eventfds attached now: for inspection.
     pub fn attached(&self) -> usize {
-        lock(&self.inner).pages.values().map(|page| page.attached.len()).sum()
+        self.inner.lock().pages.values().map(|page| page.attached.len()).sum()
     }
 
     fn attach(&self, base: u64, uar: u32, page: &mut Page) {

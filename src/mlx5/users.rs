@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Who uses an object: a count, so that whether it may be destroyed costs one look and not a look at every other object.
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-
-use super::sync::lock;
 
 /// How many objects use this one.
 #[derive(Debug, Default)]
@@ -53,7 +52,7 @@ impl Uses {
     /// These from now on, and no others.
     pub fn replace(&self, uses: Vec<Use>) {
         // The new ones count before the old ones do not: one that stays is never seen without a user.
-        drop(std::mem::replace(&mut *lock(&self.0), uses));
+        drop(std::mem::replace(&mut *self.0.lock(), uses));
     }
 
     /// None any more.

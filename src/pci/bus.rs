@@ -5,13 +5,14 @@
 //! called, so a guest that moves a BAR on one vCPU and uses it on another gets one of the two outcomes and no deadlock. A function's
 //! [`DirectWrites`] are called without any lock.
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::host_bridge::HostBridge;
 use super::placement::{Placement, Window, Windows, apply};
-use super::rationed::Rationed;
+use super::rate_limit::RateLimit;
 use super::{DirectWrites, Doorbell, DoorbellHost, PciDevice, PciError};
 
 /// A device as the bus and its owner share it.
@@ -68,7 +69,7 @@ pub struct PciBus {
     mappings: RwLock<Vec<Mapping>>,
     address: AtomicU32,
     host: Arc<dyn DoorbellHost>,
-    failures: Rationed,
+    failures: RateLimit,
 }
 
 impl PciBus {
@@ -86,13 +87,13 @@ impl PciBus {
             mappings: RwLock::default(),
             address: AtomicU32::new(0),
             host,
-            failures: Rationed::default(),
+            failures: RateLimit::default(),
         }
     }
 
     /// The slot that the next [`PciBus::add`] takes, if there is one: a device needs to know its requester id first.
     pub fn next_slot(&self) -> Option<u8> {
-        u8::try_from(self.slots.read().unwrap_or_else(PoisonError::into_inner).len()).ok().filter(|slot| *slot < SLOTS)
+        u8::try_from(self.slots.read().len()).ok().filter(|slot| *slot < SLOTS)
     }
 
     /// Requester id (bus << 8 | device << 3 | function) of the device in `slot`.
@@ -105,7 +106,7 @@ impl PciBus {
     /// # Errors
     /// No free slot, or a BAR that does not fit into the windows.
     pub fn add(&self, device: SharedDevice) -> Result<u8, PciError> {
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.write();
         let index = u8::try_from(slots.len()).ok().filter(|slot| *slot < SLOTS).ok_or(PciError::BusFull)?;
         let placement = lock(&self.windows).place(&mut *lock(&device))?;
         let direct = lock(&device).direct_writes();
@@ -186,12 +187,12 @@ impl PciBus {
 
     /// Decoding BARs of all devices, sorted by base: (slot, BAR, base, size).
     pub fn mappings(&self) -> Vec<(u8, u8, u64, u64)> {
-        let table = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.mappings.read();
         table.iter().map(|mapping| (mapping.slot, mapping.bar, mapping.base, mapping.size)).collect()
     }
 
     fn slot(&self, index: u8) -> Option<Slot> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(usize::from(index)).cloned()
+        self.slots.read().get(usize::from(index)).cloned()
     }
 
     fn config_read(&self, slot: u8, register: u16, data: &mut [u8]) {
@@ -221,7 +222,7 @@ impl PciBus {
     }
 
     fn find(&self, address: u64) -> Option<(Target, u8, u64)> {
-        let table = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.mappings.read();
         let below = table.partition_point(|mapping| mapping.base <= address);
         // The first is the hit, unless a guest has laid one BAR over another.
         let hit = table[..below].iter().rev().find(|mapping| address - mapping.base < mapping.size)?;
@@ -253,7 +254,7 @@ impl PciBus {
     }
 
     fn remap(&self, index: u8, slot: &Slot, bars: &[(u8, u64, u64)]) {
-        let mut table = self.mappings.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.mappings.write();
         table.retain(|mapping| mapping.slot != index);
         let target = Target { device: slot.device.clone(), direct: slot.direct.clone() };
         let mapped = |&(bar, base, size): &_| Mapping { base, size, slot: index, bar, target: target.clone() };
@@ -284,5 +285,5 @@ fn doorbell_address(doorbell: &Doorbell, bars: &[(u8, u64, u64)]) -> Option<u64>
 
 /// A device that panicked in a test build is still a device.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }

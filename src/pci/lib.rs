@@ -12,7 +12,7 @@ pub mod msix;
 #[cfg(test)]
 mod msix_tests;
 mod placement;
-pub mod rationed;
+pub mod rate_limit;
 pub mod registers;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -7,12 +7,13 @@
 //! and then every vector is visited under its lock, so that neither order of "trigger" and "unmask" loses a message, and no
 //! message leaves once a mask write has completed.
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::MsiRouter;
 use super::capability::{Capability, ID_MSIX};
-use super::rationed::Rationed;
+use super::rate_limit::RateLimit;
 
 /// Message Control, relative to the capability (PCIe base 7.7.2.2).
 pub const MESSAGE_CONTROL: u16 = 2;
@@ -84,8 +85,8 @@ pub struct Msix {
     control: AtomicU16,
     place: MsixPlace,
     router: Arc<dyn MsiRouter>,
-    wrong_sizes: Rationed,
-    failures: Rationed,
+    wrong_sizes: RateLimit,
+    failures: RateLimit,
 }
 
 impl Msix {
@@ -97,8 +98,8 @@ impl Msix {
             control: AtomicU16::new(0),
             place,
             router,
-            wrong_sizes: Rationed::default(),
-            failures: Rationed::default(),
+            wrong_sizes: RateLimit::default(),
+            failures: RateLimit::default(),
         }
     }
 
@@ -233,12 +234,12 @@ impl Msix {
 
     fn lock(&self, vector: u16) -> Option<MutexGuard<'_, Vector>> {
         let state = self.vectors.get(usize::from(vector))?;
-        Some(state.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(state.lock())
     }
 
     fn each(&self, mut visit: impl FnMut(u16, &mut Vector)) {
         for (index, vector) in (0..).zip(&self.vectors) {
-            visit(index, &mut vector.lock().unwrap_or_else(PoisonError::into_inner));
+            visit(index, &mut vector.lock());
         }
     }
 

@@ -2,9 +2,10 @@
 //! Stand-ins for the host of a device: tests of every room that has PCI devices use them.
 #![allow(missing_docs, reason = "fields say what they are by their names")]
 
+use parking_lot::Mutex;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use super::capability::{Capability, PortType};
 use super::config::{BarSpec, COMMAND, ConfigSpace, Identity};
@@ -24,7 +25,7 @@ pub struct FakeRouter {
 impl FakeRouter {
     /// Messages sent since the last call.
     pub fn take(&self) -> Vec<u16> {
-        std::mem::take(&mut *self.sent.lock().unwrap())
+        std::mem::take(&mut *self.sent.lock())
     }
 }
 
@@ -33,12 +34,12 @@ impl MsiRouter for FakeRouter {
         if self.broken.load(Ordering::Relaxed) {
             return Err(io::Error::other("no routes left"));
         }
-        self.routes.lock().unwrap().push((vector, address, data));
+        self.routes.lock().push((vector, address, data));
         Ok(())
     }
 
     fn trigger(&self, vector: u16) {
-        self.sent.lock().unwrap().push(vector);
+        self.sent.lock().push(vector);
     }
 }
 
@@ -55,7 +56,7 @@ impl DoorbellHost for FakeHost {
             return Err(io::Error::other("no ioeventfds left"));
         }
         let entry = (address, doorbell.bar, doorbell.offset);
-        let mut attached = self.attached.lock().unwrap();
+        let mut attached = self.attached.lock();
         assert!(!attached.contains(&entry), "attached twice: {entry:x?}");
         attached.push(entry);
         Ok(())
@@ -63,7 +64,7 @@ impl DoorbellHost for FakeHost {
 
     fn detach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()> {
         let entry = (address, doorbell.bar, doorbell.offset);
-        let mut attached = self.attached.lock().unwrap();
+        let mut attached = self.attached.lock();
         let at = attached.iter().position(|one| *one == entry).expect("detached what was never attached");
         attached.remove(at);
         Ok(())

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The bus and configuration space as a guest uses them, and as a hostile guest abuses them.
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
@@ -36,12 +37,12 @@ impl Rig {
     }
 
     fn attached(&self) -> Vec<(u64, u8, u64)> {
-        self.host.attached.lock().unwrap().clone()
+        self.host.attached.lock().clone()
     }
 
     /// What is attached and mapped is just what the function decodes.
     fn check(&self) {
-        let bars = self.function.lock().unwrap().bars();
+        let bars = self.function.lock().bars();
         let expected: Vec<_> = bars
             .iter()
             .filter(|bar| bar.0 == 0)
@@ -76,7 +77,7 @@ fn in_d3hot_nothing_decodes_and_nothing_is_written() {
     let rig = Rig::new();
     set_command(&rig.bus, SLOT, COMMAND_MEMORY | COMMAND_BUS_MASTER);
     let (power, master) = {
-        let function = rig.function.lock().unwrap();
+        let function = rig.function.lock();
         let at = (0x40..0x100).step_by(4).find(|at| function.config.read_u16(*at) as u8 == ID_POWER).unwrap();
         (at + POWER_CONTROL, function.config.bus_master().clone())
     };
@@ -121,7 +122,7 @@ fn a_doorbell_that_cannot_be_attached_still_rings() {
     rig.host.broken.store(true, Ordering::Relaxed);
     set_command(&rig.bus, SLOT, COMMAND_MEMORY);
     assert!(rig.bus.mmio_write(BASE + 0x100, &[1, 0]));
-    assert_eq!(rig.function.lock().unwrap().event.read().unwrap(), 1);
+    assert_eq!(rig.function.lock().event.read().unwrap(), 1);
     set_command(&rig.bus, SLOT, 0);
 }
 
@@ -139,7 +140,7 @@ fn overlapping_bars_reach_one_of_them() {
 #[test]
 fn bus_master_follows_the_command_register() {
     let rig = Rig::new();
-    let master = rig.function.lock().unwrap().config.bus_master().clone();
+    let master = rig.function.lock().config.bus_master().clone();
     assert!(!master.get());
     set_command(&rig.bus, SLOT, COMMAND_BUS_MASTER);
     assert!(master.get());
@@ -208,11 +209,11 @@ fn function_level_reset_and_platform_reset() {
     let control = config_u32(&rig.bus, SLOT, pcie + 8);
     set_config_u32(&rig.bus, SLOT, pcie + 8, control | 1 << 15);
     assert_eq!(config_u32(&rig.bus, SLOT, pcie + 8), control, "the FLR bit reads as zero");
-    assert_eq!(rig.function.lock().unwrap().resets, 1);
+    assert_eq!(rig.function.lock().resets, 1);
     assert_eq!(config_u32(&rig.bus, SLOT, 0x14), 0, "the BAR is unplaced");
     assert!(rig.attached().is_empty());
     rig.bus.reset();
-    assert_eq!(rig.function.lock().unwrap().resets, 2);
+    assert_eq!(rig.function.lock().resets, 2);
     set_command(&rig.bus, SLOT, COMMAND_MEMORY);
     assert_eq!(rig.attached(), [(BASE + 0x100, 0, 0x100)], "the bus has placed it again");
 }

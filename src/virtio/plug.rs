@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A virtio device on its way into a machine.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pci::{Plug, PlugError, SharedDevice, Socket};
 
 use crate::{VirtioDevice, VirtioPci};

@@ -47,7 +47,7 @@ fn c14_vectors_beyond_the_table() {
         rig.set_u16(0x1a, bad);
         assert_eq!(rig.u16_at(0x1a), NO_VECTOR, "{bad:#x}");
     }
-    let interrupt = rig.told.lock().unwrap().activation.as_ref().unwrap().interrupt.clone();
+    let interrupt = rig.told.lock().activation.as_ref().unwrap().interrupt.clone();
     interrupt.used(0);
     interrupt.change_config(&mut || ());
     assert!(rig.router.take().is_empty());
@@ -82,7 +82,7 @@ fn c14_mis_sized_accesses_of_the_vector_table() {
     rig.write(rig.msix + 0x800, &[0xff; 8]);
     assert_eq!(rig.read(rig.msix + 0x800), [0; 8]);
     rig.start();
-    let interrupt = rig.told.lock().unwrap().activation.as_ref().unwrap().interrupt.clone();
+    let interrupt = rig.told.lock().activation.as_ref().unwrap().interrupt.clone();
     interrupt.used(0);
     assert_eq!(rig.router.take(), [1]);
 }

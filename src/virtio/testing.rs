@@ -3,9 +3,10 @@
 #![allow(missing_docs, reason = "fields and methods say what they are by their names")]
 #![allow(clippy::new_without_default, reason = "a rig is made for one test, not by a derive")]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use vm_memory::GuestAddress;
 
 use super::VirtioPci;
@@ -56,11 +57,11 @@ impl VirtioDevice for FakeDevice {
     }
 
     fn attach(&mut self, interrupt: Arc<dyn VirtioInterrupt>) {
-        self.told.lock().unwrap().interrupt = Some(interrupt);
+        self.told.lock().interrupt = Some(interrupt);
     }
 
     fn features_ok(&mut self, features: u64) {
-        self.told.lock().unwrap().features = Some(features);
+        self.told.lock().features = Some(features);
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) {
@@ -79,7 +80,7 @@ impl VirtioDevice for FakeDevice {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let mut told = self.told.lock().unwrap();
+        let mut told = self.told.lock();
         told.activations += 1;
         if told.fail || activation.queues.is_empty() {
             return Err(ActivateError::NoQueue);
@@ -89,7 +90,7 @@ impl VirtioDevice for FakeDevice {
     }
 
     fn reset(&mut self) {
-        let mut told = self.told.lock().unwrap();
+        let mut told = self.told.lock();
         told.resets += 1;
         (told.activation, told.features) = (None, None);
     }
@@ -254,6 +255,6 @@ impl Rig {
     /// Doorbells attached now.
     pub fn doorbells(&self) -> usize {
         assert!(!self.host.broken.load(Ordering::Relaxed));
-        self.host.attached.lock().unwrap().len()
+        self.host.attached.lock().len()
     }
 }

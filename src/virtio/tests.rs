@@ -51,7 +51,7 @@ fn features_ok_is_refused_without_version_1_or_with_what_was_not_offered() {
         assert_eq!(rig.status(), 3, "window {window} bits {bits:#x}");
         rig.set_status(0xf);
         assert_eq!(rig.status(), 3, "DRIVER_OK needs FEATURES_OK");
-        assert_eq!(rig.told.lock().unwrap().activations, 0);
+        assert_eq!(rig.told.lock().activations, 0);
     }
     let rig = Rig::new();
     rig.accept(1, 1);
@@ -67,7 +67,7 @@ fn driver_ok_hands_over_the_queues_once() {
     rig.set_status(0xf);
     rig.set_status(0x4f);
     assert_eq!(rig.status(), 0xf, "NEEDS_RESET is the device's to set");
-    let told = rig.told.lock().unwrap();
+    let told = rig.told.lock();
     assert_eq!(told.activations, 1);
     let activation = told.activation.as_ref().unwrap();
     assert_eq!(activation.features, 0x5 | 1 << 29 | 1 << 32);
@@ -85,7 +85,7 @@ fn notifications_reach_the_queue_they_name() {
     rig.write(rig.notify + 4, &1_u16.to_le_bytes());
     rig.write(rig.notify + 4, &[1]);
     rig.write(rig.notify + 8, &2_u16.to_le_bytes());
-    let told = rig.told.lock().unwrap();
+    let told = rig.told.lock();
     let queues = &told.activation.as_ref().unwrap().queues;
     assert_eq!(queues[1].kick.read().unwrap(), 2);
     assert!(queues[0].kick.read().is_err(), "never kicked");
@@ -95,7 +95,7 @@ fn notifications_reach_the_queue_they_name() {
 fn interrupts_go_to_the_vectors_that_were_given() {
     let rig = Rig::new();
     rig.start();
-    let interrupt = rig.told.lock().unwrap().activation.as_ref().unwrap().interrupt.clone();
+    let interrupt = rig.told.lock().activation.as_ref().unwrap().interrupt.clone();
     interrupt.used(0);
     interrupt.used(1);
     interrupt.used(7);
@@ -168,7 +168,7 @@ fn rings_outside_ram_fail_the_device_and_a_reset_heals_it() {
         rig.queue(1, rings);
         rig.set_status(0xf);
         assert_eq!(rig.status(), if fits { 0xf } else { 0x4f }, "{rings:x?}");
-        assert_eq!(rig.told.lock().unwrap().activations, usize::from(fits));
+        assert_eq!(rig.told.lock().activations, usize::from(fits));
         assert_eq!(rig.router.take().len(), usize::from(!fits), "a failed device says so");
         rig.set_status(0);
         assert_eq!(rig.status(), 0);
@@ -180,11 +180,11 @@ fn rings_outside_ram_fail_the_device_and_a_reset_heals_it() {
 #[test]
 fn a_device_that_cannot_start_needs_a_reset() {
     let rig = Rig::new();
-    rig.told.lock().unwrap().fail = true;
+    rig.told.lock().fail = true;
     rig.start();
     assert_eq!(rig.status(), 0x4f);
     rig.set_status(0xf);
-    assert_eq!(rig.told.lock().unwrap().activations, 1, "not tried again before a reset");
+    assert_eq!(rig.told.lock().activations, 1, "not tried again before a reset");
     let rig = Rig::new();
     rig.negotiate();
     rig.set_status(0xf);
@@ -196,11 +196,11 @@ fn reset_stops_the_device_and_forgets_everything() {
     let rig = Rig::new();
     rig.start();
     rig.write(rig.notify, &[0, 0]);
-    let interrupt = rig.told.lock().unwrap().activation.as_ref().unwrap().interrupt.clone();
-    let kick = rig.told.lock().unwrap().activation.as_ref().unwrap().queues[0].kick.clone();
-    let before = rig.told.lock().unwrap().resets;
+    let interrupt = rig.told.lock().activation.as_ref().unwrap().interrupt.clone();
+    let kick = rig.told.lock().activation.as_ref().unwrap().queues[0].kick.clone();
+    let before = rig.told.lock().resets;
     rig.set_status(0);
-    assert_eq!(rig.told.lock().unwrap().resets, before + 1);
+    assert_eq!(rig.told.lock().resets, before + 1);
     assert_eq!((rig.status(), rig.u16_at(0x10), rig.u16_at(0x1c), rig.u16_at(0x18)), (0, NO_VECTOR, 0, 256));
     assert!(kick.read().is_err(), "kicks of the old life are gone");
     interrupt.used(0);
@@ -211,23 +211,23 @@ fn reset_stops_the_device_and_forgets_everything() {
     interrupt.used(0);
     assert_eq!(rig.read(rig.isr), [0], "nor does it show in ISR");
     rig.start();
-    assert_eq!(rig.told.lock().unwrap().activations, 2);
+    assert_eq!(rig.told.lock().activations, 2);
 }
 
 #[test]
 fn function_level_reset_stops_dma_first() {
     let rig = Rig::new();
     rig.start();
-    let dma = rig.told.lock().unwrap().activation.as_ref().unwrap().dma.clone();
+    let dma = rig.told.lock().activation.as_ref().unwrap().dma.clone();
     assert!(dma.check(0, 16).is_ok());
-    let resets = rig.told.lock().unwrap().resets;
+    let resets = rig.told.lock().resets;
     let mut at = config_u32(&rig.bus, SLOT, 0x34) as u16 & 0xff;
     while config_u32(&rig.bus, SLOT, at) as u8 != 0x10 {
         at = config_u32(&rig.bus, SLOT, at) as u16 >> 8;
     }
     set_config_u32(&rig.bus, SLOT, at + 8, 1 << 15);
     assert!(dma.check(0, 16).is_err());
-    assert_eq!(rig.told.lock().unwrap().resets, resets + 1);
+    assert_eq!(rig.told.lock().resets, resets + 1);
     assert_eq!(rig.doorbells(), 0);
 }
 
@@ -317,7 +317,7 @@ proptest! {
             prop_assert!(status & 0x30 == 0, "reserved bits in status {status:#x}");
             prop_assert_eq!(config_u32(&rig.bus, SLOT, 0), 0x1042_1af4);
             prop_assert_eq!(rig.doorbells(), 2);
-            let told = rig.told.lock().unwrap();
+            let told = rig.told.lock();
             prop_assert!(told.activation.is_none() || status & 4 != 0, "runs without DRIVER_OK");
             if let Some(activation) = &told.activation {
                 prop_assert_eq!(activation.features & !(0x15 | 1 << 29 | 1 << 32), 0);
@@ -333,7 +333,7 @@ proptest! {
 #[test]
 fn features_are_told_at_features_ok_and_with_driver_ok_at_once() {
     let rig = Rig::new();
-    let features = || rig.told.lock().unwrap().features;
+    let features = || rig.told.lock().features;
     rig.set_status(3);
     rig.accept(0, 0x5);
     rig.accept(1, 1);
@@ -352,7 +352,7 @@ fn features_are_told_at_features_ok_and_with_driver_ok_at_once() {
 #[test]
 fn the_generation_moves_at_any_time_and_is_announced_only_after_driver_ok() {
     let rig = Rig::new();
-    let interrupt = rig.told.lock().unwrap().interrupt.clone().unwrap();
+    let interrupt = rig.told.lock().interrupt.clone().unwrap();
     let generation = || rig.read::<1>(rig.common + 0x15)[0];
     for (status, told) in [(1, 0), (3, 0), (0xb, 0), (0xf, 1), (0, 0)] {
         if status == 0xb {
@@ -375,7 +375,7 @@ fn the_generation_moves_at_any_time_and_is_announced_only_after_driver_ok() {
 fn half_by_half(first_half_within: bool) {
     const NEW: u64 = 0x2222_2222_2222_2222;
     let rig = Rig::new();
-    let interrupt = rig.told.lock().unwrap().interrupt.clone().unwrap();
+    let interrupt = rig.told.lock().interrupt.clone().unwrap();
     let generation = || rig.read::<1>(rig.common + 0x15)[0];
     let half = |at| u32::from_le_bytes(rig.read(rig.device + at));
     let (first, second) = (AtomicBool::new(false), AtomicBool::new(false));

@@ -17,7 +17,7 @@ use dma::{BusMaster, DmaTarget, GuestRam};
 use pci::capability::{Capability, PortType};
 use pci::config::{BarSpec, ConfigError, ConfigSpace};
 use pci::msix::{MESSAGE_CONTROL, Msix, MsixPlace};
-use pci::rationed::Rationed;
+use pci::rate_limit::RateLimit;
 use pci::{Doorbell, MsiRouter, PciDevice};
 
 /// Transport features that need registers or ring formats which we do not have (virtio 1.2 §6): packed rings, SR-IOV,
@@ -67,8 +67,8 @@ pub struct VirtioPci {
     /// For range checks of ring addresses only: they are no DMA, and hold while bus mastering is off.
     ram: Arc<GuestRam>,
     device: Box<dyn VirtioDevice>,
-    wrong_sizes: Rationed,
-    failed_starts: Rationed,
+    wrong_sizes: RateLimit,
+    failed_starts: RateLimit,
 }
 
 impl VirtioPci {
@@ -119,8 +119,8 @@ impl VirtioPci {
             dma,
             ram,
             device,
-            wrong_sizes: Rationed::default(),
-            failed_starts: Rationed::default(),
+            wrong_sizes: RateLimit::default(),
+            failed_starts: RateLimit::default(),
         })
     }
 

@@ -2,10 +2,11 @@
 //! Where the guest's serial output goes: a terminal, a file, a buffer, lines for the agent's reader. One watcher sees a
 //! panic go by, for kernels that panic before pvpanic's driver is loaded.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::outcome::Ending;
 
@@ -40,7 +41,7 @@ pub struct Console(Arc<Mutex<Kept>>);
 
 impl Console {
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Everything kept, as text.

@@ -2,9 +2,10 @@
 //! Interrupts and doorbells over KVM: each interrupt is an irqfd, each doorbell an ioeventfd, so that neither costs an exit.
 //! Both belong to a KVM machine, which a reset of the platform replaces.
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
@@ -26,11 +27,11 @@ impl Host {
     }
 
     fn vm(&self) -> Arc<VmFd> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 
     fn replace(&self, vm: Arc<VmFd>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = vm;
+        *self.0.write() = vm;
     }
 }
 
@@ -96,7 +97,7 @@ impl Interrupts {
     }
 
     fn lock(&self) -> MutexGuard<'_, Routes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.routes.lock()
     }
 
     fn commit(&self, routes: &Routes) -> io::Result<()> {

@@ -2,9 +2,10 @@
 //! How a guest's life ended, decided once, and told apart to the last.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Why the guest stopped. Each has an exit status of its own.
@@ -78,7 +79,7 @@ impl Ending {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Outcome>> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outcome.lock()
     }
 
     /// Ends the guest's life as `outcome`, if it has not ended.
@@ -126,10 +127,9 @@ impl Ending {
 
     /// Waits for an outcome, at most until `deadline`.
     pub fn wait_until(&self, deadline: Instant) -> Option<Outcome> {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        let slot = self.lock();
-        let waited = self.changed.wait_timeout_while(slot, left, |outcome| outcome.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+        let mut slot = self.lock();
+        self.changed.wait_while_until(&mut slot, |outcome| outcome.is_none(), deadline);
+        slot.clone()
     }
 }
 

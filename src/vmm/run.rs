@@ -4,6 +4,7 @@
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+// event-manager wants this one.
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 

@@ -5,9 +5,9 @@
 //! Input and output do not wait for each other: whoever reads the output may take all the time there is, and meanwhile input comes, is
 //! announced and is read. An interrupt is pending as long as its cause lasts, whatever else the guest reads or writes in between.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -76,7 +76,7 @@ struct Registers {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Uart {

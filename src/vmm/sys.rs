@@ -3,12 +3,12 @@
 //! that is always given back as it was found. `unsafe` is allowed in this file.
 #![allow(unsafe_code, reason = "signals, the terminal and the heap have no safe interface")]
 
+use parking_lot::Mutex;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::Mutex;
 
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
@@ -128,7 +128,7 @@ impl RawTerminal {
         if unsafe { libc::tcsetattr(0, libc::TCSANOW, &raw) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        *FOUND.lock().unwrap_or_else(|e| e.into_inner()) = Some(found);
+        *FOUND.lock() = Some(found);
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             restore();
@@ -139,7 +139,7 @@ impl RawTerminal {
 }
 
 fn restore() {
-    if let Some(found) = FOUND.lock().unwrap_or_else(|e| e.into_inner()).take() {
+    if let Some(found) = FOUND.lock().take() {
         // SAFETY: `found` came from tcgetattr.
         unsafe { libc::tcsetattr(0, libc::TCSANOW, &found) };
     }

@@ -2,11 +2,12 @@
 //! vCPU threads: run, answer exits, pause and stop when told.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::outcome::Outcome;
@@ -41,11 +42,7 @@ pub struct Gate {
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, guard: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Parks the calling vCPU while the machine is paused. False when it shall end.
@@ -62,7 +59,7 @@ impl Gate {
         state.running -= 1;
         self.changed.notify_all();
         while state.wanted == Wanted::Pause {
-            state = self.wait(state);
+            self.changed.wait(&mut state);
         }
         if state.wanted == Wanted::Stop {
             return false;
@@ -121,8 +118,7 @@ impl Vcpus {
                 return false;
             }
             self.threads.iter().filter(|thread| !thread.is_finished()).for_each(kick);
-            let waited = self.gate.changed.wait_timeout(state, Duration::from_millis(2));
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.gate.changed.wait_for(&mut state, Duration::from_millis(2));
         }
         true
     }
@@ -195,7 +191,7 @@ fn park_until_stopped(gate: &Gate) {
     state.running -= 1;
     gate.changed.notify_all();
     while state.wanted != Wanted::Stop {
-        state = gate.wait(state);
+        gate.changed.wait(&mut state);
     }
 }
 

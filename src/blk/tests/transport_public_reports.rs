@@ -171,7 +171,7 @@ fn c14_configuration_access_window() {
     set_config_u32(&rig2.bus, SLOT, at + 8, 0x3004);
     set_config_u32(&rig2.bus, SLOT, at + 12, 2);
     rig2.bus.ecam_write(u64::from(SLOT) << 15 | u64::from(at + 16), &1u16.to_le_bytes());
-    let told = rig2.told.lock().unwrap();
+    let told = rig2.told.lock();
     let queues = &told.activation.as_ref().unwrap().queues;
     assert_eq!(queues[1].kick.read().unwrap(), 1);
     assert!(queues[0].kick.read().is_err());

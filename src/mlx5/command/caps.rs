@@ -128,7 +128,7 @@ impl Capabilities {
 /// QUERY_HCA_CAP.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let (wanted, mode) = (request.get(query_in::CAP_TYPE), request.get(query_in::CAP_MODE));
-    let (most, current) = request.firmware.caps.current_mut(wanted)?;
+    let (most, current) = request.settings.caps.current_mut(wanted)?;
     let caps: &Structure = if mode == cap_mode::CUR { current } else { most };
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CAPABILITY, caps))
 }
@@ -138,7 +138,7 @@ pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 pub fn set(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let wanted = request.get(set_in::CAP_TYPE);
     let asked = request.part(set_in::CAPABILITY, CAP_SIZE)?;
-    let (most, current) = request.firmware.caps.current_mut(wanted)?;
+    let (most, current) = request.settings.caps.current_mut(wanted)?;
     match wanted {
         cap_type::GENERAL => {
             for field in GENERAL_WRITABLE {

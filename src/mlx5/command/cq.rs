@@ -6,7 +6,6 @@ use super::caps::LOG_MAX_CQ_SIZE;
 use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::cq::{Cq, CqSpec};
-use crate::sync::lock;
 use mlx5_spec::cq::{
     CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in, query_out,
 };
@@ -50,7 +49,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 /// QUERY_CQ.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let cq = find(&request.hca.cqs, "CQ", request.get(query_in::CQN))?;
-    let mut context = lock(&cq.context).clone();
+    let mut context = cq.context.lock().clone();
     cq.query(request.hca, &mut context);
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CQC, &context))
 }
@@ -66,7 +65,7 @@ pub fn modify(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     if select & modify_select::OVERRUN != 0 {
         return Err(CommandError::Param("overrun handling is fixed at creation"));
     }
-    let mut context = lock(&cq.context);
+    let mut context = cq.context.lock();
     for (bit, field) in [
         (modify_select::PERIOD, cqc::CQ_PERIOD),
         (modify_select::MAX_COUNT, cqc::CQ_MAX_COUNT),

@@ -21,20 +21,20 @@ type Outcome = Result<Reply, CommandError>;
 
 /// ENABLE_HCA.
 pub fn enable(request: &mut Request<'_>) -> Outcome {
-    request.firmware.enabled = true;
+    request.settings.enabled = true;
     Ok(Reply::ok())
 }
 
 /// DISABLE_HCA.
 pub fn disable(request: &mut Request<'_>) -> Outcome {
     close(request, "DISABLE_HCA");
-    request.firmware.enabled = false;
+    request.settings.enabled = false;
     Ok(Reply::ok())
 }
 
 /// INIT_HCA. The driver's ids serve features that are not offered.
 pub fn init(request: &mut Request<'_>) -> Outcome {
-    request.firmware.initialized = true;
+    request.settings.initialized = true;
     Ok(Reply::ok())
 }
 
@@ -54,12 +54,12 @@ fn close(request: &mut Request<'_>, why: &str) {
         log::warn!("nic{index}: {why} with {left} objects that the driver has not destroyed (complaint {count})");
     }
     reset::drop_objects(request.hca, request.doorbells);
-    request.firmware.initialized = false;
+    request.settings.initialized = false;
 }
 
 /// QUERY_ISSI.
 pub fn query_issi(request: &mut Request<'_>) -> Outcome {
-    let reply = Reply::new(query_issi_out::SIZE).with(query_issi_out::CURRENT_ISSI, request.firmware.issi);
+    let reply = Reply::new(query_issi_out::SIZE).with(query_issi_out::CURRENT_ISSI, request.settings.issi);
     Ok(reply.with(query_issi_out::SUPPORTED_ISSI_DW0, SUPPORTED_ISSI))
 }
 
@@ -69,7 +69,7 @@ pub fn set_issi(request: &mut Request<'_>) -> Outcome {
     if issi > 1 {
         return Err(CommandError::Param("ISSI is 0 or 1"));
     }
-    request.firmware.issi = issi;
+    request.settings.issi = issi;
     Ok(Reply::ok())
 }
 

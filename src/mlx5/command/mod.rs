@@ -3,7 +3,7 @@
 //!
 //! * [`queue`]: entries and mailboxes. `table`: every command, once. [`log`]: `--nic log=commands`.
 //! * One file an object family: what its commands check and do.
-//! * [`Plane`]: what commands, resets and inspection share; [`Worker`]: the thread that executes commands, one after another.
+//! * [`CommandUnit`]: what commands, resets and inspection share; [`Worker`]: the thread that executes commands, one after another.
 //!
 //! No command waits for the driver: slot 31 (MANAGE_PAGES) cannot be blocked by another, and 2RST, 2ERR and DESTROY wait for DMA in
 //! flight at most, which is bounded ([`super::quiesce`]).
@@ -27,10 +27,11 @@ mod srq;
 mod table;
 mod vport;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -47,7 +48,6 @@ pub use self::vport::{node_guid, port_gid};
 use super::NicConfig;
 use super::eq::Event;
 use super::hca::Hca;
-use super::sync::lock;
 use super::uar::UarDoorbells;
 use mlx5_spec::cmd::{ENTRY_SIZE, Opcode, delivery, in_header};
 use mlx5_spec::eq::{eqe_cmd, event};
@@ -56,7 +56,7 @@ use mlx5_spec::eq::{eqe_cmd, event};
 const WAKE: u64 = u64::MAX;
 
 /// What the device keeps of what the driver told it, objects apart. Only commands and resets touch it.
-pub struct Firmware {
+pub struct DriverSettings {
     /// Guest physical address of the command queue.
     pub queue: Option<u64>,
     /// SET_ISSI's.
@@ -75,7 +75,7 @@ pub struct Firmware {
     incarnations: u64,
 }
 
-impl Firmware {
+impl DriverSettings {
     fn new(config: &NicConfig, incarnations: u64) -> Self {
         Self {
             queue: None,
@@ -115,7 +115,7 @@ impl Firmware {
 }
 
 /// What commands, resets and inspection share.
-pub struct Plane {
+pub struct CommandUnit {
     hca: Arc<Hca>,
     doorbells: Arc<UarDoorbells>,
     /// One for each slot, rung by the command doorbell that is written with this slot's bit alone.
@@ -124,21 +124,21 @@ pub struct Plane {
     wake: EventFd,
     /// Slots whose doorbell took an exit.
     rung: AtomicU32,
-    firmware: Mutex<Firmware>,
-    /// Threads that want the plane between two commands.
+    settings: Mutex<DriverSettings>,
+    /// Threads that want the unit between two commands.
     waiting: AtomicUsize,
     stop: AtomicBool,
 }
 
-impl Plane {
+impl CommandUnit {
     /// Without a thread yet.
     pub fn new(hca: Arc<Hca>, doorbells: Arc<UarDoorbells>) -> io::Result<Arc<Self>> {
         let event = |_| EventFd::new(EFD_NONBLOCK).map(Arc::new);
         let events = (0..SLOTS).map(event).collect::<io::Result<_>>()?;
         let (wake, rung) = (EventFd::new(EFD_NONBLOCK)?, AtomicU32::new(0));
-        let firmware = Mutex::new(Firmware::new(&hca.config, 0));
+        let settings = Mutex::new(DriverSettings::new(&hca.config, 0));
         let (waiting, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Ok(Arc::new(Self { hca, doorbells, events, wake, rung, firmware, waiting, stop }))
+        Ok(Arc::new(Self { hca, doorbells, events, wake, rung, settings, waiting, stop }))
     }
 
     /// What the command doorbell signals when `value` is written to it: one slot each.
@@ -162,11 +162,11 @@ impl Plane {
     }
 
     /// The state between two commands: waits for the one in progress, and no command runs while the guard lives.
-    pub fn between_commands(&self) -> MutexGuard<'_, Firmware> {
+    pub fn between_commands(&self) -> MutexGuard<'_, DriverSettings> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        let firmware = lock(&self.firmware);
+        let settings = self.settings.lock();
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        firmware
+        settings
     }
 
     fn run(&self) -> io::Result<()> {
@@ -203,7 +203,7 @@ impl Plane {
     }
 
     /// What was rung for belongs to a queue that is gone.
-    pub fn forget_rings(&self, _between: &MutexGuard<'_, Firmware>) {
+    pub fn forget_rings(&self, _between: &MutexGuard<'_, DriverSettings>) {
         for event in &self.events {
             let _ = event.read();
         }
@@ -215,26 +215,26 @@ impl Plane {
             while self.waiting.load(Ordering::SeqCst) != 0 {
                 std::thread::sleep(Duration::from_micros(20));
             }
-            let mut firmware = lock(&self.firmware);
+            let mut settings = self.settings.lock();
             let slots = self.rung.load(Ordering::Acquire);
             if slots == 0 {
                 return;
             }
             self.rung.fetch_and(!(slots & slots.wrapping_neg()), Ordering::AcqRel);
-            self.serve(&mut firmware, slots.trailing_zeros());
+            self.serve(&mut settings, slots.trailing_zeros());
         }
     }
 
     /// Executes what is in `slot`, if the driver has handed it over.
-    fn serve(&self, firmware: &mut Firmware, slot: u32) {
-        let Some(queue) = firmware.queue else { return };
+    fn serve(&self, settings: &mut DriverSettings, slot: u32) {
+        let Some(queue) = settings.queue else { return };
         let Some(at) = queue.checked_add(u64::from(slot) * ENTRY_SIZE as u64) else { return };
         let Ok(Some(entry)) = Entry::look(&self.hca.dma, at) else { return };
         // Asked before: the completion of the CREATE_EQ that makes the command EQ is polled for, and must not be told twice.
         let notify = self.hca.claims_event(event::CMD);
         let answered = match take(&entry, &self.hca) {
             Ok((input, output)) => {
-                let reply = self.execute(firmware, &input);
+                let reply = self.execute(settings, &input);
                 entry.answer(&self.hca.dma, &output, &reply)
             }
             Err(Undelivered(status)) => {
@@ -256,7 +256,7 @@ impl Plane {
     }
 
     /// Executes one command and gives its output, status and syndrome included.
-    fn execute(&self, firmware: &mut Firmware, input: &[u8]) -> Vec<u8> {
+    fn execute(&self, settings: &mut DriverSettings, input: &[u8]) -> Vec<u8> {
         let began = Instant::now();
         let hca = &*self.hca;
         let opcode = Opcode(in_header::OPCODE.get(input) as u16);
@@ -266,11 +266,11 @@ impl Plane {
             _ if injected.is_some_and(|status| status != 0) => {
                 Err(CommandError::Injected(injected.unwrap_or_default()))
             }
-            Some(command) if command.from > firmware.phase() => Err(CommandError::Early(firmware.missing())),
+            Some(command) if command.from > settings.phase() => Err(CommandError::Early(settings.missing())),
             Some(command) if input.len() < command.input => {
                 Err(CommandError::InputLength { len: input.len(), needed: command.input as u64 })
             }
-            Some(command) => (command.run)(&mut Request { hca, firmware, doorbells: &self.doorbells, input }),
+            Some(command) => (command.run)(&mut Request { hca, settings, doorbells: &self.doorbells, input }),
             None => Err(CommandError::Unsupported(opcode)),
         };
         hca.counters.commands.add(1);
@@ -299,28 +299,28 @@ fn take(entry: &Entry, hca: &Hca) -> Result<(Vec<u8>, Output), Undelivered> {
 
 /// The thread that executes commands. Dropping it ends it, between two commands.
 pub struct Worker {
-    plane: Arc<Plane>,
+    unit: Arc<CommandUnit>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
     /// Starts the thread.
-    pub fn start(plane: &Arc<Plane>) -> io::Result<Self> {
-        let name = format!("nic{}-cmd", plane.hca.index);
-        let run = plane.clone();
+    pub fn start(unit: &Arc<CommandUnit>) -> io::Result<Self> {
+        let name = format!("nic{}-cmd", unit.hca.index);
+        let run = unit.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             if let Err(error) = run.run() {
                 ::log::error!("nic{}: the command thread ended: {error}", run.hca.index);
             }
         })?;
-        Ok(Self { plane: plane.clone(), thread: Some(thread) })
+        Ok(Self { unit: unit.clone(), thread: Some(thread) })
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.plane.stop.store(true, Ordering::Release);
-        self.plane.ring(0);
+        self.unit.stop.store(true, Ordering::Release);
+        self.unit.ring(0);
         if let Some(thread) = self.thread.take() {
             // A worker that panicked in a test build has said so already.
             let _ = thread.join();

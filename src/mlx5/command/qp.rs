@@ -12,7 +12,6 @@ use crate::buffer::GuestBuffer;
 use crate::cq::Cq;
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use crate::srq::{Srq, SrqKind};
-use crate::sync::lock;
 use crate::users::Use;
 use mlx5_spec::qp::{
     PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, destroy_in, mtu, qpc, query_in, query_out,
@@ -43,7 +42,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let uar = qpc::UAR_PAGE.get(context);
     let named = Named::find(request, context, true)?;
     let buffer = work_queues(request, context, &layout)?;
-    let mut attrs = QpAttrs { incarnation: request.firmware.incarnation(), ..QpAttrs::default() };
+    let mut attrs = QpAttrs { incarnation: request.settings.incarnation(), ..QpAttrs::default() };
     load(&mut attrs, context, &named);
     let spec = QpSpec {
         service,
@@ -60,7 +59,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         request.doorbells.populate(uar, true);
     }
     if let Some(slot) = special_slot(service) {
-        lock(&request.hca.special)[slot] = Some(qp.qpn);
+        request.hca.special.lock()[slot] = Some(qp.qpn);
     }
     Ok(Reply::new(create_out::SIZE).with(create_out::QPN, qp.qpn))
 }
@@ -203,7 +202,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     if qp.layout.log_sq_size.is_some() {
         request.doorbells.populate(qp.uar, false);
     }
-    for slot in lock(&hca.special).iter_mut().filter(|slot| **slot == Some(qpn)) {
+    for slot in hca.special.lock().iter_mut().filter(|slot| **slot == Some(qpn)) {
         *slot = None;
     }
     Ok(Reply::ok())
@@ -218,7 +217,7 @@ pub fn retire(attrs: &mut QpAttrs) {
 /// QUERY_QP.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let qp = find(&request.hca.qps, "queue pair", request.get(query_in::QPN))?;
-    let mut context = lock(&qp.context).clone();
+    let mut context = qp.context.lock().clone();
     let attrs = qp.attrs();
     qpc::STATE.set(&mut context, attrs.state);
     let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);

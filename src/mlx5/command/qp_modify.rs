@@ -6,7 +6,6 @@
 use super::CommandError;
 use super::qp::{Named, load, refuse};
 use super::request::{Reply, Request, find};
-use crate::sync::lock;
 use mlx5_spec::bits::{Field, Field64};
 use mlx5_spec::cmd::{Opcode, in_header};
 use mlx5_spec::qp::{
@@ -198,7 +197,7 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let qp = find(&request.hca.qps, "queue pair", qpn)?;
     let asked = request.part(modify_in::QPC, QPC_SIZE)?;
     refuse(request, modify_in::QPC)?;
-    let mut context = lock(&qp.context).clone();
+    let mut context = qp.context.lock().clone();
     apply(transition.rules, qp.service, request.get(modify_in::OPT_PARAM_MASK), asked, &mut context);
     if transition.opcode == Opcode::INIT2RTR_QP && RC >> qp.service & 1 == 1 {
         let known = (mtu::BYTES_256..=mtu::BYTES_4096).contains(&qpc::MTU.get(&context));
@@ -216,7 +215,7 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     });
     match found {
         Some(state) if state == transition.from => {
-            *lock(&qp.context) = context;
+            *qp.context.lock() = context;
             qp.uses.replace(named.uses);
             Ok(Reply::new(modify_out::SIZE))
         }
@@ -234,7 +233,7 @@ pub fn to_error(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 /// 2RST, from any state: when it is answered nothing of the queue pair is in flight and no CQE of it follows.
 pub fn to_reset(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let qp = find(&request.hca.qps, "queue pair", request.get(to_state_in::QPN))?;
-    let incarnation = request.firmware.incarnation();
+    let incarnation = request.settings.incarnation();
     request.hca.change_qp(&qp, |attrs| {
         attrs.state = state::RST;
         attrs.incarnation = incarnation;

@@ -117,7 +117,7 @@ impl Entry {
         self.hand_back(dma, delivery::OK)
     }
 
-    /// Hands the entry back: the last write, after everything else (design rule 4).
+    /// Hands the entry back: the last write, after everything else (rule 4).
     pub fn hand_back(&self, dma: &DmaTarget, delivery: u8) -> Result<(), DmaError> {
         let at = self.at + entry::STATUS_OWN as u64;
         let ram = dma.check(at, 1)?;

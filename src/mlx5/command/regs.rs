@@ -2,7 +2,7 @@
 //! Registers behind ACCESS_REG (contract 4.3).
 
 use super::request::{Reply, Request};
-use super::{CommandError, Firmware};
+use super::{CommandError, DriverSettings};
 use mlx5_spec::bits::Field;
 use mlx5_spec::reg::{access_in, access_out, ib_proto, ib_width, id, node_desc, op_mod, pmtu, ptys, pvlc};
 
@@ -54,24 +54,24 @@ pub fn access(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     // What the driver sent comes back with what the register says: port number and group are echoed.
     let mut answer = data.to_vec();
     match request.op_mod() {
-        op_mod::READ => read(register, request.firmware, &mut answer),
-        op_mod::WRITE => write(register, request.firmware, data),
+        op_mod::READ => read(register, request.settings, &mut answer),
+        op_mod::WRITE => write(register, request.settings, data),
         _ => return Err(CommandError::Param("op_mod is 0 or 1")),
     }
     Ok(Reply::new(access_out::REGISTER_DATA + size).with_bytes(access_out::REGISTER_DATA, &answer))
 }
 
-fn read(register: &Register, firmware: &Firmware, answer: &mut [u8]) {
+fn read(register: &Register, settings: &DriverSettings, answer: &mut [u8]) {
     match register {
         Register::Fixed(fields) => fields.iter().for_each(|(field, value)| field.set(answer, *value)),
         Register::NodeDescription => {
-            answer.iter_mut().zip(firmware.node_desc).for_each(|(to, from)| *to = from);
+            answer.iter_mut().zip(settings.node_desc).for_each(|(to, from)| *to = from);
         }
     }
 }
 
-fn write(register: &Register, firmware: &mut Firmware, data: &[u8]) {
+fn write(register: &Register, settings: &mut DriverSettings, data: &[u8]) {
     if let Register::NodeDescription = register {
-        firmware.node_desc.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        settings.node_desc.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::fields::{self, Row};
-use super::{CommandError, Firmware};
+use super::{CommandError, DriverSettings};
 use crate::buffer::{Geometry, GuestBuffer};
 use crate::hca::Hca;
 use crate::table::Table;
@@ -24,7 +24,7 @@ pub struct Request<'a> {
     /// The device.
     pub hca: &'a Hca,
     /// What the driver has set.
-    pub firmware: &'a mut Firmware,
+    pub settings: &'a mut DriverSettings,
     /// Doorbells of UAR pages.
     pub doorbells: &'a UarDoorbells,
     /// All of the input; at least as long as the table says.

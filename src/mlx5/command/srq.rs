@@ -13,7 +13,6 @@ use crate::buffer::GuestBuffer;
 use crate::engine::read_record;
 use crate::hca::Hca;
 use crate::srq::{Srq, SrqKind, SrqState};
-use crate::sync::lock;
 use crate::users::{Use, Users, Uses};
 use mlx5_spec::srq::{
     MIN_STRIDE, RMPC_SIZE, XRC_SRQC_SIZE, arm_xrc_srq_in, create_rmp_in, create_rmp_out, create_xrc_srq_in,
@@ -139,7 +138,7 @@ fn destroy(hca: &Hca, kind: SrqKind, number: u32) -> Outcome {
     of_kind(hca, kind, number)?;
     let srq = take(&hca.srqs, "SRQ", number)?;
     srq.uses.end();
-    lock(&srq.state).dead = true;
+    srq.state.lock().dead = true;
     // XRC messages name their SRQ themselves: one may be under way.
     hca.quiesce.wait();
     Ok(Reply::ok())
@@ -190,9 +189,9 @@ fn set_limit(hca: &Hca, srq: &Srq, limit: u32) -> Result<(), CommandError> {
 /// QUERY_RMP.
 pub fn query_rmp(request: &mut Request<'_>) -> Outcome {
     let srq = of_kind(request.hca, SrqKind::Rmp, request.get(query_rmp_in::RMPN))?;
-    let mut context = lock(&srq.context).clone();
+    let mut context = srq.context.lock().clone();
     rmpc::STATE.set(&mut context, rmp_state::RDY);
-    let state = lock(&srq.state);
+    let state = srq.state.lock();
     wq::LWM.plus(rmpc::WQ).set(&mut context, u32::from(state.limit));
     wq::HW_COUNTER.plus(rmpc::WQ).set(&mut context, u32::from(state.taken));
     if let Some(posted) = read_record(request.hca, srq.record) {
@@ -213,7 +212,7 @@ pub fn query_basic(request: &mut Request<'_>) -> Outcome {
 
 fn query_srq(request: &mut Request<'_>, kind: SrqKind) -> Outcome {
     let srq = of_kind(request.hca, kind, request.get(query_xrc_srq_in::XRC_SRQN))?;
-    let mut context = lock(&srq.context).clone();
-    xrc_srqc::LWM.set(&mut context, u32::from(lock(&srq.state).limit));
+    let mut context = srq.context.lock().clone();
+    xrc_srqc::LWM.set(&mut context, u32::from(srq.state.lock().limit));
     Ok(Reply::new(query_xrc_srq_out::SIZE).with_bytes(query_xrc_srq_out::XRC_SRQC, &context))
 }

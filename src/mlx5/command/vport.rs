@@ -51,7 +51,7 @@ pub fn query_context(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         (context::PORT_PHYSICAL_STATE, physical_state::LINK_UP),
         (context::PORT_STATE, port_state::ACTIVE),
         (context::VPORT_STATE, port_state::ACTIVE),
-        (context::CAP_MASK1, request.firmware.cap_mask1),
+        (context::CAP_MASK1, request.settings.cap_mask1),
         // Bit 16 must be changeable, or ib_cm stays away from the port (contract T13).
         (context::CAP_MASK1_FIELD_SELECT, CHANGEABLE_CAP_MASK1),
         (context::LID, u32::from(request.hca.lid())),
@@ -71,7 +71,7 @@ pub fn modify_context(request: &mut Request<'_>) -> Result<Reply, CommandError> 
     let at = modify_context_in::HCA_VPORT_CONTEXT;
     let select = request.get(context::CAP_MASK1_FIELD_SELECT.plus(at)) & CHANGEABLE_CAP_MASK1;
     let value = request.get(context::CAP_MASK1.plus(at));
-    let mask = &mut request.firmware.cap_mask1;
+    let mask = &mut request.settings.cap_mask1;
     *mask = *mask & !select | value & select;
     Ok(Reply::ok())
 }

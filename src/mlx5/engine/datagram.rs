@@ -16,7 +16,6 @@ use crate::fabric;
 use crate::hca::Hca;
 use crate::mkey::Rights;
 use crate::quiesce::Section;
-use crate::sync::lock;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
 
@@ -73,7 +72,7 @@ impl Work {
         packet: &[u8],
     ) -> Result<(), Undelivered> {
         let av = self.wqe.av;
-        let mut responder = lock(&attrs.life.responder);
+        let mut responder = attrs.life.responder.lock();
         let offer = responder.next(hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
             NoWqe::NotReady | NoWqe::Misplaced => Undelivered::Dropped,
             NoWqe::Broken => Undelivered::Failed(Failure::BROKEN_QUEUE),
@@ -130,7 +129,7 @@ impl Work {
         let av = self.wqe.av;
         let hca = fabric::resolve(hca, av.dlid).filter(|_| has_pkey(&self.attrs))?;
         let qpn = match av.dqpn {
-            special @ (0 | 1) => *lock(&hca.special).get(special as usize)?,
+            special @ (0 | 1) => *hca.special.lock().get(special as usize)?,
             qpn => Some(qpn),
         };
         let qp = hca.qps.get(qpn?)?;

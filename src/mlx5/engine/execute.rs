@@ -17,7 +17,6 @@ use crate::hooks::NicAction;
 use crate::mkey::{self, Access, Rights};
 use crate::quiesce::Section;
 use crate::srq::{Srq, SrqKind};
-use crate::sync::lock;
 use mlx5_spec::cq::{opcode, syndrome};
 use mlx5_spec::qp::service_type;
 
@@ -52,7 +51,7 @@ impl Work {
     /// What the responder makes of the packet's number and length before it looks into it. `None`: go on.
     fn arrives(&self, cx: &Cx<'_>, section: &Section<'_>, peer: &Peer) -> Option<Step> {
         let (part, initial) = (self.part(), peer.attrs.next_rcv_psn);
-        let mut responder = lock(&peer.attrs.life.responder);
+        let mut responder = peer.attrs.life.responder.lock();
         let verdict = match self.wqe.kind {
             _ if self.is_unreliable() => responder.expected.unreliable(initial, &part),
             Kind::Read => responder.expected.read(initial, &part),
@@ -85,7 +84,7 @@ impl Work {
         if self.wqe.kind == Kind::Read {
             return;
         }
-        let expected = &mut lock(&peer.attrs.life.responder).expected;
+        let expected = &mut peer.attrs.life.responder.lock().expected;
         match step {
             Step::Moved(bytes) => expected.moved(*bytes),
             Step::Finished => expected.completed(self.packets()),
@@ -252,7 +251,7 @@ impl Work {
             }
         };
         let Ok(srq) = self.shared_queue(peer) else { return Step::Failed(Failure::INVALID_REQUEST) };
-        let mut responder = lock(&peer.attrs.life.responder);
+        let mut responder = peer.attrs.life.responder.lock();
         let offer = match responder.next(&peer.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
             Ok(offer) => offer,
             Err(NoWqe::NotReady) if self.is_unreliable() => return self.lost(cx, section),

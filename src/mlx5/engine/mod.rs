@@ -4,24 +4,24 @@
 //! * `wqe`: work requests, parsed. `receive`: how receive WQEs are taken.
 //! * `requester`: one queue pair's sending half and what it waits for; `execute` and `datagram`: one step of a message;
 //!   `transfer`: the copy; `completion`: CQEs; `diagnosis`: what they say of errors; `failure`: errors, page faults, flushing.
-//! * `worker`: an engine, a value that is run for a bounded while; `door`: its mailbox.
+//! * `worker`: an engine, a value that is run for a bounded while; `mailbox`: its mailbox.
 //! * [`EnginePolicy`]: who runs it. Here: the threads, and the vCPU that rang a doorbell.
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::hca::Hca;
-use super::sync::lock;
 
 mod completion;
 mod datagram;
 mod diagnosis;
-mod door;
 mod execute;
 mod failure;
+mod mailbox;
 mod policy;
 mod psn;
 mod receive;
@@ -31,7 +31,7 @@ mod work;
 mod worker;
 mod wqe;
 
-use door::Door;
+use mailbox::Mailbox;
 pub use policy::EnginePolicy;
 pub use receive::{Responder, read_record};
 use worker::{Engine, Next};
@@ -46,7 +46,7 @@ const VCPU_ROUNDS: u32 = 4;
 
 /// An engine with its mailbox. Whoever holds the lock runs it.
 struct Unit {
-    door: Door,
+    mailbox: Mailbox,
     engine: Mutex<Engine>,
 }
 
@@ -63,9 +63,9 @@ impl Engines {
     pub fn new(policy: EnginePolicy) -> std::io::Result<Self> {
         let count = policy.count();
         let unit = |number| {
-            let door = Door::new()?;
-            let engine = Mutex::new(Engine::new(number, count, &door)?);
-            Ok(Arc::new(Unit { door, engine }))
+            let mailbox = Mailbox::new()?;
+            let engine = Mutex::new(Engine::new(number, count, &mailbox)?);
+            Ok(Arc::new(Unit { mailbox, engine }))
         };
         let units = (0..count).map(unit).collect::<std::io::Result<_>>()?;
         Ok(Self { units, inline: policy == EnginePolicy::Inline, threads: Mutex::default() })
@@ -79,7 +79,7 @@ impl Engines {
             let name = format!("nic{}-engine{number}", hca.index);
             let threads = &hca.clone().engines.threads;
             let thread = std::thread::Builder::new().name(name).spawn(move || unit.serve(&hca, polls))?;
-            lock(threads).push(thread);
+            threads.lock().push(thread);
         }
         Ok(())
     }
@@ -87,9 +87,9 @@ impl Engines {
     /// Stops and joins the threads. Every wait and hold is over.
     pub fn stop(&self) {
         for unit in &self.units {
-            unit.door.stop();
+            unit.mailbox.stop();
         }
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
+        for thread in std::mem::take(&mut *self.threads.lock()) {
             if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
                 log::error!("an engine thread had panicked");
             }
@@ -112,12 +112,12 @@ impl Engines {
 
     /// `event` is signalled by SQ doorbells of UAR page `uar`, from now on.
     pub fn watch(&self, uar: u32, event: Arc<EventFd>) -> std::io::Result<()> {
-        self.unit(uar).door.watch(uar, event)
+        self.unit(uar).mailbox.watch(uar, event)
     }
 
     /// Undoes `watch`.
     pub fn unwatch(&self, uar: u32) {
-        self.unit(uar).door.unwatch(uar);
+        self.unit(uar).mailbox.unwatch(uar);
     }
 
     /// An SQ doorbell for queue pair `qpn` on UAR page `uar` that took an exit. The caller holds no lock.
@@ -127,13 +127,13 @@ impl Engines {
         if hca.engines.inline && !hca.injections.any() {
             unit.serve_doorbell(hca, qpn);
         } else {
-            unit.door.kick(qpn);
+            unit.mailbox.kick(qpn);
         }
     }
 
     /// Something about queue pair `qpn` changed: look at it again.
     pub fn kick(&self, uar: u32, qpn: u32) {
-        self.unit(uar).door.kick(qpn);
+        self.unit(uar).mailbox.kick(qpn);
     }
 }
 
@@ -141,17 +141,17 @@ impl Unit {
     /// The thread: until it is told to stop. `polls`: it looks for work a little longer before it sleeps.
     fn serve(&self, hca: &Arc<Hca>, polls: bool) {
         loop {
-            let mut engine = lock(&self.engine);
-            match engine.run(hca, &self.door, THREAD_TURNS) {
-                Next::Stop => return self.door.unwatch_timer(engine.timer()),
+            let mut engine = self.engine.lock();
+            match engine.run(hca, &self.mailbox, THREAD_TURNS) {
+                Next::Stop => return self.mailbox.unwatch_timer(engine.timer()),
                 Next::Again => continue,
-                Next::Idle if polls && engine.poll(hca, &self.door) => continue,
+                Next::Idle if polls && engine.poll(hca, &self.mailbox) => continue,
                 Next::Idle if !engine.set_timer() => continue,
                 Next::Idle => {}
             }
             drop(engine);
-            let rung = self.door.sleep();
-            let mut engine = lock(&self.engine);
+            let rung = self.mailbox.sleep();
+            let mut engine = self.engine.lock();
             rung.for_each(|uar| engine.look_at(hca, uar));
         }
     }
@@ -159,16 +159,12 @@ impl Unit {
     /// A vCPU has rung for `qpn`: it runs the engine before it goes back into the guest. What is more than its share is left to the
     /// thread. Whoever cannot have the engine leaves its note: the holder looks again after it has let go.
     fn serve_doorbell(&self, hca: &Arc<Hca>, qpn: u32) {
-        self.door.note(qpn);
+        self.mailbox.note(qpn);
         for _ in 0..VCPU_ROUNDS {
             // The note before the look at the lock; pairs with the fence below, and with the one before the thread's sleep.
             fence(Ordering::SeqCst);
-            let mut engine = match self.engine.try_lock() {
-                Ok(engine) => engine,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            let left = match engine.run(hca, &self.door, VCPU_TURNS) {
+            let Some(mut engine) = self.engine.try_lock() else { return };
+            let left = match engine.run(hca, &self.mailbox, VCPU_TURNS) {
                 Next::Stop => return,
                 Next::Again => true,
                 Next::Idle => !engine.set_timer(),
@@ -178,10 +174,10 @@ impl Unit {
             if left {
                 break;
             }
-            if !self.door.has_news() {
+            if !self.mailbox.has_news() {
                 return;
             }
         }
-        self.door.wake();
+        self.mailbox.wake();
     }
 }

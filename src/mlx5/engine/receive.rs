@@ -3,8 +3,9 @@
 //!
 //! Posting has no doorbell: the record in guest memory is read whenever a WQE is needed and none is known of.
 
+use parking_lot::MutexGuard;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -16,7 +17,6 @@ use crate::hca::Hca;
 use crate::mkey::Rights;
 use crate::qp::{Qp, QpAttrs};
 use crate::srq::{Srq, SrqState};
-use crate::sync::lock;
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::wqe::srq_next;
 
@@ -204,7 +204,7 @@ impl Responder {
 /// Reads the next WQE of the list, and its link with it; how many are posted. The link of a posted WQE is good: the driver follows it itself when
 /// it posts, and never posts the tail. Once the WQE is completed it may be the tail, whose link the driver writes when it frees another.
 fn read_shared<'a>(hca: &Hca, srq: &'a Srq, wqe: &mut RecvWqe) -> Result<(MutexGuard<'a, SrqState>, u16), NoWqe> {
-    let mut state = lock(&srq.state);
+    let mut state = srq.state.lock();
     if state.dead {
         return Err(NoWqe::Broken);
     }

@@ -99,7 +99,7 @@ impl Side {
     }
 
     /// The first `len` bytes: spans with their keys.
-    fn told(&self, len: u64) -> impl Iterator<Item = (Span, u32)> {
+    fn recorded(&self, len: u64) -> impl Iterator<Item = (Span, u32)> {
         let mut left = len;
         let mut keys = self.keys.iter().peekable();
         let mut key = 0;
@@ -232,7 +232,7 @@ fn find_in_list<'a>(
                             break;
                         }
                     }
-                    // Told of when it is the first.
+                    // Reported only if no earlier segment was translated.
                     Err(_) if have > 0 => break,
                     Err(error) => return Err(error),
                 }
@@ -381,10 +381,10 @@ fn record(route: Route<'_>, mover: Mover, (source, target): (&Side, &Side), len:
     if !ledger.watches_any() {
         return;
     }
-    for (span, key) in source.told(len) {
+    for (span, key) in source.recorded(len) {
         ledger.nic_read(from.index, mover.qpn, (span.gpa, span.len), key, begun);
     }
-    for (span, key) in target.told(len) {
+    for (span, key) in target.recorded(len) {
         to.payload.wrote(ledger, span.gpa, span.len);
         if !hidden {
             ledger.nic_wrote(to.index, mover.qpn, (span.gpa, span.len), key, begun);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::door::{Door, Inbox};
+use super::mailbox::{Inbox, Mailbox};
 use super::requester::{Requester, Turn};
 use super::transfer::Scratch;
 use super::work::Cx;
@@ -58,10 +58,10 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Engine `number` of `engines`, whose timer wakes those who sleep at `door`.
-    pub(super) fn new(number: usize, engines: usize, door: &Door) -> std::io::Result<Self> {
+    /// Engine `number` of `engines`, whose timer wakes those who sleep at `mailbox`.
+    pub(super) fn new(number: usize, engines: usize, mailbox: &Mailbox) -> std::io::Result<Self> {
         let timer = TimerFd::new()?;
-        door.watch_timer(&timer)?;
+        mailbox.watch_timer(&timer)?;
         Ok(Self {
             number,
             engines,
@@ -83,9 +83,9 @@ impl Engine {
     }
 
     /// Serves what is due, at most `turns` turns of queue pairs.
-    pub(super) fn run(&mut self, hca: &Arc<Hca>, door: &Door, turns: u32) -> Next {
+    pub(super) fn run(&mut self, hca: &Arc<Hca>, mailbox: &Mailbox, turns: u32) -> Next {
         for _ in 0..turns {
-            if !self.take_news(hca, door) {
+            if !self.take_news(hca, mailbox) {
                 return Next::Stop;
             }
             self.take_timers(hca);
@@ -93,15 +93,15 @@ impl Engine {
             self.serve(hca, qpn);
             // Inline there are no doorbells without an exit, and the thread's wake-up is not for us.
             if !hca.engines.is_inline() {
-                door.take_doorbells().for_each(|uar| self.look_at(hca, uar));
+                mailbox.take_doorbells().for_each(|uar| self.look_at(hca, uar));
             }
         }
         Next::Again
     }
 
     /// False: stop.
-    fn take_news(&mut self, hca: &Arc<Hca>, door: &Door) -> bool {
-        let Some(Inbox { qpns, stop }) = door.take_news() else { return !self.stopped };
+    fn take_news(&mut self, hca: &Arc<Hca>, mailbox: &Mailbox) -> bool {
+        let Some(Inbox { qpns, stop }) = mailbox.take_news() else { return !self.stopped };
         if stop {
             self.stopped = true;
             self.slots.drain().for_each(|(_, mut slot)| slot.requester.abandon(hca));
@@ -206,13 +206,13 @@ impl Engine {
     }
 
     /// Looks at the records of the last queue pairs for a while. True: there is work.
-    pub(super) fn poll(&mut self, hca: &Hca, door: &Door) -> bool {
+    pub(super) fn poll(&mut self, hca: &Hca, mailbox: &Mailbox) -> bool {
         if self.hot.is_empty() {
             return false;
         }
         let end = Instant::now() + POLL;
         loop {
-            if door.has_news() {
+            if mailbox.has_news() {
                 return true;
             }
             if let Some(qpn) = self.rung_hot(hca) {

@@ -15,8 +15,9 @@ mod translate;
 pub mod umr;
 mod version;
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use thiserror::Error;
 
@@ -24,7 +25,6 @@ use super::bus::Bus;
 use super::hca::Hca;
 use super::hooks::{NicAction, WqeShape};
 use super::host_memory::Lease;
-use super::sync::lock;
 use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
 use probe::ledger::Seq;
@@ -201,26 +201,26 @@ impl Mkey {
     /// The context.
     pub fn state(&self) -> MkeyState {
         self.state.get().unwrap_or_else(|| {
-            let _writers = lock(&self.context);
+            let _writers = self.context.lock();
             self.state.get_settled()
         })
     }
 
     /// The key for one change: until the guard is dropped no other change of it is judged. Never inside a section.
     fn unit(&self) -> MutexGuard<'_, ()> {
-        lock(&self.unit)
+        self.unit.lock()
     }
 
     /// No section that begins from now on gets anything from this key, until its context is set.
     fn suspend(&self) {
-        let _writers = lock(&self.context);
+        let _writers = self.context.lock();
         self.state.set(&MkeyState { free: true, ..self.state.get_settled() });
     }
 
     /// The first step of DESTROY_MKEY: no section that begins from now on gets anything from this key, whatever a UMR says.
     /// What has begun is waited for with [`fence`].
     pub fn revoke(&self) {
-        let _writers = lock(&self.context);
+        let _writers = self.context.lock();
         self.state.set(&MkeyState { dead: true, free: true, ..self.state.get_settled() });
     }
 
@@ -232,7 +232,7 @@ impl Mkey {
     /// QUERY_MKEY: the context and the first two octwords of the table.
     pub fn query(&self) -> ([u8; MKC_SIZE], [u8; 2 * OCTWORD_SIZE]) {
         // While nobody changes an entry: its two words belong together.
-        let context = lock(&self.context);
+        let context = self.context.lock();
         let mut first = [0; 2 * OCTWORD_SIZE];
         for (to, entry) in first.chunks_exact_mut(8).zip(self.entries.iter()) {
             to.copy_from_slice(&entry.load(Ordering::Relaxed).to_be_bytes());
@@ -242,7 +242,7 @@ impl Mkey {
 
     /// Replaces the parts of the context that `mask` names (`spec::mkey::umr_mask`).
     fn set_context(&self, from: &[u8], mask: u64) {
-        let mut context = lock(&self.context);
+        let mut context = self.context.lock();
         state::apply_mask(&mut context, from, mask);
         let dead = self.state.get_settled().dead;
         let decoded = MkeyState::decode(&context[..]);
@@ -260,7 +260,7 @@ impl Mkey {
         }
         for (pair, bytes) in entries.chunks_exact(2).zip(list.chunks_exact(OCTWORD_SIZE)) {
             // One at a time: an engine that finds the version changing all the time waits for one pair, not for the list.
-            let _writers = lock(&self.context);
+            let _writers = self.context.lock();
             self.pairs.change(|| {
                 for (entry, bytes) in pair.iter().zip(bytes.chunks_exact(8)) {
                     entry.store(word(bytes), Ordering::Relaxed);
@@ -276,7 +276,7 @@ impl Mkey {
         let copy = || [0, 1].map(|at: usize| entry[at].load(Ordering::Relaxed));
         let copied = self.pairs.read(copy);
         Some(copied.unwrap_or_else(|| {
-            let _writers = lock(&self.context);
+            let _writers = self.context.lock();
             copy()
         }))
     }

@@ -16,7 +16,6 @@ use crate::hca::Hca;
 use crate::hooks::NicKind;
 use crate::hooks::WqeShape;
 use crate::qp::{Qp, QpAttrs};
-use crate::sync::lock;
 use dma::DmaError;
 use mlx5_spec::cq::syndrome;
 use mlx5_spec::mkey::{ANY_QPN, MKC_SIZE, OCTWORD_SIZE, access_mode, mkc, umr_ctrl, umr_flags, umr_mask};
@@ -135,7 +134,7 @@ struct Poster {
 impl Poster {
     fn of(qp: &Qp, attrs: &QpAttrs) -> Self {
         let trusted = qp.service == service_type::REG_UMR;
-        let registers = trusted || qpc::FRE.is_set(&lock(&qp.context));
+        let registers = trusted || qpc::FRE.is_set(&qp.context.lock());
         Self { qpn: qp.qpn, pd: attrs.pd, trusted, registers }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Several words that change as one, read without a lock.
+//! A seqlock: several words that change as one, read without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 

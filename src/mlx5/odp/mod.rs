@@ -7,16 +7,16 @@
 #[cfg(test)]
 mod tests;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::bus::Bus;
 use super::engine::Engines;
 use super::eq::Event;
 use super::hooks::{NicAction, WqeShape};
-use super::sync::lock;
 use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
 use mlx5_spec::odp::{MAX_TOKEN, rdma_fault_type};
@@ -148,7 +148,7 @@ impl PageFaults {
             return Err(RaiseError::NoQueue);
         }
         let delivery = delivery(bus, fault);
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         let Some(token) = table.free_token() else {
             let waker = Waker { engines: engines.clone(), waiter: fault.waiter };
             table.waiting.insert(waker.key(), waker);
@@ -173,7 +173,7 @@ impl PageFaults {
 
     /// What became of it. `Resumed` is told once.
     pub fn poll(&self, token: u32) -> FaultState {
-        let table = lock(&self.table);
+        let table = self.table.lock();
         match table.live.get(&token).map(|live| live.state) {
             None => FaultState::Unknown,
             Some(FaultState::Waiting) => FaultState::Waiting,
@@ -186,7 +186,7 @@ impl PageFaults {
 
     /// Nobody waits for it any more; a later resume is ignored.
     pub fn cancel(&self, token: u32) {
-        self.forget(lock(&self.table), token);
+        self.forget(self.table.lock(), token);
     }
 
     /// Its place is another's, who has waited for one.
@@ -200,7 +200,7 @@ impl PageFaults {
 
     /// PAGE_FAULT_RESUME: wakes the waiter. An unknown token is ignored, and so is a second resume.
     pub fn resume(&self, bus: &Bus, token: u32, error: bool) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         let Some(live) = table.live.get_mut(&token).filter(|live| live.state == FaultState::Waiting) else { return };
         // On record before the waiter can act on it.
         bus.ledger.nic_push(bus.index, live.waker.waiter.1, NicKind::Resumed { token, error });
@@ -212,7 +212,7 @@ impl PageFaults {
 
     /// Cancels all: a reset.
     pub fn clear(&self) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         table.live.clear();
         table.waiting.clear();
         self.late.store(false, Ordering::Release);
@@ -220,7 +220,7 @@ impl PageFaults {
 
     /// Faults alive, for inspection: token, UAR page and number of the queue pair that waits.
     pub fn live(&self) -> Vec<(u32, u32, u32)> {
-        let table = lock(&self.table);
+        let table = self.table.lock();
         let mut live: Vec<_> =
             table.live.iter().map(|(token, live)| (*token, live.waker.waiter.0, live.waker.waiter.1)).collect();
         live.sort_unstable();
@@ -233,7 +233,7 @@ impl PageFaults {
             return None;
         }
         let mut due = Vec::new();
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         for live in table.live.values_mut() {
             if let Some((_, event)) = live.late.take_if(|(when, _)| *when <= now) {
                 due.push(event);

@@ -106,12 +106,12 @@ fn tokens_are_24_bits_never_zero_and_capped() {
     let hca = hca();
     fault_queue(&hca);
     let faults = &hca.page_faults;
-    lock(&faults.table).last = MAX_TOKEN - 1;
+    faults.table.lock().last = MAX_TOKEN - 1;
     let tokens: Vec<u32> = (0..MAX_LIVE).map(|_| faults.raise(&hca, &FAULT, &hca.engines).unwrap()).collect();
     assert_eq!(tokens[..3], [MAX_TOKEN, 1, 2]);
     assert_eq!(faults.raise(&hca, &FAULT, &hca.engines), Err(RaiseError::Busy));
     // Around once more: tokens that are alive are not given out.
-    lock(&faults.table).last = MAX_TOKEN - 1;
+    faults.table.lock().last = MAX_TOKEN - 1;
     faults.cancel(5);
     assert_eq!(faults.raise(&hca, &FAULT, &hca.engines), Ok(5));
     faults.clear();

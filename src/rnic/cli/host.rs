@@ -2,11 +2,12 @@
 //! Where the KVM comes from. A command whose machine's KVM does not run stock kernels runs again, by itself, in an emulated host:
 //! with the same words, streams, terminal, signals and exit status (images/with-kvm does that part).
 
+use parking_lot::Mutex;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use vmm::probe::probe;
@@ -192,7 +193,7 @@ impl Child {
     /// Starts `command`, unless a signal has come, and waits for its end.
     fn run(&self, command: &mut Command) -> std::io::Result<ExitStatus> {
         let mut process = {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.0.lock();
             let process = command.spawn()?;
             state.0 = Some(process.id());
             if let Some(signal) = state.1 {
@@ -201,12 +202,12 @@ impl Child {
             process
         };
         let status = process.wait();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = None;
+        self.0.lock().0 = None;
         status
     }
 
     fn signal(&self, signal: i32) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         state.1 = Some(signal);
         if let Some(process) = state.0 {
             send_signal(process, signal);
@@ -214,7 +215,7 @@ impl Child {
     }
 
     fn signalled(&self) -> Option<i32> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+        self.0.lock().1
     }
 }
 

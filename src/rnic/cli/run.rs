@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `rnic run`: a machine with a console.
 
+use parking_lot::Mutex;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blk::DiskConfig;
@@ -146,7 +147,7 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
         return errand.run(&why);
     }
     let outcome = run(machine, manner, agent_lines(timing, status.clone()))?;
-    let status = *status.lock().unwrap_or_else(PoisonError::into_inner);
+    let status = *status.lock();
     match (&outcome, status) {
         (Outcome::PowerOff, Some(status)) if exec => return Ok(ExitCode::from(status as u8)),
         (Outcome::PowerOff, _) => {}
@@ -238,7 +239,7 @@ fn agent_lines(timing: Option<Instant>, status: Arc<Mutex<Option<i32>>>) -> Agen
                 }
             }
             Line::Message(Message::Event(Event::Exit { status: code })) => {
-                *status.lock().unwrap_or_else(PoisonError::into_inner) = Some(code);
+                *status.lock() = Some(code);
             }
             _ => {}
         }

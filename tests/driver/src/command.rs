@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command queue (contract 3): entries, mailboxes, waiting by polling or for events.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mlx5_spec::bits::Field;
@@ -199,7 +200,7 @@ impl Commands {
 
     /// Executes a command and returns its output, if its status is OK.
     pub fn execute(&self, input: &[u8], out_len: usize) -> Result<Vec<u8>> {
-        let _one = self.one.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.one.lock();
         let pending = self.start(input, out_len);
         self.doorbell(1 << pending.slot);
         self.finish(pending)
@@ -342,7 +343,7 @@ impl Commands {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

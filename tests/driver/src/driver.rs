@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Probing and unloading (contract 4.1, 4.6), and what a driver has in between.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use parking_lot::Mutex;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mlx5_spec::bits::Field;
@@ -186,7 +187,7 @@ impl Driver {
 
     /// Unbinds. What a test made must be destroyed before, or stays in the device's tables.
     pub fn remove(self: Arc<Self>) -> Result<()> {
-        if let Some(umr) = self.umr.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(umr) = self.umr.lock().take() {
             umr.destroy()?;
         }
         self.destroy_mkey(self.dma_key)?;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Event queues as their consumer sees them (contract 6.1, 7.7).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mlx5_spec::cmd::Opcode;
@@ -107,7 +108,7 @@ impl EventQueue {
 
     /// The next event, if there is one; the device learns that its entry is free.
     pub fn poll(&self) -> Option<Eqe> {
-        let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut consumer = self.consumer.lock();
         let at = u64::from(*consumer & ((1 << self.log_size) - 1)) * EQE_SIZE as u64;
         let owner = self.machine.guest.observe_u8(self.buffer.gpa(at + eqe::OWNER_BYTE as u64)) & 1;
         if u32::from(owner) != *consumer >> self.log_size & 1 {
@@ -122,7 +123,7 @@ impl EventQueue {
 
     /// Asks for an interrupt for what comes next, or has come already.
     pub fn arm(&self) {
-        let consumer = *self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        let consumer = *self.consumer.lock();
         self.doorbell(uar::EQ_ARM, consumer);
     }
 

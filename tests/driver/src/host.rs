@@ -4,14 +4,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, RwLock};
 use pci::{Doorbell, DoorbellHost, MsiRouter};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Counts messages by the data value that the vector's table entry held when it was sent.
 #[derive(Default)]
@@ -30,19 +26,19 @@ struct InterruptState {
 impl Interrupts {
     /// Messages with this data so far.
     pub fn count(&self, data: u32) -> u64 {
-        lock(&self.state).counts.get(&data).copied().unwrap_or(0)
+        self.state.lock().counts.get(&data).copied().unwrap_or(0)
     }
 
     /// Waits until more than `seen` messages with this data have come; `false` when the time is over.
     pub fn wait_beyond(&self, data: u32, seen: u64, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         while state.counts.get(&data).copied().unwrap_or(0) <= seen {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.arrived.wait_for(&mut state, left);
         }
         true
     }
@@ -50,12 +46,12 @@ impl Interrupts {
 
 impl MsiRouter for Interrupts {
     fn route(&self, vector: u16, address: u64, data: u32) -> io::Result<()> {
-        lock(&self.state).routes.insert(vector, (address, data));
+        self.state.lock().routes.insert(vector, (address, data));
         Ok(())
     }
 
     fn trigger(&self, vector: u16) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         // A message of a vector that was never routed would be the device's mistake: it shows as data that nobody waits for.
         let data = state.routes.get(&vector).map_or(u32::MAX, |(_, data)| *data);
         *state.counts.entry(data).or_default() += 1;
@@ -74,7 +70,7 @@ pub struct Doorbells {
 impl Doorbells {
     /// Signals the doorbell at `address`, if a write of `data` there is one.
     pub fn ring(&self, address: u64, data: &[u8]) -> bool {
-        let attached = self.attached.read().unwrap_or_else(PoisonError::into_inner);
+        let attached = self.attached.read();
         let Some(doorbell) = attached.get(&address) else { return false };
         let mut value = [0; 8];
         value[..data.len().min(8)].copy_from_slice(&data[..data.len().min(8)]);
@@ -85,14 +81,14 @@ impl Doorbells {
 
     /// Where they are attached, in order.
     pub fn addresses(&self) -> Vec<u64> {
-        let mut all: Vec<u64> = self.attached.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        let mut all: Vec<u64> = self.attached.read().keys().copied().collect();
         all.sort_unstable();
         all
     }
 
     /// How many are attached.
     pub fn len(&self) -> usize {
-        self.attached.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.attached.read().len()
     }
 
     /// Whether none is.
@@ -106,7 +102,7 @@ impl DoorbellHost for Doorbells {
         if self.refuse.load(Ordering::Relaxed) {
             return Err(io::Error::other("this host has no ioeventfds"));
         }
-        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
+        let mut attached = self.attached.write();
         match attached.insert(address, doorbell.clone()) {
             None => Ok(()),
             // As KVM: EEXIST.
@@ -118,7 +114,7 @@ impl DoorbellHost for Doorbells {
     }
 
     fn detach(&self, address: u64, _: &Doorbell) -> io::Result<()> {
-        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
+        let mut attached = self.attached.write();
         attached.remove(&address).map(|_| ()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A machine without a processor: guest memory, a PCI bus, one NIC or several, interrupts that are counted.
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use dma::GuestRam;
 use mlx5::fabric::LocalFabric;

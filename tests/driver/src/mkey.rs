@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Memory keys: commands, registration, UMR (contract 6.6, 8).
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::mkey::{
@@ -320,7 +320,7 @@ impl Driver {
 
     /// Executes a UMR and waits for its completion.
     pub fn umr(&self, umr: &UmrSpec) -> Result<()> {
-        let mut slot = self.umr.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.umr.lock();
         if slot.is_none() {
             *slot = Some(UmrQp::create(self)?);
         }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! On-demand paging: keys without pinned pages, page faults and their service (contract 9).
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mlx5_spec::cmd::Opcode;
@@ -121,7 +122,7 @@ impl OdpMr {
 
     /// Replaces MTT words, in whole groups of eight as drivers do.
     pub fn update(&self, driver: &Driver, first: u64, new: &[u64]) -> Result<()> {
-        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut words = self.words.lock();
         let at = first as usize;
         words[at..at + new.len()].copy_from_slice(new);
         let begin = at / 8 * 8;

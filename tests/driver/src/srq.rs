@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Shared receive queues, linked lists of WQEs: RMPs and those of XRC (contract 6.5, 7.4).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::srq::{
@@ -119,7 +120,7 @@ impl Srq {
 
     /// Posts a WQE of up to three pieces; its index comes back in the CQE. `None`: the list has only its tail left.
     pub fn post(&self, list: &[Sge]) -> Option<u16> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let index = state.head;
         if index == state.tail {
             return None;
@@ -136,7 +137,7 @@ impl Srq {
 
     /// The WQE of a completion is free: it goes behind the tail.
     pub fn release(&self, index: u16) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         self.link(state.tail, index);
         state.tail = index;
     }

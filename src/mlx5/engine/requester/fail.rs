@@ -11,7 +11,6 @@ use crate::engine::work::Step;
 use crate::eq::Event;
 use crate::hca::Hca;
 use crate::qp::{Qp, QpAttrs};
-use crate::sync::lock;
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::qp::state;
 
@@ -92,7 +91,7 @@ impl End {
 /// The responder leaves service, and its receive WQE, if it has taken one, is completed in error; its own engine flushes nothing meanwhile.
 fn fail_receive(Peer { hca, qp, attrs }: Peer, at: AtResponder) -> Option<End> {
     let mut event = at.event;
-    let mut responder = lock(&attrs.life.responder);
+    let mut responder = attrs.life.responder.lock();
     let left = leave_service(&qp, &attrs, state::ERR);
     if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
         let place = Place { counter, owner: receive_owner(&hca, &qp, srqn) };

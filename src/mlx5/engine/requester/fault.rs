@@ -7,7 +7,6 @@ use crate::engine::work::{FaultEnd, PageMissing};
 use crate::hca::Hca;
 use crate::hooks::NicAction;
 use crate::odp::{Fault, FaultKind, FaultState, RaiseError};
-use crate::sync::lock;
 use mlx5_spec::odp::wqe_fault_type;
 
 /// Faults in a row without a byte moved after which an access is refused (contract 9.4, T8).
@@ -69,7 +68,7 @@ fn fault(work: &Work, missing: PageMissing) -> Option<Fault> {
         }
         FaultEnd::Receive => {
             let peer = work.peer.as_ref()?;
-            let (wqe_index, srqn) = lock(&peer.attrs.life.responder).held()?;
+            let (wqe_index, srqn) = peer.attrs.life.responder.lock().held()?;
             let (wq_type, number) = match srqn {
                 Some(srqn) => (wqe_fault_type::SRQ, srqn),
                 None => (wqe_fault_type::RESPONDER, peer.qp.qpn),

@@ -11,7 +11,6 @@ use crate::engine::receive::read_record;
 use crate::engine::wqe::{BLOCK, Kind, length, opcode_of};
 use crate::eq::Event;
 use crate::hca::Hca;
-use crate::sync::lock;
 use mlx5_spec::cq::syndrome;
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::qp::state;
@@ -49,7 +48,7 @@ impl Requester {
             return Turn::Idle;
         }
         let attrs = &self.work.attrs;
-        if lock(&attrs.life.responder).last_reached(attrs) {
+        if attrs.life.responder.lock().last_reached(attrs) {
             hca.async_event(Event::new(event::SRQ_LAST_WQE, 0).with(eqe_qp_srq::QP_SRQ_N, self.work.qp.qpn));
         }
         let now = Instant::now();
@@ -101,7 +100,7 @@ impl Requester {
     /// One receive WQE; false: none is left.
     fn flush_receive(&mut self, hca: &Hca) -> bool {
         let (qp, attrs) = (&self.work.qp, &self.work.attrs);
-        let mut responder = lock(&attrs.life.responder);
+        let mut responder = attrs.life.responder.lock();
         let Some((counter, srqn)) = responder.to_flush(hca, qp, attrs) else { return false };
         if let Some(cq) = receive_cq(hca, attrs, srqn) {
             let place = Place { counter, owner: receive_owner(hca, qp, srqn) };

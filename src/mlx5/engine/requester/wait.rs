@@ -12,7 +12,6 @@ use crate::engine::transfer::Late;
 use crate::engine::work::{FaultEnd, PageMissing};
 use crate::hca::Hca;
 use crate::odp::FaultState;
-use crate::sync::lock;
 use mlx5_spec::cq::syndrome;
 
 /// What the current WQE waits for.
@@ -117,7 +116,7 @@ impl Requester {
     /// The responder has them as well.
     fn moved_late(&mut self, bytes: u64) {
         if let Some(peer) = self.work.peer.as_ref().filter(|_| !self.work.is_answered()) {
-            lock(&peer.attrs.life.responder).expected.moved(bytes);
+            peer.attrs.life.responder.lock().expected.moved(bytes);
         }
         self.moved(bytes);
     }

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts a kind of event and says which ones are worth a line in the log.
 #[derive(Debug, Default)]
-pub struct Rationed(AtomicU64);
+pub struct RateLimit(AtomicU64);
 
-impl Rationed {
+impl RateLimit {
     /// Counts one event. `Some(count so far)` for the 1st, 2nd, 4th, 8th, ... one.
     pub fn next(&self) -> Option<u64> {
         let count = self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
@@ -26,7 +26,7 @@ mod tests {
 
     #[test]
     fn lets_powers_of_two_through() {
-        let counter = Rationed::default();
+        let counter = RateLimit::default();
         let passed: Vec<u64> = (0..20).filter_map(|_| counter.next()).collect();
         assert_eq!(passed, [1, 2, 4, 8, 16]);
         assert_eq!(counter.count(), 20);

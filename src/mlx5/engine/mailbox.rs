@@ -4,15 +4,14 @@
 //! News are queue pairs to look at (something about them changed, or their doorbell took an exit: it names its queue pair) and
 //! signalled eventfds (a doorbell that took none: it names a UAR page, all of whose queue pairs are looked at).
 
+use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
-
-use crate::sync::lock;
 
 /// Epoll data of the engine's own descriptors; UAR indices are smaller.
 const WAKE: u64 = u64::MAX;
@@ -27,8 +26,8 @@ pub(super) struct Inbox {
     pub(super) stop: bool,
 }
 
-/// The door of an engine, for everyone.
-pub struct Door {
+/// The mailbox of an engine, for everyone.
+pub struct Mailbox {
     inbox: Mutex<Inbox>,
     /// The inbox is not empty.
     news: AtomicBool,
@@ -40,10 +39,10 @@ pub struct Door {
     watched: Mutex<HashMap<u32, Arc<EventFd>>>,
 }
 
-impl Door {
-    /// An engine's door; nobody is behind it yet.
+impl Mailbox {
+    /// An engine's mailbox; nobody is behind it yet.
     pub fn new() -> std::io::Result<Self> {
-        let door = Self {
+        let mailbox = Self {
             inbox: Mutex::default(),
             news: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
@@ -51,8 +50,8 @@ impl Door {
             epoll: Epoll::new()?,
             watched: Mutex::default(),
         };
-        add(&door.epoll, &door.wake, WAKE)?;
-        Ok(door)
+        add(&mailbox.epoll, &mailbox.wake, WAKE)?;
+        Ok(mailbox)
     }
 
     /// Look at queue pair `qpn`.
@@ -81,7 +80,7 @@ impl Door {
     }
 
     fn tell(&self, what: impl FnOnce(&mut Inbox)) {
-        what(&mut lock(&self.inbox));
+        what(&mut self.inbox.lock());
         self.news.store(true, Ordering::SeqCst);
     }
 
@@ -93,7 +92,7 @@ impl Door {
 
     /// `event` rings for `uar`.
     pub fn watch(&self, uar: u32, event: Arc<EventFd>) -> std::io::Result<()> {
-        let mut watched = lock(&self.watched);
+        let mut watched = self.watched.lock();
         if let Some(old) = watched.remove(&uar) {
             remove(&self.epoll, &old);
         }
@@ -102,9 +101,9 @@ impl Door {
         Ok(())
     }
 
-    /// Undoes [`Door::watch`].
+    /// Undoes [`Mailbox::watch`].
     pub fn unwatch(&self, uar: u32) {
-        if let Some(old) = lock(&self.watched).remove(&uar) {
+        if let Some(old) = self.watched.lock().remove(&uar) {
             remove(&self.epoll, &old);
         }
     }
@@ -114,7 +113,7 @@ impl Door {
         add(&self.epoll, timer, TIMER)
     }
 
-    /// Undoes [`Door::watch_timer`].
+    /// Undoes [`Mailbox::watch_timer`].
     pub(super) fn unwatch_timer(&self, timer: &TimerFd) {
         remove(&self.epoll, timer);
     }
@@ -126,7 +125,7 @@ impl Door {
 
     /// What was told since the last time, if anything.
     pub(super) fn take_news(&self) -> Option<Inbox> {
-        self.news.swap(false, Ordering::SeqCst).then(|| std::mem::take(&mut *lock(&self.inbox)))
+        self.news.swap(false, Ordering::SeqCst).then(|| std::mem::take(&mut *self.inbox.lock()))
     }
 
     /// UAR pages whose eventfds were signalled, one call's worth of them.
@@ -134,7 +133,7 @@ impl Door {
         self.wait(0)
     }
 
-    /// Waits for news, a doorbell, or the timer. UAR pages as [`Door::take_doorbells`].
+    /// Waits for news, a doorbell, or the timer. UAR pages as [`Mailbox::take_doorbells`].
     pub(super) fn sleep(&self) -> impl Iterator<Item = u32> + use<> {
         self.asleep.store(true, Ordering::SeqCst);
         // Whoever left a note without a word saw the engine in use, before this.

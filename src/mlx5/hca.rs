@@ -121,7 +121,7 @@ impl Hca {
         self.settle_qp(qp, &before);
     }
 
-    /// The second half of a change, which must not be forgotten after [`Qp::replace`]: `before` is what was replaced.
+    /// The second half of a change, which must not be forgotten after `Qp::replace`: `before` is what was replaced.
     pub fn settle_qp(&self, qp: &Qp, before: &QpAttrs) {
         self.quiesce.wait();
         self.engines.kick(qp.uar, qp.qpn);

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line.
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the help texts of clap are documentation comments, and have brackets of their own"
+)]
 
 mod cli;
 

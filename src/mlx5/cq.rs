@@ -58,8 +58,31 @@ struct State {
     /// One more than the index of the newest entry that a solicited-only arm waits for, if there was any.
     solicited: Option<u32>,
     armed: Option<Arm>,
+    /// Sequence number of the newest arm.
+    sn: u32,
+    /// That of the newest arm that has brought its event.
+    fired_sn: Option<u32>,
     dead: bool,
     error: bool,
+}
+
+impl State {
+    /// The arm brings its event.
+    fn disarm(&mut self) {
+        self.armed = None;
+        self.fired_sn = Some(self.sn);
+    }
+}
+
+/// What an arm doorbell says (contract 7.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ArmDoorbell {
+    /// Consumer index, 24 bits.
+    pub ci: u32,
+    /// Sequence number, 2 bits: drivers count it on after each event.
+    pub sn: u32,
+    /// Only for the next solicited entry, or error.
+    pub solicited_only: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +175,7 @@ impl Cq {
             None => false,
         };
         if fire {
-            state.armed = None;
+            state.disarm();
         }
         drop(state);
         if fire {
@@ -161,22 +184,24 @@ impl Cq {
         Ok(())
     }
 
-    /// The arm doorbell: `ci` is the consumer index (24 bits). Fires at once when there is already an entry to tell of: a late arm
-    /// must not lose the wake-up (contract T19).
-    pub fn arm(&self, bus: &Bus, ci: u32, solicited_only: bool) {
+    /// The arm doorbell. Fires at once when there is already an entry to tell of: a late arm must not lose the wake-up (contract T19).
+    /// `strict`: an injection has it ignored if its number has brought an event already.
+    pub fn arm(&self, bus: &Bus, doorbell: ArmDoorbell, strict: bool) {
+        let ArmDoorbell { ci, sn, solicited_only } = doorbell;
         let mut state = self.state.lock();
-        if state.dead {
+        if state.dead || strict && state.fired_sn == Some(sn) {
             return;
         }
+        state.sn = sn;
         let newest = if solicited_only { state.solicited } else { Some(state.producer) };
         // Behind by less than half of the 24-bit space.
         let waiting = newest.is_some_and(|newest| matches!(newest.wrapping_sub(ci) & 0xff_ffff, 1..0x80_0000));
-        state.armed = match (waiting, solicited_only) {
-            (true, _) => None,
+        match (waiting, solicited_only) {
+            (true, _) => state.disarm(),
             // Asking for solicited entries too does not take back that any entry was asked for (IBTA 11.4.2.2).
-            (false, true) => state.armed.or(Some(Arm::Solicited)),
-            (false, false) => Some(Arm::Any),
-        };
+            (false, true) => state.armed = state.armed.or(Some(Arm::Solicited)),
+            (false, false) => state.armed = Some(Arm::Any),
+        }
         drop(state);
         if waiting {
             self.fire(bus);

@@ -2,7 +2,7 @@
 //! Event queues, completion queues and their buffers, entry by entry as a driver reads them.
 
 use super::buffer::{Geometry, GuestBuffer};
-use super::cq::{Cq, CqError, CqSpec};
+use super::cq::{ArmDoorbell, Cq, CqError, CqSpec};
 use super::eq::{Eq, EqSpec, Event};
 use super::testing::{Bench, RAM};
 use mlx5_spec::cq::{CQE_SIZE, cqe};
@@ -105,11 +105,11 @@ fn a_late_arm_fires_at_once_and_a_solicited_arm_waits_for_its_kind() {
     eq.update(&bench.hca, 0, true);
     cq.push(&bench.hca, [0; CQE_SIZE], false).unwrap();
     assert_eq!(bench.router.take(), NONE, "nobody armed the CQ");
-    cq.arm(&bench.hca, 0, false);
+    cq.arm(&bench.hca, ArmDoorbell::default(), false);
     assert_eq!(bench.router.take(), [2], "armed behind the producer");
     assert_eq!(eqe_comp::CQN.get(&eqe_at(&bench, &eq, 0)), cq.cqn);
     eq.update(&bench.hca, 1, true);
-    cq.arm(&bench.hca, 1, true);
+    cq.arm(&bench.hca, ArmDoorbell { ci: 1, sn: 1, solicited_only: true }, false);
     cq.push(&bench.hca, [0; CQE_SIZE], false).unwrap();
     assert_eq!(bench.router.take(), NONE, "not solicited");
     cq.push(&bench.hca, [0; CQE_SIZE], true).unwrap();

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::cq::ArmDoorbell;
 use super::engine::Engines;
 use super::hca::{FIRST_UAR, Hca};
+use super::hooks::{NicAction, WqeShape};
 use mlx5_spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, arm_cmd, cq_arm, eq};
 use mlx5_spec::wqe::ctrl;
 use pci::rate_limit::RateLimit;
@@ -18,6 +20,11 @@ use pci::{DirectWrites, Doorbell, DoorbellHost};
 pub const BAR: u8 = 0;
 /// Where drivers ring with log_bf_reg_size = 9: the two halves of the registers that kernels (0 and 2) and user space (0) use.
 const RUNG_AT: [u64; 4] = [0x800, 0x900, 0xc00, 0xd00];
+
+fn arms_strictly(hca: &Hca) -> bool {
+    let strict = |action| action == NicAction::StrictArm;
+    hca.injections.any() && hca.injections.consult(&WqeShape::command(0), strict).is_some()
+}
 
 /// The UAR page of an offset in BAR0, and the offset within it.
 pub fn page_of(offset: u64) -> Option<(u32, u64)> {
@@ -60,8 +67,12 @@ fn write(hca: &Arc<Hca>, uar: u32, offset: u64, data: &[u8]) -> bool {
     match (offset, data.len()) {
         (CQ_ARM, 8) => {
             let cq = hca.cqs.get(cq_arm::CQN.get(data)).filter(|cq| cq.uar == uar);
-            let solicited = cq_arm::CMD.get(data) == arm_cmd::SOLICITED;
-            cq.map(|cq| cq.arm(hca, cq_arm::CI.get(data), solicited)).is_some()
+            let doorbell = ArmDoorbell {
+                ci: cq_arm::CI.get(data),
+                sn: cq_arm::CMD_SN.get(data),
+                solicited_only: cq_arm::CMD.get(data) == arm_cmd::SOLICITED,
+            };
+            cq.map(|cq| cq.arm(hca, doorbell, arms_strictly(hca))).is_some()
         }
         (EQ_ARM | EQ_UPDATE, 4) => {
             let queue = hca.eqs.get(eq::EQN.get(data)).filter(|eq| eq.uar == uar);

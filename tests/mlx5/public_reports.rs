@@ -13,7 +13,6 @@ use mlx5::spec::eq::{create_in as eq_create_in, eqc, eqe_comp, eqe_qp_srq, event
 use mlx5::spec::mkey::{MKC_SIZE, umr_ctrl, umr_flags, umr_mask};
 use mlx5::spec::qp::{QPC_SIZE, create_in as qp_create_in, qpc, rq_type, service_type, state};
 use mlx5::spec::srq::{create_rmp_in, rmp_state, rmpc, wq};
-use mlx5::spec::uar;
 use mlx5::spec::wqe::{GRH_SIZE, opcode};
 use rnic_testdrive::command::Input;
 use rnic_testdrive::mkey::mtt_words;
@@ -385,17 +384,6 @@ fn c10b_armed_twice_tells_once() {
     assert_eq!(events(&pair, QUIET), [pair.one_cq.cqn]);
 }
 
-fn arm_by_hand(pair: &Pair, sn: u32, ci: u32, solicited: bool) {
-    let mut bytes = [0; 8];
-    uar::cq_arm::CMD_SN.set(&mut bytes, sn);
-    uar::cq_arm::CMD.set(&mut bytes, u32::from(solicited));
-    uar::cq_arm::CI.set(&mut bytes, ci);
-    uar::cq_arm::CQN.set(&mut bytes, pair.one_cq.cqn);
-    let record = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    pair.driver.machine.guest.publish_u32(pair.one_cq.record + 4, record);
-    pair.driver.doorbell(pair.one_cq.uar, uar::CQ_ARM, bytes);
-}
-
 #[test]
 fn c10c_an_arm_that_lags_behind_tells_at_once() {
     let pair = Pair::new();
@@ -405,11 +393,11 @@ fn c10c_an_arm_that_lags_behind_tells_at_once() {
     pair.one.post_one(write(&pair).signaled());
     pair.driver.until("completion", || pair.one_cq.has_entry()).unwrap();
     // producer 6, polled 5.
-    arm_by_hand(&pair, 0, 5, false);
+    pair.one_cq.arm_by_hand(0, 5, false);
     assert_eq!(events(&pair, QUIET), [pair.one_cq.cqn], "IBTA: requested before it was polled");
     // All polled, the consumer index in the doorbell is one behind.
     pair.one_cq.wait_ok().unwrap();
-    arm_by_hand(&pair, 1, 5, false);
+    pair.one_cq.arm_by_hand(1, 5, false);
     println!("lags behind what was polled: {:?} at once", events(&pair, QUIET));
     pair.one.run(write(&pair)).unwrap();
     println!("and with the next completion: {:?}", events(&pair, QUIET));
@@ -418,10 +406,10 @@ fn c10c_an_arm_that_lags_behind_tells_at_once() {
 #[test]
 fn c10d_the_same_sequence_number_twice() {
     let pair = Pair::new();
-    arm_by_hand(&pair, 0, 0, false);
+    pair.one_cq.arm_by_hand(0, 0, false);
     pair.one.run(write(&pair)).unwrap();
     assert_eq!(events(&pair, QUIET), [pair.one_cq.cqn]);
-    arm_by_hand(&pair, 0, 1, false);
+    pair.one_cq.arm_by_hand(0, 1, false);
     pair.one.run(write(&pair)).unwrap();
     println!(
         "armed again with the sequence number of before: {:?} (real devices are reported to stay silent)",

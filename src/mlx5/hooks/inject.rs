@@ -43,6 +43,9 @@ pub enum NicAction {
     },
     /// A payload write is carried out but not put on record in the ledger.
     HideFromLedger,
+    /// An arm of a completion queue with the sequence number of an arm that has already brought its event is ignored. Legal: devices
+    /// are reported to do so, and a driver that forgets to count waits for ever.
+    StrictArm,
 }
 
 impl Action for NicAction {

@@ -201,12 +201,18 @@ impl Cq {
     /// Asks for an event for what comes next, or has come since the last poll.
     pub fn arm(&self, solicited_only: bool) {
         let mut state = self.lock();
-        let mut bytes = [0; 8];
-        uar::cq_arm::CMD_SN.set(&mut bytes, state.arm_sn);
-        uar::cq_arm::CMD.set(&mut bytes, u32::from(solicited_only));
-        uar::cq_arm::CI.set(&mut bytes, state.consumer);
-        uar::cq_arm::CQN.set(&mut bytes, self.cqn);
+        let (sn, ci) = (state.arm_sn, state.consumer);
         state.arm_sn += 1;
+        self.arm_by_hand(sn, ci, solicited_only);
+    }
+
+    /// The same with a sequence number and a consumer index of one's own.
+    pub fn arm_by_hand(&self, sn: u32, ci: u32, solicited_only: bool) {
+        let mut bytes = [0; 8];
+        uar::cq_arm::CMD_SN.set(&mut bytes, sn);
+        uar::cq_arm::CMD.set(&mut bytes, u32::from(solicited_only));
+        uar::cq_arm::CI.set(&mut bytes, ci);
+        uar::cq_arm::CQN.set(&mut bytes, self.cqn);
         let record = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         self.context.machine.guest.publish_u32(self.record + 4, record);
         self.context.doorbell(self.uar, uar::CQ_ARM, bytes);

@@ -3,7 +3,7 @@
 
 use super::diagnosis::Diagnosis;
 use super::transfer::Stop;
-use super::work::{FaultEnd, PageMissing, Step};
+use super::work::{FaultEnd, Step};
 use crate::hca::Hca;
 use crate::mkey::AccessError;
 use crate::qp::{Qp, QpAttrs};
@@ -90,7 +90,7 @@ pub fn stopped(stop: Stop, source: FaultEnd, target: FaultEnd) -> Step {
         Stop::Late(late) => return Step::Late(late),
     };
     match error {
-        AccessError::NotPresent { key, va } => Step::Missing(PageMissing { end, key, va }),
+        AccessError::Missing(page) => Step::Missing(end, page),
         AccessError::Denied { .. } => {
             log::debug!("access refused at {end:?}: {error}");
             Step::Failed(Failure::page_fault(end))

@@ -261,7 +261,7 @@ impl Requester {
         match step {
             Step::Held(token) => self.wait = Wait::Held(token),
             Step::Late(late) => self.wait = Wait::Late(late),
-            Step::Missing(missing) => self.raise(cx, missing),
+            Step::Missing(end, page) => self.raise(cx, end, page),
             Step::NotReady => self.not_ready(cx),
             Step::Silence => self.unanswered(),
             Step::OutOfSequence => self.retry(cx),

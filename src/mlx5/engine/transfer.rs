@@ -63,7 +63,7 @@ pub enum Stop {
 impl Stop {
     /// Whether a page is missing that somebody may bring.
     pub fn is_absence(&self) -> bool {
-        matches!(self, Self::Source(AccessError::NotPresent { .. }) | Self::Target(AccessError::NotPresent { .. }))
+        matches!(self, Self::Source(AccessError::Missing(_)) | Self::Target(AccessError::Missing(_)))
     }
 }
 

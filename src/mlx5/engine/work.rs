@@ -11,6 +11,7 @@ use super::transfer::{Late, Mover, Route, Scratch};
 use super::wqe::{Kind, MAX_SEND_WQE, Seg, SendWqe, umr_key};
 use crate::hca::Hca;
 use crate::hooks::WqeShape;
+use crate::mkey::PageMissing;
 use crate::qp::{Qp, QpAttrs};
 use crate::quiesce::Section;
 use mlx5_spec::qp::{service_type, state};
@@ -36,17 +37,6 @@ pub enum FaultEnd {
     Receive,
 }
 
-/// A page that is missing: key and address of the first byte, as the requester named them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageMissing {
-    /// Where.
-    pub end: FaultEnd,
-    /// Key.
-    pub key: u32,
-    /// Address.
-    pub va: u64,
-}
-
 /// What one step came to. All but the first four leave the section before they are acted upon.
 pub enum Step {
     /// This many bytes more are in place.
@@ -61,8 +51,8 @@ pub enum Step {
     Late(Box<Late>),
     /// The lab holds it.
     Held(u64),
-    /// A page is missing.
-    Missing(PageMissing),
+    /// A page is missing, at this end.
+    Missing(FaultEnd, PageMissing),
     /// The responder has no receive WQE: RNR NAK.
     NotReady,
     /// Nobody answers.

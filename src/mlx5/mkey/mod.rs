@@ -92,17 +92,22 @@ pub struct Span {
     pub len: u64,
 }
 
-/// Why an access is refused. All but `NotPresent` are protection errors (0x04, 0x11 or 0x13 by whose they are).
+/// A page that is missing, from the translation that finds no entry for it to the wait for it.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+#[error("no translation for {va:#x} under key {key:#x}")]
+pub struct PageMissing {
+    /// The key as the requester named it (contract 9.5: the parent's, not a child's).
+    pub key: u32,
+    /// First byte without translation.
+    pub va: u64,
+}
+
+/// Why an access is refused. All but `Missing` are protection errors (0x04, 0x11 or 0x13 by whose they are).
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum AccessError {
     /// The entry of the first byte has not the right that is needed: a page fault if the device pages on demand.
-    #[error("no translation for {va:#x} under key {key:#x}")]
-    NotPresent {
-        /// The key as the requester named it (contract 9.5: the parent's, not a child's).
-        key: u32,
-        /// First byte without translation.
-        va: u64,
-    },
+    #[error(transparent)]
+    Missing(PageMissing),
     /// No such key, wrong variant, free, wrong PD or QPN, missing right, out of bounds, too deep.
     #[error("key {key:#x}: {why}")]
     Denied {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Access, AccessError, Mkey, MkeyState, Rights, Span};
+use super::{Access, AccessError, Mkey, MkeyState, PageMissing, Rights, Span};
 use crate::hca::{FIRST_MKEY, Hca};
 use crate::hooks::{NicAction, WqeShape};
 use crate::quiesce::{MAX_SECTION, Section};
@@ -48,7 +48,7 @@ pub fn translate(hca: &Hca, section: &Section<'_>, access: &Access, spans: &mut 
     let error = match result {
         Ok(()) | Err(Stop::Enough) => return Ok(covered),
         Err(Stop::Absent) if covered > 0 => return Ok(covered),
-        Err(Stop::Absent) => AccessError::NotPresent { key: access.key, va: access.va },
+        Err(Stop::Absent) => AccessError::Missing(PageMissing { key: access.key, va: access.va }),
         Err(Stop::Denied(why)) => AccessError::Denied { key: access.key, why },
     };
     spans.truncate(first);

@@ -11,7 +11,7 @@ use std::ops::Range;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Access, AccessError, Mkey, MkeyState, Rights, Span, fence, record, translate};
+use super::{Access, AccessError, Mkey, MkeyState, PageMissing, Rights, Span, fence, record, translate};
 use crate::hca::Hca;
 use crate::hooks::NicKind;
 use crate::hooks::WqeShape;
@@ -329,7 +329,8 @@ impl Reader<'_> {
             let covered = translate(self.hca, &section, &access, &mut self.spans).map_err(UmrError::List)?;
             if covered < wanted {
                 // A list in memory that pages on demand: drivers keep theirs in memory that stays.
-                return Err(UmrError::List(AccessError::NotPresent { key: lkey, va: va.saturating_add(covered) }));
+                let missing = PageMissing { key: lkey, va: va.saturating_add(covered) };
+                return Err(UmrError::List(AccessError::Missing(missing)));
             }
             self.copy_in(wanted as usize)?;
             done += wanted;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A page is missing: which event its driver gets (contract 9.2), and what the WQE waits for.
 
+use super::wait::PageWait;
 use super::{Cx, Requester, Wait, Work};
 use crate::engine::failure::Failure;
-use crate::engine::work::{FaultEnd, PageMissing};
+use crate::engine::work::FaultEnd;
 use crate::hca::Hca;
 use crate::hooks::NicAction;
+use crate::mkey::PageMissing;
 use crate::odp::{Fault, FaultKind, FaultState, RaiseError};
 use mlx5_spec::odp::wqe_fault_type;
 
@@ -13,17 +15,17 @@ use mlx5_spec::odp::wqe_fault_type;
 const MAX_FAULTS: u32 = 1000;
 
 impl Requester {
-    /// Raises a page fault and waits for it, or fails.
-    pub(super) fn raise(&mut self, cx: &mut Cx<'_>, missing: PageMissing) {
-        let hca = match (&self.work.peer, missing.end) {
+    /// Raises a page fault for what `end` lacks and waits for it, or fails.
+    pub(super) fn raise(&mut self, cx: &mut Cx<'_>, end: FaultEnd, page: PageMissing) {
+        let hca = match (&self.work.peer, end) {
             (_, FaultEnd::Local) => cx.hca.clone(),
             (Some(peer), _) if peer.in_force() => peer.hca.clone(),
             // The responder has changed since: it may be that nobody waits for this page any more.
             _ => return,
         };
-        let unreliable = self.work.is_unreliable() && missing.end != FaultEnd::Local;
-        let Some(fault) = fault(&self.work, missing).filter(|_| self.faults < MAX_FAULTS && !unreliable) else {
-            return self.fail(cx, Failure::page_fault(missing.end));
+        let unreliable = self.work.is_unreliable() && end != FaultEnd::Local;
+        let Some(fault) = fault(&self.work, end, page).filter(|_| self.faults < MAX_FAULTS && !unreliable) else {
+            return self.fail(cx, Failure::page_fault(end));
         };
         if self.background.as_ref().is_some_and(|(at, token)| at.page_faults.poll(*token) == FaultState::Waiting) {
             return self.not_ready(cx);
@@ -32,14 +34,14 @@ impl Requester {
         match hca.page_faults.raise(&hca, &fault, &cx.hca.engines) {
             Ok(token) => {
                 hca.counters.page_faults.add(1);
-                if self.answers_rnr(&hca, missing.end) {
+                if self.answers_rnr(&hca, end) {
                     self.background = Some((hca, token));
                     return self.not_ready(cx);
                 }
-                self.wait = Wait::Page(hca, token, missing);
+                self.wait = Wait::Page(PageWait { at: hca, token, end, page });
             }
             Err(RaiseError::Busy) => self.wait = Wait::Room,
-            Err(RaiseError::NoQueue) => self.fail(cx, Failure::page_fault(missing.end)),
+            Err(RaiseError::NoQueue) => self.fail(cx, Failure::page_fault(end)),
         }
     }
 
@@ -50,9 +52,9 @@ impl Requester {
     }
 }
 
-fn fault(work: &Work, missing: PageMissing) -> Option<Fault> {
+fn fault(work: &Work, end: FaultEnd, page: PageMissing) -> Option<Fault> {
     let total = work.wqe.total;
-    let (kind, write) = match missing.end {
+    let (kind, write) = match end {
         FaultEnd::Local => {
             let reads = work.is_answered();
             let wq_type = match reads {
@@ -82,6 +84,6 @@ fn fault(work: &Work, missing: PageMissing) -> Option<Fault> {
         bytes_committed: u32::try_from(work.done).ok()?,
         packet_length: left.max(1) as u16,
         waiter: (work.qp.uar, work.qp.qpn),
-        about: (missing.key, missing.va, write),
+        about: (page.key, page.va, write),
     })
 }

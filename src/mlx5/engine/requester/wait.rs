@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::{Cx, Requester, Turn};
 use crate::engine::failure::Failure;
 use crate::engine::transfer::Late;
-use crate::engine::work::{FaultEnd, PageMissing};
+use crate::engine::work::FaultEnd;
 use crate::hca::Hca;
+use crate::mkey::PageMissing;
 use crate::odp::FaultState;
 use mlx5_spec::cq::syndrome;
 
@@ -22,14 +23,26 @@ pub(super) enum Wait {
     Held(u64),
     /// An injection: the death of a translation.
     Late(Box<Late>),
-    /// A page: whose driver brings it, the fault's token, and what was missing.
-    Page(Arc<Hca>, u32, PageMissing),
+    /// A page.
+    Page(PageWait),
     /// Room for one more live page fault.
     Room,
     /// The RNR NAK timer.
     Rnr(Instant),
     /// The acknowledge timeout.
     Ack(Instant),
+}
+
+/// A page fault that is waited for.
+pub(super) struct PageWait {
+    /// Whose driver brings the page.
+    pub at: Arc<Hca>,
+    /// The fault's token.
+    pub token: u32,
+    /// Which end lacks the page.
+    pub end: FaultEnd,
+    /// The page.
+    pub page: PageMissing,
 }
 
 /// How often a hold is looked at: its limit ends it too.
@@ -45,7 +58,7 @@ impl Requester {
     /// Nobody waits any more for what the current WQE waits for.
     pub fn abandon(&mut self, hca: &Hca) {
         match std::mem::replace(&mut self.wait, Wait::No) {
-            Wait::Page(at, token, _) => at.page_faults.cancel(token),
+            Wait::Page(fault) => fault.at.page_faults.cancel(fault.token),
             Wait::Held(token) => hca.levers.cancel(hca, token),
             Wait::No | Wait::Late(_) | Wait::Room | Wait::Rnr(_) | Wait::Ack(_) => {}
         }
@@ -82,20 +95,25 @@ impl Requester {
                 let moved = late.copy(self.work.route(cx.hca, there), self.work.mover());
                 self.moved_late(moved);
             }
-            Wait::Page(at, token, missing) => {
-                let (state, missing) = (at.page_faults.poll(*token), *missing);
-                return self.waits_for_page(cx, state, missing);
+            Wait::Page(PageWait { at, token, end, page }) => {
+                let (state, end, page) = (at.page_faults.poll(*token), *end, *page);
+                return self.waits_for_page(cx, state, (end, page));
             }
         }
         self.wait = Wait::No;
         None
     }
 
-    fn waits_for_page(&mut self, cx: &mut Cx<'_>, state: FaultState, missing: PageMissing) -> Option<Turn> {
+    fn waits_for_page(
+        &mut self,
+        cx: &mut Cx<'_>,
+        state: FaultState,
+        (end, page): (FaultEnd, PageMissing),
+    ) -> Option<Turn> {
         match state {
             FaultState::Waiting => {
                 let peer_changed = self.work.peer.as_ref().is_some_and(|peer| !peer.in_force());
-                if missing.end == FaultEnd::Local || !peer_changed {
+                if end == FaultEnd::Local || !peer_changed {
                     return Some(Turn::Idle);
                 }
                 // The responder may be gone, and with it the driver's answer.
@@ -104,7 +122,8 @@ impl Requester {
             FaultState::Resumed { error: false } => self.faults += 1,
             FaultState::Resumed { error: true } => {
                 self.wait = Wait::No;
-                self.fail(cx, Failure::page_fault(missing.end));
+                log::debug!("QPN {:#x}: its driver cannot bring the page at {end:?}: {page}", self.work.qp.qpn);
+                self.fail(cx, Failure::page_fault(end));
                 return Some(Turn::Again);
             }
             FaultState::Unknown => {}

@@ -146,7 +146,7 @@ fn absent_pages_end_the_walk_and_rights_are_per_page() {
     let key = mtt(&hca, 0, 0x4000, &[0x1003, 0x2001, 0, 0x4003]).key();
     let reads = |va, len| look(&hca, &Access { rights: Rights::REMOTE_READ, ..access(key, va, len) });
     let writes = |va, len| look(&hca, &access(key, va, len));
-    let absent = |va| Err(AccessError::NotPresent { key, va });
+    let absent = |va| Err(AccessError::Missing(PageMissing { key, va }));
     assert_eq!(reads(0, 0x4000), Ok((0x2000, vec![(0x1000, 0x2000)])));
     assert_eq!(writes(0, 0x4000), Ok((0x1000, vec![(0x1000, 0x1000)])));
     assert_eq!(writes(0x1010, 8), absent(0x1010));
@@ -244,7 +244,7 @@ fn indirect_keys_lead_through_others_and_name_themselves_in_faults() {
     let parent = create(&hca, &octwords(all, 4), &words(&table), true).unwrap().key();
     assert_eq!(look(&hca, &access(parent, 0x4000_0010, 16)), Ok((16, vec![(0x1_0010, 16)])));
     assert_eq!(look(&hca, &access(parent, 0x4000_0000, 0x2000)), Ok((0x1000, vec![(0x1_0000, 0x1000)])));
-    let absent = |va| Err(AccessError::NotPresent { key: parent, va });
+    let absent = |va| Err(AccessError::Missing(PageMissing { key: parent, va }));
     assert_eq!(look(&hca, &access(parent, 0x4000_1000, 16)), absent(0x4000_1000));
     assert_eq!(look(&hca, &access(parent, 0x3fff_fff0, 16)), absent(0x3fff_fff0));
     assert_eq!(look(&hca, &access(parent, 0x8000_0000, 16)), absent(0x8000_0000));
@@ -271,7 +271,7 @@ fn indirect_entries_change_as_a_whole() {
         while !writer.is_finished() {
             match look(&hca, &asked) {
                 Ok((16, spans)) if spans == [(0x1_0010, 16)] => seen[0] += 1,
-                Err(AccessError::NotPresent { va: 0x4000_0010, .. }) => seen[1] += 1,
+                Err(AccessError::Missing(PageMissing { va: 0x4000_0010, .. })) => seen[1] += 1,
                 other => panic!("{other:?}"),
             }
         }

@@ -103,7 +103,10 @@ fn a_key_is_registered_zapped_and_revoked_by_umr() {
     Umr::zap(key.index << 8, 4).inline(&[0; 8]).post(&hca, &umr).unwrap();
     let found = look(&hca, &access(now, 0x10_0000, 16 << 12));
     assert_eq!(found, Ok((8 << 12, vec![(0, 8 << 12)])));
-    assert_eq!(look(&hca, &access(now, 0x10_8000, 1)), Err(AccessError::NotPresent { key: now, va: 0x10_8000 }));
+    assert_eq!(
+        look(&hca, &access(now, 0x10_8000, 1)),
+        Err(AccessError::Missing(PageMissing { key: now, va: 0x10_8000 }))
+    );
     // Revoke: free, and back to the UMR's PD.
     let revoked = with(FREE, mkc::PD, KERNEL_PD);
     let revoke = Umr::new(now, umr_flags::INLINE, umr_mask::PD | umr_mask::FREE, &revoked);

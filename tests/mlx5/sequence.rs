@@ -116,7 +116,7 @@ fn a_request_out_of_sequence_reaches_nothing() {
 fn a_middle_is_refused_by_the_next_life() {
     for (expect, wanted) in [(1, syndrome::REMOTE_INVAL_REQ_ERR), (0, syndrome::TRANSPORT_RETRY_EXC_ERR)] {
         for send in [true, false] {
-            // Patient enough for the responder's way back to RTS.
+            // Patient enough for the responder's way back.
             let pair = Pair::new();
             let driver = &pair.driver;
             pair.local.fill(0, 8192, 0x77);
@@ -134,7 +134,8 @@ fn a_middle_is_refused_by_the_next_life() {
             let mr = driver.register(pair.pd, &fresh, 0x10_0000, Access::ALL).unwrap();
             pair.other.to_init().unwrap();
             pair.other.receive(&[mr.all()]);
-            begin(&pair.other, pair.one.peer(), 0, expect);
+            // A responder is one from RTR on, and may be in ERR before it could be taken to RTS.
+            pair.other.to_rtr_as(&QpSpec { rcv_psn: expect, ..pair.other.spec.clone() }, pair.one.peer()).unwrap();
             let cqe = pair.one_cq.wait().unwrap();
             assert_eq!(cqe.outcome(), (cqe_opcode::REQ_ERR, wanted), "send {send}, expected {expect}");
             assert_eq!(fresh.bytes(0, 8192), vec![0; 8192]);

@@ -1,6 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The one door to guest memory.
+//! The one door to guest memory (rule 1): nothing of a device touches RAM but through here.
+//!
+//! * `ram`: what a memory is to the door.
+//! * `target`: a device's licence, with its bus-master switch.
+//! * `permit`: the accesses themselves, for one batch.
+//! * `copy`: from guest memory to guest memory, in the order that programs rely on.
+//! * `rings`: the door as the virtio-queue crate wants it.
 
+mod copy;
+mod permit;
+mod ram;
+mod rings;
 mod target;
+#[cfg(test)]
+mod tests;
 
-pub use target::{BusMaster, DmaError, DmaTarget, GuestRam};
+pub use copy::{CopyError, Source, Span, copy};
+pub use permit::Permit;
+pub use ram::{GuestRam, Ram};
+pub use target::{BusMaster, DmaError, DmaTarget};

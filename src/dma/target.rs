@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::AtomicAccess;
 
-/// Guest RAM as every device sees it: shared, mapped once, never moved while the guest lives.
-pub type GuestRam = GuestMemoryMmap<()>;
+use crate::{GuestRam, Permit, Ram, Span};
 
 /// Why a device was not let through the door. The device turns this into the status its specification names.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +23,16 @@ pub enum DmaError {
         /// Guest physical address of the first byte.
         addr: u64,
         /// Length in bytes.
+        len: u64,
+    },
+    /// A word that must be read or written at once is not aligned to its size.
+    #[error("device {requester:#06x} asked for a word of {len} bytes at {addr:#x}, which is not aligned")]
+    Misaligned {
+        /// Bus, device and function of the requester.
+        requester: u16,
+        /// Guest physical address of the first byte.
+        addr: u64,
+        /// Size in bytes.
         len: u64,
     },
 }
@@ -53,17 +62,20 @@ impl BusMaster {
 }
 
 /// A device's licence to reach guest memory. Clones share the switch and the counters.
+///
+/// Each access here looks at the switch by itself; [`DmaTarget::permit`] has one look for many.
 #[derive(Clone)]
 pub struct DmaTarget {
     requester: u16,
-    ram: Arc<GuestRam>,
+    ram: Arc<dyn Ram>,
+    mapped: Arc<GuestRam>,
     master: Arc<BusMaster>,
 }
 
 impl DmaTarget {
     /// A target for the function `requester` (bus << 8 | device << 3 | function).
     pub fn new(requester: u16, ram: Arc<GuestRam>, master: Arc<BusMaster>) -> Self {
-        Self { requester, ram, master }
+        Self { requester, ram: ram.clone(), mapped: ram, master }
     }
 
     /// Bus, device and function.
@@ -71,104 +83,117 @@ impl DmaTarget {
         self.requester
     }
 
-    /// Guest memory for walking rings and copying, or a refusal while bus mastering is off.
-    pub fn ram(&self) -> Result<&GuestRam, DmaError> {
-        if self.master.get() {
-            return Ok(&self.ram);
-        }
-        self.refuse(DmaError::BusMasterOff(self.requester))
+    /// Whether bus mastering is on.
+    pub fn is_enabled(&self) -> bool {
+        self.master.get()
     }
 
-    /// Copies guest memory from `addr` on into `bytes`.
+    /// Whether all of `len` bytes at `addr` are guest RAM, whatever the switch says: that is a question, and no access.
+    pub fn is_ram(&self, addr: u64, len: u64) -> bool {
+        let Some(end) = addr.checked_add(len) else { return false };
+        let mut at = addr;
+        while at < end {
+            match self.ram.find(at, end - at) {
+                Some(run) if !run.is_empty() => at += run.len() as u64,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Bytes of guest RAM in all.
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram.bytes()
+    }
+
+    /// Leave for one batch of accesses.
+    ///
+    /// # Errors
+    /// Bus mastering is off.
+    #[inline]
+    pub fn permit(&self) -> Result<Permit<'_>, DmaError> {
+        if self.master.get() {
+            Ok(Permit { target: self })
+        } else {
+            self.refuse(DmaError::BusMasterOff(self.requester))
+        }
+    }
+
+    /// Guest memory for walking rings and copying, or a refusal while bus mastering is off.
+    pub fn ram(&self) -> Result<&GuestRam, DmaError> {
+        self.permit().map(|_| &*self.mapped)
+    }
+
+    /// See [`Permit::read`].
     ///
     /// # Errors
     /// Bus mastering is off, or some byte is not RAM: nothing was copied.
     pub fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), DmaError> {
-        let len = bytes.len() as u64;
-        self.check(addr, len)?.read_slice(bytes, GuestAddress(addr)).or_else(|_| self.refuse(self.outside(addr, len)))
+        self.permit()?.read(addr, bytes)
     }
 
-    /// Copies `bytes` to guest memory at `addr`.
+    /// See [`Permit::write`].
     ///
     /// # Errors
     /// Bus mastering is off, or some byte is not RAM: nothing was copied.
     pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), DmaError> {
-        let len = bytes.len() as u64;
-        self.check(addr, len)?.write_slice(bytes, GuestAddress(addr)).or_else(|_| self.refuse(self.outside(addr, len)))
+        self.permit()?.write(addr, bytes)
+    }
+
+    /// See [`Permit::load`].
+    ///
+    /// # Errors
+    /// Any [`DmaError`].
+    pub fn load<T: AtomicAccess>(&self, addr: u64, order: Ordering) -> Result<T, DmaError> {
+        self.permit()?.load(addr, order)
+    }
+
+    /// See [`Permit::store`].
+    ///
+    /// # Errors
+    /// Any [`DmaError`].
+    pub fn store<T: AtomicAccess>(&self, addr: u64, value: T, order: Ordering) -> Result<(), DmaError> {
+        self.permit()?.store(addr, value, order)
+    }
+
+    /// See [`Permit::word`].
+    ///
+    /// # Errors
+    /// Any [`DmaError`].
+    pub fn word<R>(&self, addr: u64, with: impl FnOnce(&AtomicU64) -> R) -> Result<R, DmaError> {
+        self.permit()?.word(addr, with)
+    }
+
+    /// See [`Permit::gather`].
+    ///
+    /// # Errors
+    /// Bus mastering is off, or some byte is not RAM: `into` is as it was.
+    pub fn gather(&self, spans: &[Span], into: &mut Vec<u8>) -> Result<(), DmaError> {
+        self.permit()?.gather(spans, into)
     }
 
     /// Checks that `len` bytes at `addr` are guest RAM and may be reached now.
     pub fn check(&self, addr: u64, len: u64) -> Result<&GuestRam, DmaError> {
-        let ram = self.ram()?;
-        let whole = usize::try_from(len).is_ok_and(|len| ram.check_range(GuestAddress(addr), len));
-        if whole && addr.checked_add(len).is_some() {
-            return Ok(ram);
-        }
-        self.refuse(self.outside(addr, len))
+        self.permit()?.check(addr, len)?;
+        Ok(&self.mapped)
     }
 
-    fn outside(&self, addr: u64, len: u64) -> DmaError {
+    #[inline]
+    pub(crate) fn memory(&self) -> &dyn Ram {
+        &*self.ram
+    }
+
+    pub(crate) fn outside(&self, addr: u64, len: u64) -> DmaError {
         DmaError::OutsideRam { requester: self.requester, addr, len }
     }
 
-    fn refuse<T>(&self, error: DmaError) -> Result<T, DmaError> {
+    #[cold]
+    pub(crate) fn refuse<T>(&self, error: DmaError) -> Result<T, DmaError> {
         // A hostile guest can ask a million times a second: log the first of each power of two.
         let count = self.master.refused.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             log::info!("DMA refused ({count} so far): {error}");
         }
         Err(error)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const RAM: u64 = 0x3000;
-
-    /// RAM of two regions without a gap, and a hole above.
-    fn door() -> (DmaTarget, Arc<BusMaster>) {
-        let ranges = [(GuestAddress(0), 0x2000), (GuestAddress(0x2000), 0x1000)];
-        let master = Arc::new(BusMaster::default());
-        master.set(true);
-        (DmaTarget::new(8, Arc::new(GuestRam::from_ranges(&ranges).unwrap()), master.clone()), master)
-    }
-
-    #[test]
-    fn bytes_go_through_the_door_across_regions() {
-        let (dma, master) = door();
-        dma.write(0x1ffe, &[1, 2, 3, 4]).unwrap();
-        let mut bytes = [0; 6];
-        dma.read(0x1ffd, &mut bytes).unwrap();
-        assert_eq!((bytes, master.refused()), ([0, 1, 2, 3, 4, 0], 0));
-    }
-
-    #[test]
-    fn what_is_not_all_ram_is_refused_whole_and_counted() {
-        let (dma, master) = door();
-        for (count, (addr, len)) in [(RAM - 1, 2), (RAM, 1), (u64::MAX, 2), (u64::MAX - 1, 1)].into_iter().enumerate() {
-            let outside = Err(DmaError::OutsideRam { requester: 8, addr, len: len as u64 });
-            assert_eq!(dma.write(addr, &[0xee; 2][..len]), outside);
-            assert_eq!(dma.read(addr, &mut [0; 2][..len]), outside);
-            assert_eq!(master.refused(), 2 * (count as u64 + 1));
-        }
-        let mut last = [0xaa];
-        dma.read(RAM - 1, &mut last).unwrap();
-        assert_eq!(last, [0], "not a byte of it was written");
-    }
-
-    #[test]
-    fn without_bus_mastering_nothing_moves() {
-        let (dma, master) = door();
-        dma.write(0, &[7]).unwrap();
-        master.set(false);
-        let mut byte = [9];
-        assert_eq!(dma.read(0, &mut byte), Err(DmaError::BusMasterOff(8)));
-        assert_eq!(dma.write(0, &[8]), Err(DmaError::BusMasterOff(8)));
-        master.set(true);
-        assert_eq!((byte, master.refused()), ([9], 2));
-        dma.read(0, &mut byte).unwrap();
-        assert_eq!(byte, [7]);
     }
 }

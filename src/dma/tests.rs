@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Tests of the door.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use super::*;
+
+const RAM: u64 = 0x3000;
+/// Where the second region begins.
+const SEAM: u64 = 0x2000;
+
+/// RAM of two regions without a gap, and a hole above.
+fn door() -> (DmaTarget, Arc<BusMaster>) {
+    let ranges = [(GuestAddress(0), SEAM as usize), (GuestAddress(SEAM), (RAM - SEAM) as usize)];
+    let master = Arc::new(BusMaster::default());
+    master.set(true);
+    (DmaTarget::new(8, Arc::new(GuestRam::from_ranges(&ranges).unwrap()), master.clone()), master)
+}
+
+fn outside(addr: u64, len: u64) -> DmaError {
+    DmaError::OutsideRam { requester: 8, addr, len }
+}
+
+fn span(addr: u64, len: u64) -> Span {
+    Span { addr, len }
+}
+
+#[test]
+fn bytes_go_through_the_door_across_regions() {
+    let (dma, master) = door();
+    dma.write(0x1ffe, &[1, 2, 3, 4]).unwrap();
+    let mut bytes = [0; 6];
+    dma.read(0x1ffd, &mut bytes).unwrap();
+    assert_eq!((bytes, master.refused()), ([0, 1, 2, 3, 4, 0], 0));
+}
+
+#[test]
+fn what_is_not_all_ram_is_refused_whole_and_counted() {
+    let (dma, master) = door();
+    for (count, (addr, len)) in [(RAM - 1, 2), (RAM, 1), (u64::MAX, 2), (u64::MAX - 1, 1)].into_iter().enumerate() {
+        let outside = Err(outside(addr, len as u64));
+        assert_eq!(dma.write(addr, &[0xee; 2][..len]), outside);
+        assert_eq!(dma.read(addr, &mut [0; 2][..len]), outside);
+        assert!(!dma.is_ram(addr, len as u64));
+        assert_eq!(master.refused(), 2 * (count as u64 + 1));
+    }
+    let mut last = [0xaa];
+    dma.read(RAM - 1, &mut last).unwrap();
+    assert_eq!(last, [0], "not a byte of it was written");
+    // Nothing is RAM everywhere.
+    dma.write(u64::MAX, &[]).unwrap();
+    dma.read(RAM, &mut []).unwrap();
+    assert!(dma.is_ram(0, RAM) && dma.is_ram(RAM, 0) && !dma.is_ram(u64::MAX, u64::MAX));
+    assert_eq!((dma.ram_bytes(), master.refused()), (RAM, 8));
+}
+
+#[test]
+fn without_bus_mastering_nothing_moves() {
+    let (dma, master) = door();
+    let off = DmaError::BusMasterOff(8);
+    dma.write(0, &[7]).unwrap();
+    master.set(false);
+    let (mut byte, mut into) = ([9], vec![1]);
+    assert_eq!(dma.read(0, &mut byte), Err(off));
+    assert_eq!(dma.write(0, &[8]), Err(off));
+    assert_eq!(dma.load::<u8>(0, Acquire), Err(off));
+    assert_eq!(dma.store(0, 8u8, Release), Err(off));
+    assert_eq!(dma.word(0, |_| unreachable!("it is not reached")), Err::<(), _>(off));
+    assert_eq!(dma.gather(&[span(0, 1)], &mut into), Err(off));
+    assert!(matches!(dma.permit(), Err(error) if error == off));
+    assert_eq!((master.refused(), dma.is_enabled(), dma.is_ram(0, 1)), (7, false, true));
+    master.set(true);
+    assert_eq!((byte, into), ([9], vec![1]));
+    dma.read(0, &mut byte).unwrap();
+    assert_eq!(byte, [7]);
+}
+
+#[test]
+fn a_permit_is_one_look_at_the_switch() {
+    let (dma, master) = door();
+    let permit = dma.permit().unwrap();
+    master.set(false);
+    permit.write(0, &[1, 2]).unwrap();
+    assert_eq!(permit.load::<u16>(0, Acquire), Ok(0x201));
+    assert_eq!(permit.check(RAM - 1, 2), Err(outside(RAM - 1, 2)));
+    assert_eq!(master.refused(), 1);
+}
+
+#[test]
+fn words_are_reached_at_once_or_not_at_all() {
+    let (dma, master) = door();
+    dma.store(0x10, 0x0807_0605_0403_0201u64, Release).unwrap();
+    assert_eq!(dma.load::<u32>(0x14, Acquire), Ok(0x0807_0605));
+    assert_eq!(dma.load::<u16>(0x12, Relaxed), Ok(0x0403));
+    assert_eq!(dma.load::<u8>(0x17, Relaxed), Ok(8));
+    assert_eq!(dma.word(0x10, |word| word.fetch_add(1, Relaxed)), Ok(0x0807_0605_0403_0201));
+    assert_eq!(dma.load::<u8>(0x10, Acquire), Ok(2));
+    assert_eq!(master.refused(), 0);
+    // Over the seam of two regions, too.
+    for addr in [0x12, SEAM - 2] {
+        let misaligned = DmaError::Misaligned { requester: 8, addr, len: 4 };
+        assert_eq!(dma.load::<u32>(addr, Acquire), Err(misaligned));
+        assert_eq!(dma.store(addr, 1u32, Release), Err(misaligned));
+    }
+    let misaligned = DmaError::Misaligned { requester: 8, addr: 0x14, len: 8 };
+    assert_eq!(dma.word(0x14, |_| unreachable!("it is not reached")), Err::<(), _>(misaligned));
+    assert_eq!(dma.word(RAM, |_| unreachable!("it is not reached")), Err::<(), _>(outside(RAM, 8)));
+    assert_eq!(dma.load::<u64>(RAM - 4, Acquire), Err(outside(RAM - 4, 8)));
+    assert_eq!(dma.store(u64::MAX, 1u16, Release), Err(outside(u64::MAX, 2)));
+    assert_eq!(master.refused(), 8);
+}
+
+#[test]
+fn spans_are_gathered_in_order_and_whole() {
+    let (dma, master) = door();
+    dma.write(SEAM - 2, &[1, 2, 3, 4]).unwrap();
+    let mut into = vec![9];
+    dma.gather(&[span(SEAM, 2), span(0, 0), span(SEAM - 2, 3)], &mut into).unwrap();
+    assert_eq!(into, [9, 3, 4, 1, 2, 3]);
+    assert_eq!(dma.gather(&[span(SEAM, 2), span(RAM - 1, 2)], &mut into), Err(outside(RAM - 1, 2)));
+    assert_eq!(dma.gather(&[span(RAM, u64::MAX)], &mut into), Err(outside(RAM, u64::MAX)));
+    assert_eq!((into.len(), master.refused()), (6, 2));
+}
+
+#[test]
+fn system_calls_get_one_buffer_for_each_run() {
+    let (dma, master) = door();
+    let permit = dma.permit().unwrap();
+    let lens = |buffers: &mut [libc::iovec]| buffers.iter().map(|buffer| buffer.iov_len).collect::<Vec<_>>();
+    let spans = [span(SEAM - 0x10, 0x30), span(RAM, 0), span(0, 1)];
+    assert_eq!(permit.vectored(spans, lens), Ok(vec![0x10, 0x20, 1]));
+    let never = |_: &mut [libc::iovec]| unreachable!("a span is not RAM");
+    assert_eq!(permit.vectored([span(0, 1), span(RAM - 1, 2)], never), Err::<(), _>(outside(RAM - 1, 2)));
+    assert_eq!(permit.vectored([span(u64::MAX, 2)], never), Err::<(), _>(outside(u64::MAX, 2)));
+    assert_eq!(master.refused(), 2);
+}
+
+#[test]
+fn copies_of_every_length_at_every_offset_arrive_whole() {
+    const FROM: u64 = 0x800;
+    let (dma, _) = door();
+    let pattern: Vec<u8> = (0..64).map(|n| n as u8 + 1).collect();
+    dma.write(FROM, &pattern).unwrap();
+    // The second place has the seam of two regions in each of its halves.
+    for to in [0x1000, SEAM - 20] {
+        for (offset, len) in (0..9).flat_map(|offset| (1..35).map(move |len| (offset, len))) {
+            let wanted = [vec![0; offset], pattern[..len].to_vec(), vec![0; 64 - offset - len]].concat();
+            // At once from the host, and from two places of the guest to two that are cut elsewhere.
+            let cut = len as u64 / 3;
+            let spans = |base: u64, cut: u64| [span(base, cut), span(base + cut, len as u64 - cut)];
+            let at = to + offset as u64;
+            for (source, target) in [
+                (Source::Bytes(&pattern), [span(at, len as u64), span(0, 0)]),
+                (Source::Spans(&spans(FROM, cut)), spans(at, len as u64 - cut)),
+            ] {
+                dma.write(to, &[0; 64]).unwrap();
+                copy((&dma, source), (&dma, &target), len as u64).unwrap();
+                let mut found = vec![0; 64];
+                dma.read(to, &mut found).unwrap();
+                assert_eq!(found, wanted, "{len} bytes at {offset}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_says_which_end_was_at_fault() {
+    let (here, our_switch) = door();
+    let (there, their_switch) = door();
+    let done = |source: Source<'_>, target: &[Span]| copy((&here, source), (&there, target), 20);
+    let (good, bytes) = ([span(0x1000, 20)], Source::Bytes(&[1; 20]));
+    assert_eq!(done(Source::Bytes(&[1; 19]), &good), Err(CopyError::SourceShort));
+    assert_eq!(done(Source::Spans(&[span(0, 19)]), &good), Err(CopyError::SourceShort));
+    assert_eq!(done(Source::Spans(&[span(RAM, 20)]), &good), Err(CopyError::Source(outside(RAM, 20))));
+    assert_eq!(done(Source::Spans(&[span(RAM - 3, 20)]), &good), Err(CopyError::Source(outside(RAM, 17))));
+    assert_eq!((our_switch.refused(), their_switch.refused()), (2, 0));
+    assert_eq!(done(bytes, &[span(0x1000, 19)]), Err(CopyError::TargetShort));
+    assert_eq!(done(bytes, &[span(u64::MAX - 3, 20)]), Err(CopyError::Target(outside(u64::MAX - 3, 20))));
+    assert_eq!(done(bytes, &[span(RAM - 3, 20)]), Err(CopyError::Target(outside(RAM, 17))));
+    assert_eq!((our_switch.refused(), their_switch.refused()), (2, 2));
+    their_switch.set(false);
+    assert_eq!(done(bytes, &good), Err(CopyError::Target(DmaError::BusMasterOff(8))));
+    // Who sends must be allowed to, also what it has in its own hands.
+    our_switch.set(false);
+    let off = done(bytes, &good).unwrap_err();
+    assert_eq!((off, off.is_source()), (CopyError::Source(DmaError::BusMasterOff(8)), true));
+}
+
+#[test]
+fn a_ring_is_walked_through_the_door() {
+    let (dma, master) = door();
+    dma.write_obj(0x1234_u16, GuestAddress(SEAM - 1)).unwrap();
+    assert_eq!(dma.read_obj::<u16>(GuestAddress(SEAM - 1)).unwrap(), 0x1234);
+    let walk = |dma: &DmaTarget, addr, count| {
+        let slices = dma.get_slices(GuestAddress(addr), count, Permissions::Read).ok()?;
+        slices.map(|slice| slice.ok().map(|slice| slice.len())).collect::<Option<Vec<_>>>()
+    };
+    assert_eq!(walk(&dma, SEAM - 4, 10), Some(vec![4, 6]));
+    assert_eq!((walk(&dma, RAM - 4, 10), walk(&dma, u64::MAX, 2), master.refused()), (None, None, 2));
+    let is_ram = |addr| dma.check_range(GuestAddress(addr), 4, Permissions::Write);
+    assert!(is_ram(RAM - 4) && !is_ram(RAM - 3));
+    master.set(false);
+    assert!(is_ram(0), "no access, so that the switch does not matter");
+    assert_eq!((walk(&dma, 0, 1), master.refused()), (None, 3));
+    assert!(dma.read_obj::<u16>(GuestAddress(0)).is_err() && dma.physical_memory().is_none());
+}

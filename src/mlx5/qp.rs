@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::buffer::GuestBuffer;
 use super::cq::Cq;
-use super::engine::Responder;
+use super::engine::{Responder, Sequence};
 use super::srq::Srq;
 use super::users::Uses;
 use mlx5_spec::qp::state;
@@ -112,6 +112,8 @@ pub struct Qp {
 pub struct Life {
     /// The receiving half, which the engines of its peers use.
     pub responder: Mutex<Responder>,
+    /// Packet sequence numbers of what arrives.
+    pub expected: Sequence,
     /// How far it is, for QUERY_QP and inspection.
     pub progress: Progress,
 }
@@ -125,8 +127,6 @@ pub struct Progress {
     pub sq_packets: AtomicU32,
     /// Receive WQEs consumed.
     pub rq_done: AtomicU32,
-    /// Packets received: QPC.next_rcv_psn is so much further.
-    pub rq_packets: AtomicU32,
 }
 
 impl Qp {

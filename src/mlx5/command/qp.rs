@@ -229,6 +229,6 @@ pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     qpc::NEXT_SEND_PSN.set(&mut context, psn(attrs.next_send_psn, sent));
     // Messages are acknowledged one by one: all that were sent are.
     qpc::LAST_ACKED_PSN.set(&mut context, psn(attrs.next_send_psn, sent.wrapping_sub(1)));
-    qpc::NEXT_RCV_PSN.set(&mut context, psn(attrs.next_rcv_psn, count(&progress.rq_packets)));
+    qpc::NEXT_RCV_PSN.set(&mut context, psn(attrs.next_rcv_psn, attrs.life.expected.get().received(attrs.mtu)));
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::QPC, &context))
 }

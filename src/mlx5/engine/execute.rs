@@ -2,7 +2,6 @@
 //! One step of a connected queue pair's message, requester's and responder's work in one go: inside one section, at most one piece of data.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::completion::{Arrival, Place, receive_owner, received, sent};
@@ -51,16 +50,16 @@ impl Work {
     /// What the responder makes of the packet's number and length before it looks into it. `None`: go on.
     fn arrives(&self, cx: &Cx<'_>, section: &Section<'_>, peer: &Peer) -> Option<Step> {
         let (part, initial) = (self.part(), peer.attrs.next_rcv_psn);
-        let mut responder = peer.attrs.life.responder.lock();
+        let was = peer.attrs.life.expected.get();
+        let mut expected = was;
         let verdict = match self.wqe.kind {
-            _ if self.is_unreliable() => responder.expected.unreliable(initial, &part),
-            Kind::Read => responder.expected.read(initial, &part),
-            _ => responder.expected.request(initial, &part),
+            _ if self.is_unreliable() => expected.unreliable(initial, &part),
+            Kind::Read => expected.read(initial, &part),
+            _ => expected.request(initial, &part),
         };
-        let received = responder.expected.received(part.mtu);
-        drop(responder);
-        peer.attrs.life.progress.rq_packets.store(received, Ordering::Relaxed);
+        peer.attrs.life.expected.set(&was, &expected);
         if verdict != Verdict::Execute {
+            let received = expected.received(part.mtu);
             log::debug!("QPN {:#x}: {part:x?} after {received} packets from {initial:#x}: {verdict:?}", self.qp.qpn);
         }
         // Packets but the last are as long as the path MTU, which both ends must agree on (IBTA 9.7.4.1.6).
@@ -84,13 +83,13 @@ impl Work {
         if self.wqe.kind == Kind::Read {
             return;
         }
-        let expected = &mut peer.attrs.life.responder.lock().expected;
-        match step {
-            Step::Moved(bytes) => expected.moved(*bytes),
-            Step::Finished => expected.completed(self.packets()),
+        let was = peer.attrs.life.expected.get();
+        let now = match step {
+            Step::Moved(bytes) => was.moved(*bytes),
+            Step::Finished => was.completed(self.packets()),
             _ => return,
-        }
-        peer.attrs.life.progress.rq_packets.store(expected.received(self.attrs.mtu), Ordering::Relaxed);
+        };
+        peer.attrs.life.expected.set(&was, &now);
     }
 
     /// The current WQE succeeded: its CQE, if it wants one. Inside the section in which its last byte moved.

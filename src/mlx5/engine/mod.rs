@@ -33,6 +33,7 @@ mod wqe;
 
 use mailbox::Mailbox;
 pub use policy::EnginePolicy;
+pub use psn::Sequence;
 pub use receive::{Responder, read_record};
 use worker::{Engine, Next};
 pub use wqe::MAX_SEND_WQE;

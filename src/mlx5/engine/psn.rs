@@ -3,6 +3,8 @@
 //! responder expects. Messages move in parts of any size here, so what is compared is the PSN of the packet that a part begins in, and
 //! within a message its byte.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// PSNs have 24 bits.
 pub const MASK: u32 = 0xff_ffff;
 /// Up to this far behind what is expected a PSN is a duplicate; else it is ahead (IBTA 9.7.1.1).
@@ -11,6 +13,11 @@ const HALF: u32 = 1 << 23;
 /// Packets of a message of `bytes` bytes at path MTU `mtu`; one that carries nothing is a packet too.
 pub fn packets(bytes: u64, mtu: u32) -> u32 {
     bytes.div_ceil(u64::from(mtu.max(1))).max(1) as u32
+}
+
+/// Packets that `bytes` bytes of a message fill. Most parts are whole messages, which need no division.
+fn whole_packets(bytes: u64, mtu: u32) -> u32 {
+    if bytes == 0 { 0 } else { (bytes / u64::from(mtu.max(1))) as u32 }
 }
 
 /// A part of a message, as its requester numbers it.
@@ -28,7 +35,7 @@ pub struct Part {
 
 impl Part {
     fn packets_before(&self) -> u32 {
-        (self.done / u64::from(self.mtu.max(1))) as u32
+        whole_packets(self.done, self.mtu)
     }
 
     /// Packets of the whole message.
@@ -57,8 +64,8 @@ pub enum Verdict {
 pub struct Expected {
     /// Packets of whole messages that have arrived.
     packets: u32,
-    /// Bytes that have arrived of the message that is under way.
-    middle: u64,
+    /// Bytes that have arrived of the message that is under way: at most 2^30 (cap log_max_msg).
+    middle: u32,
     /// The last READ that was taken: its first response's PSN and how many.
     read: (u32, u32),
 }
@@ -66,7 +73,7 @@ pub struct Expected {
 impl Expected {
     /// Packets that have arrived, of which those of a message that is under way are whole.
     pub fn received(&self, mtu: u32) -> u32 {
-        self.packets.wrapping_add((self.middle / u64::from(mtu.max(1))) as u32)
+        self.packets.wrapping_add(whole_packets(self.middle.into(), mtu))
     }
 
     /// PSN of the next packet, given QPC.next_rcv_psn and the path MTU.
@@ -80,7 +87,7 @@ impl Expected {
         let ahead = part.first.wrapping_add(part.packets_before()).wrapping_sub(here) & MASK;
         let last_before = part.first.wrapping_add(part.packets()) & MASK == here && self.middle == 0;
         match ahead {
-            0 if part.done == self.middle => Verdict::Execute,
+            0 if part.done == u64::from(self.middle) => Verdict::Execute,
             0 => Verdict::OutOfOrder,
             1..HALF => Verdict::Ahead,
             _ if part.done == 0 && last_before => Verdict::Acknowledge,
@@ -119,15 +126,50 @@ impl Expected {
     }
 
     /// So many bytes more of a message have arrived.
-    pub fn moved(&mut self, bytes: u64) {
-        self.middle += bytes;
+    #[must_use]
+    pub fn moved(self, bytes: u64) -> Self {
+        Self { middle: self.middle.saturating_add(bytes as u32), ..self }
     }
 
     /// A message of so many packets has arrived whole.
-    pub fn completed(&mut self, packets: u32) {
-        self.packets = self.packets.wrapping_add(packets);
-        self.middle = 0;
+    #[must_use]
+    pub fn completed(self, packets: u32) -> Self {
+        Self { packets: self.packets.wrapping_add(packets), middle: 0, ..self }
     }
+}
+
+/// Where a responder keeps what it expects. One writes: the engine of the one requester that the queue pair is connected to, which asks and
+/// tells in one step. Others read it, for QUERY_QP. Hence no lock, and no order with anything else.
+#[derive(Debug, Default)]
+pub struct Sequence {
+    /// `packets` above `middle`: a reader sees both of one time.
+    here: AtomicU64,
+    /// First PSN of the last READ above its number of responses.
+    read: AtomicU64,
+}
+
+impl Sequence {
+    /// What is expected now.
+    pub fn get(&self) -> Expected {
+        let (packets, middle) = halves(self.here.load(Ordering::Relaxed));
+        Expected { packets, middle, read: halves(self.read.load(Ordering::Relaxed)) }
+    }
+
+    /// What is expected from now on, if it differs from what `get` returned.
+    pub fn set(&self, was: &Expected, now: &Expected) {
+        let join = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        if (now.packets, now.middle) != (was.packets, was.middle) {
+            self.here.store(join(now.packets, now.middle), Ordering::Relaxed);
+        }
+        if now.read != was.read {
+            self.read.store(join(now.read.0, now.read.1), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The upper and the lower half.
+fn halves(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
 }
 
 #[cfg(test)]
@@ -146,7 +188,7 @@ mod tests {
         let initial = 0xff_fffe;
         assert_eq!(expected.request(initial, &part(initial, 0, 3000)), Verdict::Execute);
         assert_eq!(expected.request(initial, &part(0, 0, 10)), Verdict::Ahead);
-        expected.completed(3);
+        expected = expected.completed(3);
         assert_eq!(expected.psn(initial, MTU), 1);
         assert_eq!(expected.request(initial, &part(1, 0, 10)), Verdict::Execute);
         // The same again, and one that only begins like it.
@@ -159,7 +201,7 @@ mod tests {
     #[test]
     fn a_middle_follows_its_own_beginning() {
         let mut expected = Expected::default();
-        expected.moved(1500);
+        expected = expected.moved(1500);
         assert_eq!(expected.psn(7, MTU), 8);
         assert_eq!(expected.request(7, &part(7, 1500, 4000)), Verdict::Execute);
         assert_eq!(expected.request(7, &part(7, 1400, 4000)), Verdict::OutOfOrder);
@@ -189,9 +231,21 @@ mod tests {
     fn unreliable_messages_begin_anew_and_go_on_only_where_they_stopped() {
         let mut expected = Expected::default();
         assert_eq!(expected.unreliable(0, &part(77, 0, 3000)), Verdict::Execute);
-        expected.moved(2000);
+        expected = expected.moved(2000);
         assert_eq!(expected.unreliable(0, &part(77, 2000, 3000)), Verdict::Execute);
         assert_eq!(Expected::default().unreliable(0, &part(77, 2000, 3000)), Verdict::Drop);
         assert_eq!(expected.unreliable(0, &part(80, 0, 10)), Verdict::Execute);
+    }
+    #[test]
+    fn what_is_kept_is_what_was_told() {
+        let (kept, fresh) = (Sequence::default(), Expected::default());
+        assert_eq!(kept.get(), fresh);
+        let mut read = fresh.completed(u32::MAX).moved(1 << 30);
+        kept.set(&fresh, &read);
+        assert_eq!(kept.get(), read);
+        read = read.completed(2);
+        assert_eq!(read.read(0xff_ffff, &part(0, 0, 3000)), Verdict::Execute);
+        kept.set(&kept.get(), &read);
+        assert_eq!((kept.get(), read.received(MTU)), (read, 4));
     }
 }

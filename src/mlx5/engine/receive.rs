@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::psn::Expected;
 use super::transfer::End;
 use super::wqe::{Head, MAX_RECV_WQE, Seg, parse_receive};
 use crate::eq::Event;
@@ -24,8 +23,6 @@ use mlx5_spec::wqe::srq_next;
 /// whose message arrives, or by the queue pair's own engine when it flushes; commands never take it.
 #[derive(Debug, Default)]
 pub struct Responder {
-    /// Packet sequence numbers.
-    pub expected: Expected,
     /// Receive WQEs done since RST: the own queue's index of the next one.
     done: u16,
     /// The record's counter as last read.

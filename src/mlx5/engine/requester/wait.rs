@@ -135,7 +135,8 @@ impl Requester {
     /// The responder has them as well.
     fn moved_late(&mut self, bytes: u64) {
         if let Some(peer) = self.work.peer.as_ref().filter(|_| !self.work.is_answered()) {
-            peer.attrs.life.responder.lock().expected.moved(bytes);
+            let was = peer.attrs.life.expected.get();
+            peer.attrs.life.expected.set(&was, &was.moved(bytes));
         }
         self.moved(bytes);
     }

@@ -40,16 +40,19 @@ impl Field {
     }
 
     /// The field's value in `bytes`.
+    #[inline(always)]
     pub fn get(self, bytes: &[u8]) -> u32 {
         dword(bytes, self.at) >> self.low & self.max()
     }
 
     /// Whether any bit of the field is set.
+    #[inline(always)]
     pub fn is_set(self, bytes: &[u8]) -> bool {
         self.get(bytes) != 0
     }
 
     /// Puts `value` into `bytes`; bits that do not fit are dropped, other bits stay.
+    #[inline(always)]
     pub fn set(self, bytes: &mut [u8], value: u32) {
         let mask = self.max() << self.low;
         let kept = dword(bytes, self.at) & !mask;
@@ -65,11 +68,13 @@ pub struct Field64(pub usize);
 
 impl Field64 {
     /// The value in `bytes`.
+    #[inline(always)]
     pub fn get(self, bytes: &[u8]) -> u64 {
         u64::from(dword(bytes, self.0)) << 32 | u64::from(dword(bytes, self.0 + 4))
     }
 
     /// Puts `value` into `bytes`.
+    #[inline(always)]
     pub fn set(self, bytes: &mut [u8], value: u64) {
         if let Some(to) = bytes.get_mut(self.0..self.0 + 8) {
             to.copy_from_slice(&value.to_be_bytes());
@@ -77,6 +82,7 @@ impl Field64 {
     }
 }
 
+#[inline(always)]
 fn dword(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
 }

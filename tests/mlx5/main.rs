@@ -14,6 +14,7 @@ mod holds;
 mod hostile;
 mod keys;
 mod ledger;
+mod lives;
 mod loopback;
 mod objects;
 mod odp;

@@ -9,7 +9,7 @@ use super::failure::{Failure, receive_cq, stopped};
 use super::psn::Verdict;
 use super::receive::NoWqe;
 use super::transfer::{At, Atomic, CHUNK, End, Piece, Plan, Stop, atomic, transfer};
-use super::work::{Cx, Effect, FaultEnd, Peer, Step, Work};
+use super::work::{Cx, FaultEnd, Peer, Step, Work};
 use super::wqe::{Extra, Kind, Seg};
 use crate::hca::Hca;
 use crate::hooks::NicAction;
@@ -292,7 +292,7 @@ impl Work {
             return Step::Moved(moved);
         }
         if let Extra::Inval(key) = self.wqe.extra
-            && self.effect == Effect::Due
+            && !self.has_invalidated(peer)
         {
             // Nothing is left to move when it comes back, but the section must end first.
             return if moved > 0 { Step::Moved(moved) } else { Step::Invalidate(key) };

@@ -17,7 +17,7 @@ use super::wqe::Kind;
 use crate::fabric;
 use crate::hca::Hca;
 use crate::levers::Gate;
-use crate::mkey::umr;
+use crate::mkey::umr::{self, UmrError};
 use crate::qp::{Qp, QpAttrs};
 use mlx5_spec::cq::syndrome;
 use mlx5_spec::qp::state;
@@ -265,21 +265,28 @@ impl Requester {
             Step::NotReady => self.not_ready(cx),
             Step::Silence => self.unanswered(),
             Step::OutOfSequence => self.retry(cx),
-            Step::Invalidate(key) => self.invalidate(key),
+            Step::Invalidate(key) => self.invalidate(cx, key),
             Step::Failed(failure) => self.fail(cx, failure),
             Step::Moved(_) | Step::Finished | Step::Again | Step::Idle => {}
         }
     }
 
-    fn invalidate(&mut self, key: u32) {
+    /// Takes a key of the responder away, unless one of the ends has changed since the data moved: then its message is looked at again.
+    fn invalidate(&mut self, cx: &Cx<'_>, key: u32) {
         let Some(peer) = &self.work.peer else { return };
-        self.work.effect = match umr::invalidate_remote(&peer.hca, &peer.qp, &peer.attrs, key) {
-            Ok(()) => Effect::Done,
+        let enter = || {
+            let sections = cx.enter(&peer.hca);
+            (self.work.in_force() && peer.in_force()).then_some(sections)
+        };
+        match umr::invalidate_remote(&peer.hca, (&peer.qp, &peer.attrs), key, enter) {
+            Ok(()) => self.work.invalidated = Some(peer.attrs.life.clone()),
+            Err(UmrError::Retired) => {}
             Err(error) => {
                 log::debug!("QPN {:#x}: send with invalidate: {error}", peer.qp.qpn);
-                Effect::Refused(Failure::operational(Some(syndrome::LOCAL_QP_OP_ERR), None))
+                let failure = Failure::operational(Some(syndrome::LOCAL_QP_OP_ERR), None);
+                self.work.effect = Effect::Refused(failure);
             }
-        };
+        }
     }
 }
 

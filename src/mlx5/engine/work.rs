@@ -12,7 +12,7 @@ use super::wqe::{Kind, MAX_SEND_WQE, Seg, SendWqe, umr_key};
 use crate::hca::Hca;
 use crate::hooks::WqeShape;
 use crate::mkey::PageMissing;
-use crate::qp::{Qp, QpAttrs};
+use crate::qp::{Life, Qp, QpAttrs};
 use crate::quiesce::Section;
 use mlx5_spec::qp::{service_type, state};
 
@@ -24,6 +24,14 @@ pub struct Cx<'a> {
     pub engine: usize,
     /// Reused lists.
     pub scratch: &'a mut Scratch,
+}
+
+impl Cx<'_> {
+    /// Begins a section of the device and one of `there`, if that is another.
+    pub fn enter<'s>(&'s self, there: &'s Arc<Hca>) -> (Section<'s>, Option<Section<'s>>) {
+        let own = self.hca.quiesce.enter(self.engine);
+        (own, (!Arc::ptr_eq(there, self.hca)).then(|| there.quiesce.visit(self.hca.index, self.engine)))
+    }
 }
 
 /// Which end of a message lacks a page.
@@ -65,8 +73,8 @@ pub enum Step {
     Failed(Failure),
 }
 
-/// What a WQE does outside of sections: a UMR, the invalidation that comes with a SEND. Kept until its completion is written, so that
-/// a change of the queue pair's attributes in between does not make it happen twice.
+/// What a WQE does between sections, in one of its own: a UMR, the invalidation that comes with a SEND ([`Work::invalidated`]). Kept until
+/// its completion is written, so that a change of the queue pair's attributes in between does not make it happen twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// Not yet.
@@ -118,8 +126,10 @@ pub struct Work {
     pub done: u64,
     /// Where messages go; connected services.
     pub peer: Option<Peer>,
-    /// What it does outside of sections.
+    /// What it does between sections.
     pub effect: Effect,
+    /// The responder's life in which the key that the message names was invalidated. The next one has not seen it.
+    pub invalidated: Option<Arc<Life>>,
     /// Injections have been asked about this WQE.
     pub planned: Cell<bool>,
 }
@@ -138,6 +148,7 @@ impl Work {
             done: 0,
             peer: None,
             effect: Effect::Due,
+            invalidated: None,
             planned: Cell::new(false),
         }
     }
@@ -195,6 +206,11 @@ impl Work {
             Kind::Read => Route { from: there, to: hca },
             _ => Route { from: hca, to: there },
         }
+    }
+
+    /// Whether the message has had its effect on a key of the responder.
+    pub fn has_invalidated(&self, peer: &Peer) -> bool {
+        self.invalidated.as_ref().is_some_and(|life| Arc::ptr_eq(life, &peer.attrs.life))
     }
 
     /// Who moves data, for the ledger.

@@ -97,13 +97,20 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
     Ok(())
 }
 
-/// The responder's part of SEND with invalidate (contract 8.4): `attrs` and `qp` are the responder's.
+/// The responder's part of SEND with invalidate (contract 8.4): `attrs` and `qp` are the responder's. `enter` begins the section in which
+/// the key is taken away, once it is this request's; there is none if a queue pair of the message has changed since it was judged.
 ///
 /// # Errors
-/// No such key, or its context does not allow this.
-pub fn invalidate_remote(hca: &Hca, qp: &Qp, attrs: &QpAttrs, key: u32) -> Result<(), UmrError> {
+/// No such key, its context does not allow this, or there is no section.
+pub fn invalidate_remote<S>(
+    hca: &Hca,
+    (qp, attrs): (&Qp, &QpAttrs),
+    key: u32,
+    enter: impl FnOnce() -> Option<S>,
+) -> Result<(), UmrError> {
     let mkey = hca.mkeys.get(key >> 8).ok_or(UmrError::NoKey(key))?;
     let _unit = mkey.unit();
+    let section = enter().ok_or(UmrError::Retired)?;
     let state = mkey.state();
     if u32::from(state.variant) != key & 0xff || state.free {
         return Err(UmrError::NoKey(key));
@@ -115,6 +122,7 @@ pub fn invalidate_remote(hca: &Hca, qp: &Qp, attrs: &QpAttrs, key: u32) -> Resul
     let mut context = [0; MKC_SIZE];
     mkc::FREE.set(&mut context, 1);
     mkey.set_context(&context, umr_mask::FREE);
+    drop(section);
     fence(hca, &WqeShape::access(key, qp.qpn));
     record(hca, qp.qpn, NicKind::Revoked { index: mkey.index, begun });
     mkey.completed();

@@ -39,7 +39,7 @@ impl Requester {
         self.active = true;
         let work = &mut self.work;
         (work.wqe.bytes, work.wqe.opcode, work.wqe.kind) = (BLOCK, 0, Kind::Nop);
-        (work.done, work.effect) = (0, Effect::Due);
+        (work.done, work.effect, work.invalidated) = (0, Effect::Due, None);
         work.planned.set(false);
         self.passed_gate = false;
         self.begin_attempts();

@@ -200,23 +200,31 @@ fn other_queue_pairs_change_only_what_is_theirs() {
     Umr::new(window.key(), umr_flags::CHECK_QPN, umr_mask::FREE, &FREE).post(&hca, &user).unwrap();
 }
 
+/// As the engine of the message asks for it.
+fn invalidate(hca: &Hca, (qp, attrs): &(Arc<Qp>, Arc<QpAttrs>), key: u32) -> Result<(), UmrError> {
+    umr::invalidate_remote(hca, (qp, attrs), key, || {
+        let section = hca.quiesce.enter(0);
+        qp.in_force(attrs).then_some(section)
+    })
+}
+
 #[test]
 fn invalidations_want_the_right_key_and_permission() {
     let hca = hca();
     let qp = queue_pair(&hca, service_type::RC, PD, false);
     let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
-    assert!(umr::invalidate_remote(&hca, &qp.0, &qp.1, key.key()).is_err(), "en_rinval is not set");
+    assert!(invalidate(&hca, &qp, key.key()).is_err(), "en_rinval is not set");
     // The driver's LOCAL_INV is a UMR that only frees.
     Umr::new(key.key(), umr_flags::INLINE, umr_mask::FREE, &FREE).post(&hca, &qp).unwrap();
     assert_eq!(why(&hca, &access(key.key(), 0, 1)), "it is free");
     let open = octwords(with(context(access_mode::MTT, PD, 0, 0x1000, 12), mkc::EN_RINVAL, 1), 1);
     let open = create(&hca, &open, &[], true).unwrap();
     let foreign = queue_pair(&hca, service_type::RC, KERNEL_PD, false);
-    assert!(umr::invalidate_remote(&hca, &foreign.0, &foreign.1, open.key()).is_err());
+    assert!(invalidate(&hca, &foreign, open.key()).is_err());
     let other_variant = open.key() ^ 1;
-    assert_eq!(umr::invalidate_remote(&hca, &qp.0, &qp.1, other_variant), Err(UmrError::NoKey(other_variant)));
-    umr::invalidate_remote(&hca, &qp.0, &qp.1, open.key()).unwrap();
-    assert_eq!(umr::invalidate_remote(&hca, &qp.0, &qp.1, open.key()), Err(UmrError::NoKey(open.key())));
+    assert_eq!(invalidate(&hca, &qp, other_variant), Err(UmrError::NoKey(other_variant)));
+    invalidate(&hca, &qp, open.key()).unwrap();
+    assert_eq!(invalidate(&hca, &qp, open.key()), Err(UmrError::NoKey(open.key())));
     assert!(open.state().free && open.zaps.load(Ordering::Relaxed) == 1);
 }
 
@@ -224,8 +232,10 @@ fn invalidations_want_the_right_key_and_permission() {
 fn a_queue_pair_that_changed_has_no_effect_any_more() {
     let hca = hca();
     let umr = queue_pair(&hca, service_type::REG_UMR, PD, true);
-    let key = mtt(&hca, 0, 0x1000, &[0x1003, 0]);
+    let bytes = octwords(with(context(access_mode::MTT, PD, 0, 0x1000, 12), mkc::EN_RINVAL, 1), 1);
+    let key = create(&hca, &bytes, &words(&[0x1003, 0]), true).unwrap();
     hca.change_qp(&umr.0, |attrs| attrs.incarnation += 1);
+    assert_eq!(invalidate(&hca, &umr, key.key()), Err(UmrError::Retired));
     let revoke = Umr::new(key.key(), umr_flags::INLINE, umr_mask::FREE, &FREE);
     assert_eq!(revoke.post(&hca, &umr), Err(UmrError::Retired));
     assert_eq!(Umr::zap(key.key(), 0).inline(&[0; 2]).post(&hca, &umr), Err(UmrError::Retired));
@@ -341,7 +351,7 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
                     match way {
                         "zap" => Umr::zap(key.key(), 0).inline(&[0; 2]).post(&hca, &umr).unwrap(),
                         "revoke" => Umr::new(key.key(), 0, umr_mask::FREE, &FREE).post(&hca, &umr).unwrap(),
-                        "invalidate" => umr::invalidate_remote(&hca, &umr.0, &umr.1, key.key()).unwrap(),
+                        "invalidate" => invalidate(&hca, &umr, key.key()).unwrap(),
                         _ => assert!(destroy(&hca, key.index)),
                     }
                     done.store(true, Ordering::SeqCst);

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Rule 3 for what a message does outside of the section that moved its data: once a command has ended a queue pair's life, nothing that
+//! its messages had still to do is done.
+//!
+//! The windows are made wide by WRITEs of another queue pair that stall one after the other: whatever waits for DMA in flight waits to the
+//! end of the one that stalls now.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mlx5::hooks::{NicAction, NicRule, WqeMatch};
+use mlx5::{EnginePolicy, NicConfig};
+use mlx5_spec::cmd::Opcode;
+use mlx5_spec::mkey::{mkc, query_in, query_out, umr_mask};
+use mlx5_spec::wqe::opcode;
+use rnic_testdrive::command::Input;
+use rnic_testdrive::mkey::mtt_words;
+use rnic_testdrive::{Access, Driver, Machine, MachineConfig, MkeySpec, Qp, QpSpec, UmrSpec, Wqe};
+
+use crate::scene::{LEN, Pair};
+
+const VA: u64 = 0x1234_5000_0000;
+const STALL_MS: u32 = 20;
+/// WRITEs that stall: more than a test needs.
+const STALLS: usize = 6;
+
+/// A pair whose requester, the driver's UMRs and the stalled WRITEs have an engine each.
+struct Slow {
+    pair: Pair,
+    staller: Qp,
+    _to: Qp,
+}
+
+impl Slow {
+    fn new() -> Self {
+        let nic = NicConfig { engines: EnginePolicy::Threads(4), ..NicConfig::default() };
+        let driver = Driver::probe(&Arc::new(Machine::new(MachineConfig { nic, ..MachineConfig::default() }))).unwrap();
+        let pages = [driver.alloc_uar().unwrap(), driver.alloc_uar().unwrap()];
+        let engines: BTreeSet<u32> = [driver.uar, pages[0], pages[1]].iter().map(|uar| uar % 4).collect();
+        assert_eq!(engines.len(), 3);
+        let pair = Pair::on(driver, |spec| spec.uar = pages[0]);
+        let cq = pair.driver.create_cq(6).unwrap();
+        let spec = QpSpec { uar: pages[1], ..QpSpec::rc(&pair.driver, pair.pd, &cq) };
+        let (staller, to) = Qp::pair(&pair.driver, spec.clone(), spec).unwrap();
+        Self { pair, staller, _to: to }
+    }
+
+    /// Returns while the first of the WRITEs stalls.
+    fn stall(&self) {
+        let (driver, mr) = (&self.pair.driver, &self.pair.remote_mr);
+        let injections = &driver.machine.nic.hca().injections;
+        let what = WqeMatch { qpn: Some(self.staller.qpn), ..WqeMatch::default() };
+        let rule = injections.add(NicRule::new(0, NicAction::StallInFlight { ms: STALL_MS }).on(what)).unwrap();
+        let write = Wqe::write(mr.va + LEN / 2, mr.key).sge(self.pair.local_mr.sge(0, 8)).signaled();
+        self.staller.post(&vec![write; STALLS]);
+        driver.until("a stall", || injections.rule(rule).is_some_and(|rule| rule.fired > 0)).unwrap();
+    }
+
+    /// Until no WRITE stalls any more, and a little longer.
+    fn rest(&self) {
+        for _ in 0..STALLS {
+            self.staller.spec.send_cq.wait_ok().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A command that ends a queue pair's life.
+type End = fn(&Pair);
+
+fn is_free(driver: &Driver, key: u32) -> bool {
+    let input = Input::new(Opcode::QUERY_MKEY, query_in::SIZE).with(query_in::MKEY_INDEX, key >> 8);
+    mkc::FREE.is_set(&driver.query(input, query_out::SIZE).unwrap()[query_out::MKC..])
+}
+
+/// A UMR has the key to itself and waits for DMA in flight, twice, when the message comes to its invalidation. Whether the key is free once
+/// `end` is complete, and later.
+fn invalidation(end: End) -> (bool, bool) {
+    let slow = Slow::new();
+    let Slow { pair, .. } = &slow;
+    let driver = &pair.driver;
+    let list = mtt_words(&pair.remote, Access::ALL);
+    let spec = MkeySpec { remote_invalidate: true, ..MkeySpec::mtt(pair.pd, Access::ALL, VA, LEN, list.clone()) };
+    let key = driver.create_mkey(&spec).unwrap();
+    // So that the driver has its UMR queue pair.
+    driver.umr(&UmrSpec::update(key, 0, list.clone())).unwrap();
+    let umrs = &driver.machine.nic.hca().counters.umrs;
+    let before = umrs.get();
+    pair.other.receive(&[pair.remote_mr.sge(0, 100)]);
+    pair.local.fill(0, 8, 0x77);
+    slow.stall();
+    let at_the_end = std::thread::scope(|scope| {
+        let moved = MkeySpec { start: VA + 4096, ..spec.clone() };
+        let umr = UmrSpec { mask: umr_mask::START_ADDR, context: moved.context(), ..UmrSpec::update(key, 0, list) };
+        scope.spawn(move || driver.umr(&umr).unwrap());
+        driver.until("the UMR to have the key", || umrs.get() > before).unwrap();
+        pair.one.post_one(Wqe::new(opcode::SEND_INVAL).immediate(key).sge(pair.local_mr.sge(0, 8)));
+        driver.until("the message's data", || pair.remote.bytes(0, 8) == [0x77; 8]).unwrap();
+        end(pair);
+        is_free(driver, key)
+    });
+    slow.rest();
+    (at_the_end, is_free(driver, key))
+}
+
+#[test]
+fn a_message_of_a_life_that_is_over_invalidates_nothing() {
+    let ends: [(&str, End); 6] = [
+        ("2RST of the responder", |pair| pair.other.to_reset().unwrap()),
+        ("2ERR of the responder", |pair| pair.other.to_error().unwrap()),
+        ("DESTROY_QP of the responder", |pair| pair.other.destroy().unwrap()),
+        ("2RST of the requester", |pair| pair.one.to_reset().unwrap()),
+        ("2ERR of the requester", |pair| pair.one.to_error().unwrap()),
+        ("DESTROY_QP of the requester", |pair| pair.one.destroy().unwrap()),
+    ];
+    for (name, end) in ends {
+        let (at_the_end, later) = invalidation(end);
+        assert_eq!(at_the_end, later, "{name} was complete before the key was taken away");
+    }
+    assert!(invalidation(|_| ()).1, "it waits for the key, no longer");
+}

@@ -12,7 +12,9 @@ use std::time::Duration;
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5::{EnginePolicy, NicConfig};
 use mlx5_spec::cmd::Opcode;
+use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::mkey::{mkc, query_in, query_out, umr_mask};
+use mlx5_spec::qp::{qpc, state};
 use mlx5_spec::wqe::opcode;
 use rnic_testdrive::command::Input;
 use rnic_testdrive::mkey::mtt_words;
@@ -119,4 +121,34 @@ fn a_message_of_a_life_that_is_over_invalidates_nothing() {
         assert_eq!(at_the_end, later, "{name} was complete before the key was taken away");
     }
     assert!(invalidation(|_| ()).1, "it waits for the key, no longer");
+}
+
+/// The engine that failed a message waits for DMA in flight, first on the responder's behalf and then on the requester's, before it tells
+/// of each.
+#[test]
+fn an_event_about_a_queue_pair_does_not_outlive_it() {
+    let slow = Slow::new();
+    let Slow { pair, .. } = &slow;
+    let driver = &pair.driver;
+    // Its CQ takes no more: the failure is told by an event.
+    let full = driver.create_cq(1).unwrap();
+    let spec = QpSpec { uar: pair.one.spec.uar, ..QpSpec::rc(driver, pair.pd, &full) };
+    let (one, other) = Qp::pair(driver, spec.clone(), QpSpec { recv_cq: pair.other_cq.clone(), ..spec }).unwrap();
+    let write = |key: u32| Wqe::write(pair.remote_mr.va, key).sge(pair.local_mr.sge(0, 8)).signaled();
+    one.post(&[write(pair.remote_mr.key), write(pair.remote_mr.key)]);
+    driver.until("two completions", || one.queried(qpc::HW_SQ_WQEBB_COUNTER) == Ok(2)).unwrap();
+    slow.stall();
+    one.post_one(write(pair.remote_mr.key ^ 1));
+    driver.until("the error state", || one.queried(qpc::STATE) == Ok(state::ERR)).unwrap();
+    one.destroy().unwrap();
+    let told = || {
+        let events = std::iter::from_fn(|| driver.async_eq.poll());
+        events.map(|event| (event.event_type(), eqe_qp_srq::QP_SRQ_N.get(&event.bytes))).collect::<Vec<_>>()
+    };
+    let before = told();
+    slow.rest();
+    let after = told();
+    let lives = (event::WQ_ACCESS_ERROR, other.qpn);
+    assert!(before.contains(&lives) || after.contains(&lives), "the responder lives: {before:x?}, {after:x?}");
+    assert!(after.iter().all(|(_, number)| *number != one.qpn), "the requester does not: {before:x?}, {after:x?}");
 }

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! When a message fails: the one table of who sees what (IBTA 9.9, contract 7.5, 7.7, 9.3), states, events.
 
+use std::sync::Arc;
+
 use super::diagnosis::Diagnosis;
 use super::transfer::Stop;
-use super::work::{FaultEnd, Step};
+use super::work::{Cx, FaultEnd, Step};
+use crate::eq::Event;
 use crate::hca::Hca;
 use crate::mkey::AccessError;
 use crate::qp::{Qp, QpAttrs};
 use mlx5_spec::cq::syndrome;
-use mlx5_spec::eq::event;
+use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::qp::state;
 
 /// What both sides see of a failed message.
@@ -99,11 +102,20 @@ pub fn stopped(stop: Stop, source: FaultEnd, target: FaultEnd) -> Step {
 }
 
 /// Where completions of messages to a queue pair go: XRC's to the SRQ's own.
-pub fn receive_cq(hca: &Hca, attrs: &QpAttrs, srqn: Option<u32>) -> Option<std::sync::Arc<crate::cq::Cq>> {
+pub fn receive_cq(hca: &Hca, attrs: &QpAttrs, srqn: Option<u32>) -> Option<Arc<crate::cq::Cq>> {
     let xrc = srqn.and_then(|srqn| hca.srqs.get(srqn)).filter(|srq| srq.kind == crate::srq::SrqKind::Xrc);
     match xrc {
         Some(srq) => hca.cqs.get(srq.cqn),
         None => attrs.recv_cq.clone(),
+    }
+}
+
+/// An asynchronous event about a queue pair whose attributes were `seen`. Not inside a section: it has one of its own, so that no event
+/// comes when a command that ended this life of the queue pair is complete.
+pub fn tell(cx: &Cx<'_>, (hca, qp, seen): (&Arc<Hca>, &Qp, &QpAttrs), kind: u32) {
+    let _sections = cx.enter(hca);
+    if qp.attrs().incarnation == seen.incarnation {
+        hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, qp.qpn));
     }
 }
 

@@ -139,7 +139,7 @@ enum Delivery {
 
 impl PageFaults {
     /// Publishes the EQE and returns the token, which lives until [`PageFaults::poll`] has told of the resume or it is cancelled.
-    /// Not for use inside a section.
+    /// Inside the section in which the queue pairs of the message are known to be as they were when the page was missed.
     ///
     /// # Errors
     /// See [`RaiseError`]. `engines` are those of the queue pair that waits.

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use super::{Cx, Effect, Peer, Requester};
 use crate::engine::completion::{Half, Place, failed, receive_owner};
 use crate::engine::diagnosis::Diagnosis;
-use crate::engine::failure::{AtResponder, Failure, leave_service, receive_cq};
+use crate::engine::failure::{AtResponder, Failure, leave_service, receive_cq, tell};
 use crate::engine::work::Step;
-use crate::eq::Event;
 use crate::hca::Hca;
 use crate::qp::{Qp, QpAttrs};
-use mlx5_spec::eq::{eqe_qp_srq, event};
+use mlx5_spec::eq::event;
 use mlx5_spec::qp::state;
 
 impl Requester {
@@ -48,7 +47,7 @@ impl Requester {
         self.retire();
         drop(visit);
         drop(section);
-        ends.into_iter().for_each(End::settle);
+        ends.into_iter().for_each(|end| end.settle(cx));
     }
 
     /// The send WQE is completed in error and its queue pair leaves service, with an event of its own if it cannot be told (IBTA 11.6.3.1).
@@ -80,10 +79,10 @@ struct End {
 }
 
 impl End {
-    fn settle(self) {
+    fn settle(self, cx: &Cx<'_>) {
         self.hca.settle_qp(&self.qp, &self.seen);
         if let Some(kind) = self.event {
-            self.hca.async_event(Event::new(kind, 0).with(eqe_qp_srq::QP_SRQ_N, self.qp.qpn));
+            tell(cx, (&self.hca, &self.qp, &self.seen), kind);
         }
     }
 }

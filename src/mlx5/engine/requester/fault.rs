@@ -2,7 +2,7 @@
 //! A page is missing: which event its driver gets (contract 9.2), and what the WQE waits for.
 
 use super::wait::PageWait;
-use super::{Cx, Requester, Wait, Work};
+use super::{Cx, Peer, Requester, Wait, Work};
 use crate::engine::failure::Failure;
 use crate::engine::work::FaultEnd;
 use crate::hca::Hca;
@@ -19,9 +19,8 @@ impl Requester {
     pub(super) fn raise(&mut self, cx: &mut Cx<'_>, end: FaultEnd, page: PageMissing) {
         let hca = match (&self.work.peer, end) {
             (_, FaultEnd::Local) => cx.hca.clone(),
-            (Some(peer), _) if peer.in_force() => peer.hca.clone(),
-            // The responder has changed since: it may be that nobody waits for this page any more.
-            _ => return,
+            (Some(peer), _) => peer.hca.clone(),
+            (None, _) => return,
         };
         let unreliable = self.work.is_unreliable() && end != FaultEnd::Local;
         let Some(fault) = fault(&self.work, end, page).filter(|_| self.faults < MAX_FAULTS && !unreliable) else {
@@ -31,7 +30,16 @@ impl Requester {
             return self.not_ready(cx);
         }
         self.background = None;
-        match hca.page_faults.raise(&hca, &fault, &cx.hca.engines) {
+        let raised = {
+            let _sections = cx.enter(&hca);
+            // No event about a life that a command has ended meanwhile: nobody waits for this page any more.
+            if !self.work.in_force() || (end != FaultEnd::Local && !self.work.peer.as_ref().is_some_and(Peer::in_force))
+            {
+                return;
+            }
+            hca.page_faults.raise(&hca, &fault, &cx.hca.engines)
+        };
+        match raised {
             Ok(token) => {
                 hca.counters.page_faults.add(1);
                 if self.answers_rnr(&hca, end) {

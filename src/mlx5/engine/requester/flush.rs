@@ -3,16 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Cx, Requester, Turn, send_record};
+use super::{Cx, Requester, Turn, Work, send_record};
 use crate::engine::completion::{Half, Place, failed, receive_owner};
 use crate::engine::diagnosis::Diagnosis;
-use crate::engine::failure::receive_cq;
+use crate::engine::failure::{receive_cq, tell};
 use crate::engine::receive::read_record;
 use crate::engine::wqe::{BLOCK, Kind, length, opcode_of};
-use crate::eq::Event;
 use crate::hca::Hca;
 use mlx5_spec::cq::syndrome;
-use mlx5_spec::eq::{eqe_qp_srq, event};
+use mlx5_spec::eq::event;
 use mlx5_spec::qp::state;
 
 /// WQEs of each queue that one turn flushes.
@@ -37,19 +36,19 @@ impl Requester {
             let more = self.flush_send(cx.hca) | (both && self.flush_receive(cx.hca));
             drop(section);
             if !more {
-                return self.flushed(cx.hca, both);
+                return self.flushed(cx, both);
             }
         }
         Turn::Again
     }
 
-    fn flushed(&mut self, hca: &Hca, both: bool) -> Turn {
+    fn flushed(&mut self, cx: &Cx<'_>, both: bool) -> Turn {
         if !both {
             return Turn::Idle;
         }
-        let attrs = &self.work.attrs;
+        let Work { qp, attrs, .. } = &self.work;
         if attrs.life.responder.lock().last_reached(attrs) {
-            hca.async_event(Event::new(event::SRQ_LAST_WQE, 0).with(eqe_qp_srq::QP_SRQ_N, self.work.qp.qpn));
+            tell(cx, (cx.hca, qp, attrs), event::SRQ_LAST_WQE);
         }
         let now = Instant::now();
         let since = now - *self.in_error.get_or_insert(now);

@@ -4,9 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-
-use dma::{DmaError, DmaTarget, GuestRam};
+use dma::{DmaError, DmaTarget, Permit};
 
 /// The smallest page of a list; `log_page_size` counts from it.
 const PAGE_4K: u64 = 4096;
@@ -119,10 +117,10 @@ impl GuestBuffer {
     pub fn read(&self, dma: &DmaTarget, at: u64, data: &mut [u8]) -> Result<(), DmaError> {
         let len = data.len();
         let mut data = data;
-        self.each(dma, at, len as u64, |ram, gpa, len| {
+        self.each(dma, at, len as u64, |door, gpa, len| {
             let (now, later) = std::mem::take(&mut data).split_at_mut(len as usize);
             data = later;
-            ram.read_slice(now, GuestAddress(gpa)).is_ok()
+            door.read(gpa, now)
         })
     }
 
@@ -130,10 +128,10 @@ impl GuestBuffer {
     pub fn write(&self, dma: &DmaTarget, at: u64, data: &[u8]) -> Result<(), DmaError> {
         let len = data.len();
         let mut data = data;
-        self.each(dma, at, len as u64, |ram, gpa, len| {
+        self.each(dma, at, len as u64, |door, gpa, len| {
             let (now, later) = data.split_at(len as usize);
             data = later;
-            ram.write_slice(now, GuestAddress(gpa)).is_ok()
+            door.write(gpa, now)
         })
     }
 
@@ -142,9 +140,7 @@ impl GuestBuffer {
     /// # Errors
     /// As [`GuestBuffer::read`].
     pub fn check(&self, dma: &DmaTarget) -> Result<(), DmaError> {
-        self.each(dma, 0, self.len, |ram, gpa, len| {
-            usize::try_from(len).is_ok_and(|len| ram.check_range(GuestAddress(gpa), len))
-        })
+        self.each(dma, 0, self.len, |door, gpa, len| door.check(gpa, len))
     }
 
     fn each(
@@ -152,17 +148,13 @@ impl GuestBuffer {
         dma: &DmaTarget,
         mut at: u64,
         mut left: u64,
-        mut visit: impl FnMut(&GuestRam, u64, u64) -> bool,
+        mut visit: impl FnMut(Permit<'_>, u64, u64) -> Result<(), DmaError>,
     ) -> Result<(), DmaError> {
         let beyond = DmaError::OutsideRam { requester: dma.requester(), addr: u64::MAX, len: left };
-        let ram = dma.ram()?;
+        let door = dma.permit()?;
         while left > 0 {
             let (gpa, len) = self.piece(at, left).ok_or(beyond)?;
-            if !visit(ram, gpa, len) {
-                // Counts and words the refusal.
-                dma.check(gpa, len)?;
-                return Err(DmaError::OutsideRam { requester: dma.requester(), addr: gpa, len });
-            }
+            visit(door, gpa, len)?;
             at += len;
             left -= len;
         }

@@ -5,7 +5,6 @@ use parking_lot::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
@@ -237,8 +236,14 @@ impl Cq {
 
     /// What the driver has consumed, as its record says; an index that is none leaves things as they were.
     fn read_record(&self, bus: &Bus, state: &mut State) {
-        let record = bus.dma.ram().ok().and_then(|ram| ram.read_obj::<u32>(GuestAddress(self.record)).ok());
-        let Some(record) = record else { return };
+        let record = if self.record.is_multiple_of(4) {
+            bus.dma.load::<u32>(self.record, Ordering::Acquire)
+        } else {
+            // A driver that puts it askew gets what it asks for: bytes that need not be of one instant.
+            let mut bytes = [0; 4];
+            bus.dma.read(self.record, &mut bytes).map(|()| u32::from_ne_bytes(bytes))
+        };
+        let Ok(record) = record else { return };
         let step = u32::from_be(record).wrapping_sub(state.consumer) & 0xff_ffff;
         if step <= state.producer.wrapping_sub(state.consumer) {
             state.consumer = state.consumer.wrapping_add(step);

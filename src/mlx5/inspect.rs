@@ -28,7 +28,7 @@ impl NicHandle {
             "odp": hca.config.odp,
             "engines": hca.engines.count(),
             "engines_inline": hca.engines.is_inline(),
-            "bus_master": hca.dma.ram().is_ok(),
+            "bus_master": hca.dma.is_enabled(),
             "firmware": settings,
             "objects": reset::objects(hca),
             "eqs": list(hca.eqs.all(), |eq| {

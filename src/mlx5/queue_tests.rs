@@ -20,9 +20,28 @@ fn eq(bench: &Bench, vector: u16, mask: u64, log_size: u32) -> std::sync::Arc<Eq
 }
 
 fn cq(bench: &Bench, eqn: u32, log_size: u32, ignore_overrun: bool) -> std::sync::Arc<Cq> {
+    cq_at(bench, RECORD, eqn, log_size, ignore_overrun)
+}
+
+fn cq_at(bench: &Bench, record: u64, eqn: u32, log_size: u32, ignore_overrun: bool) -> std::sync::Arc<Cq> {
     let buffer = bench.buffer(&[CQ_PAGE], Cq::bytes(log_size, 0));
-    let spec = CqSpec { uar: 16, eqn, log_size, entry: 0, ignore_overrun, record: RECORD, buffer, context: vec![] };
+    let spec = CqSpec { uar: 16, eqn, log_size, entry: 0, ignore_overrun, record, buffer, context: vec![] };
     bench.hca.cqs.insert(|cqn| Cq::new(cqn, spec)).unwrap()
+}
+
+/// No driver puts a doorbell record askew, or over the end of memory; what comes of it is that it is read, or that there is none.
+#[test]
+fn a_record_is_read_wherever_it_is() {
+    for (record, room) in [(RECORD, true), (RECORD + 1, true), (RECORD + 2, true), (RAM - 2, false), (RAM, false)] {
+        let bench = Bench::new();
+        let cq = cq_at(&bench, record, 0, 0, false);
+        cq.push(&bench.hca, [0; CQE_SIZE], false).unwrap();
+        if room {
+            bench.write(record, &1u32.to_be_bytes());
+        }
+        assert_eq!(cq.push(&bench.hca, [0; CQE_SIZE], false).is_ok(), room, "{record:#x}");
+        assert_eq!(bench.master.refused(), u64::from(!room));
+    }
 }
 
 fn eqe_at(bench: &Bench, eq: &Eq, index: u64) -> Vec<u8> {

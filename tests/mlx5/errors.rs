@@ -189,6 +189,17 @@ const CASES: &[Case] = &[
     },
 ];
 
+/// The place of the result is looked at before the word is changed, and the word before that.
+#[test]
+fn an_atomic_without_a_place_for_its_result_leaves_the_word() {
+    let pair = Pair::new();
+    let nowhere = with_key(&pair, |k| k.list = vec![0x7f_ffff_f000 | 3; 16]);
+    pair.remote.write(0, &7u64.to_le_bytes());
+    let add = Wqe::fetch_add(pair.remote_mr.va, pair.remote_mr.key, 1);
+    pair.one.run(add.sge(Sge { key: nowhere, va: pair.remote_mr.va, len: 8 })).unwrap_err();
+    assert_eq!(pair.remote.bytes(0, 8), 7u64.to_le_bytes());
+}
+
 #[test]
 fn each_error_has_its_syndrome_states_and_event() {
     let mut differences = Vec::new();

@@ -3,8 +3,6 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress};
-
 use dma::{DmaError, DmaTarget};
 use mlx5_spec::cmd::{
     ENTRY_SIZE, INLINE_SIZE, MAILBOX_ALIGN, MAILBOX_DATA_SIZE, MAILBOX_SIZE, OUT_HEADER_SIZE, TYPE_PCI, delivery,
@@ -45,15 +43,14 @@ impl Entry {
     ///
     /// Ownership is read first: an entry that the driver is just filling must not be seen half old with a new owner.
     pub fn look(dma: &DmaTarget, at: u64) -> Result<Option<Self>, DmaError> {
-        let ram = dma.check(at, ENTRY_SIZE as u64)?;
-        let outside = DmaError::OutsideRam { requester: dma.requester(), addr: at, len: ENTRY_SIZE as u64 };
-        let owner = GuestAddress(at + entry::STATUS_OWN as u64);
-        let owner: u8 = ram.load(owner, Ordering::Acquire).map_err(|_| outside)?;
+        let permit = dma.permit()?;
+        permit.check(at, ENTRY_SIZE as u64)?;
+        let owner: u8 = permit.load(at + entry::STATUS_OWN as u64, Ordering::Acquire)?;
         if owner & OWNED_BY_DEVICE == 0 {
             return Ok(None);
         }
         let mut bytes = [0; ENTRY_SIZE];
-        ram.read_slice(&mut bytes, GuestAddress(at)).map_err(|_| outside)?;
+        permit.read(at, &mut bytes)?;
         Ok(entry::OWNERSHIP.is_set(&bytes).then_some(Self { at, bytes }))
     }
 
@@ -110,19 +107,16 @@ impl Entry {
     pub fn answer(&self, dma: &DmaTarget, output: &Output, data: &[u8]) -> Result<(), DmaError> {
         let data = data.get(..output.len).unwrap_or(data);
         let (inline, rest) = data.split_at(data.len().min(INLINE_SIZE));
-        write(dma, self.at + entry::OUTPUT_INLINE.start as u64, inline)?;
+        dma.write(self.at + entry::OUTPUT_INLINE.start as u64, inline)?;
         for (block, part) in output.blocks.iter().zip(rest.chunks(MAILBOX_DATA_SIZE)) {
-            write(dma, *block, part)?;
+            dma.write(*block, part)?;
         }
         self.hand_back(dma, delivery::OK)
     }
 
     /// Hands the entry back: the last write, after everything else (rule 4).
     pub fn hand_back(&self, dma: &DmaTarget, delivery: u8) -> Result<(), DmaError> {
-        let at = self.at + entry::STATUS_OWN as u64;
-        let ram = dma.check(at, 1)?;
-        let outside = DmaError::OutsideRam { requester: dma.requester(), addr: at, len: 1 };
-        ram.store(delivery << 1, GuestAddress(at), Ordering::Release).map_err(|_| outside)
+        dma.store(self.at + entry::STATUS_OWN as u64, delivery << 1, Ordering::Release)
     }
 }
 
@@ -131,13 +125,6 @@ fn read_block(dma: &DmaTarget, at: u64, misplaced: u8) -> Result<[u8; MAILBOX_SI
         return Err(Undelivered(misplaced));
     }
     let mut block = [0; MAILBOX_SIZE];
-    let ram = dma.check(at, MAILBOX_SIZE as u64).map_err(|_| Undelivered(misplaced))?;
-    ram.read_slice(&mut block, GuestAddress(at)).map_err(|_| Undelivered(misplaced))?;
+    dma.read(at, &mut block).map_err(|_| Undelivered(misplaced))?;
     Ok(block)
-}
-
-fn write(dma: &DmaTarget, at: u64, data: &[u8]) -> Result<(), DmaError> {
-    let len = data.len() as u64;
-    let outside = DmaError::OutsideRam { requester: dma.requester(), addr: at, len };
-    dma.check(at, len)?.write_slice(data, GuestAddress(at)).map_err(|_| outside)
 }

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-
 use super::fields::{self, Row};
 use super::{CommandError, DriverSettings};
 use crate::buffer::{Geometry, GuestBuffer};
@@ -98,7 +96,7 @@ impl<'a> Request<'a> {
 
 /// Pages of guest RAM.
 fn ram_pages(hca: &Hca) -> u64 {
-    hca.dma.ram().map_or(0, |ram| ram.iter().map(|region| region.len()).sum::<u64>() / PAGE_SIZE)
+    hca.dma.ram_bytes() / PAGE_SIZE
 }
 
 /// The object `number`, or BAD_RES.

@@ -7,8 +7,6 @@ use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress};
-
 use super::transfer::End;
 use super::wqe::{Head, MAX_RECV_WQE, Seg, parse_receive};
 use crate::eq::Event;
@@ -72,7 +70,7 @@ pub enum NoWqe {
 /// What an index of a queue in a doorbell record says; `None` if the record is not in guest RAM or not aligned. The driver has written the
 /// WQEs that it counts before it, so they are read after it.
 pub fn read_record(hca: &Hca, at: u64) -> Option<u16> {
-    let value: u32 = hca.dma.ram().ok()?.load(GuestAddress(at), Ordering::Acquire).ok()?;
+    let value: u32 = hca.dma.load(at, Ordering::Acquire).ok()?;
     Some(u32::from_be(value) as u16)
 }
 

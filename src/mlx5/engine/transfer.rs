@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Moving a piece of a message from guest page to guest page, inside one section: translate both ends, copy, tell the ledger.
 //!
-//! * `copy`: the bytes themselves.
 //! * `atomic`: atomic operations.
 //! * `late`: pieces that an injection lets move too late.
 
 mod atomic;
-mod copy;
 mod late;
 
 use super::wqe::Seg;
@@ -14,10 +12,10 @@ use crate::hca::Hca;
 use crate::hooks::NicLedger;
 use crate::mkey::{self, Access, AccessError, Rights, Span};
 use crate::quiesce::Section;
+use dma::{Source, copy};
 use probe::ledger::Seq;
 
 pub use atomic::{Atomic, atomic};
-use copy::{Source, place};
 pub use late::Late;
 
 /// Bytes that one section moves; a zap waits for no more than this.
@@ -109,7 +107,7 @@ impl Side {
             }
             let now = span.len.min(left);
             left -= now;
-            (now > 0).then_some((Span { gpa: span.gpa, len: now }, key))
+            (now > 0).then_some((Span { addr: span.addr, len: now }, key))
         })
     }
 }
@@ -360,13 +358,20 @@ pub fn gather(
         let begun = begin(hca);
         match piece.source {
             Found::Bytes(bytes) => into.extend_from_slice(bytes),
-            Found::Spans(_) => copy::fetch(hca, &scratch.source.spans, into)?,
+            Found::Spans(_) => hca.dma.gather(&scratch.source.spans, into).map_err(|_| Stop::NoSource)?,
         }
         scratch.target.clear();
         record(Route::within(hca), mover, (&scratch.source, &scratch.target), piece.len, (begun, false));
         done += piece.len;
     }
     Ok(())
+}
+
+/// Writes the first `len` bytes of `source` to the spans of `target`.
+fn place(route: Route<'_>, source: Source<'_>, target: &[Span], len: u64) -> Result<(), Stop> {
+    let Route { from, to } = route;
+    copy((&from.dma, source), (&to.dma, target), len)
+        .map_err(|error| if error.is_source() { Stop::NoSource } else { Stop::NoTarget })
 }
 
 /// The time from which on a copy may have happened, for the ledger.
@@ -382,12 +387,12 @@ fn record(route: Route<'_>, mover: Mover, (source, target): (&Side, &Side), len:
         return;
     }
     for (span, key) in source.recorded(len) {
-        ledger.nic_read(from.index, mover.qpn, (span.gpa, span.len), key, begun);
+        ledger.nic_read(from.index, mover.qpn, (span.addr, span.len), key, begun);
     }
     for (span, key) in target.recorded(len) {
-        to.payload.wrote(ledger, span.gpa, span.len);
+        to.payload.wrote(ledger, span.addr, span.len);
         if !hidden {
-            ledger.nic_wrote(to.index, mover.qpn, (span.gpa, span.len), key, begun);
+            ledger.nic_wrote(to.index, mover.qpn, (span.addr, span.len), key, begun);
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
 use probe::ledger::Seq;
 
+pub use dma::Span;
 pub use state::MkeyState;
 use state::StateCell;
 pub use translate::{check, translate};
@@ -81,15 +82,6 @@ pub struct Access {
     pub len: u64,
     /// What it needs.
     pub rights: Rights,
-}
-
-/// A run of guest physical memory. Not yet known to be RAM: whoever copies checks that (`DmaTarget::check`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// Guest physical address.
-    pub gpa: u64,
-    /// Bytes.
-    pub len: u64,
 }
 
 /// A page that is missing, from the translation that finds no entry for it to the wait for it.

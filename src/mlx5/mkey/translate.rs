@@ -129,12 +129,12 @@ impl Walk<'_> {
         let room = MAX_SECTION - self.covered;
         let len_now = len.min(room);
         let merged = match self.spans.last_mut() {
-            Some(last) if last.gpa.checked_add(last.len) == Some(gpa) => Some(last),
+            Some(last) if last.addr.checked_add(last.len) == Some(gpa) => Some(last),
             _ => None,
         };
         match merged {
             Some(last) if self.covered > 0 => last.len += len_now,
-            _ => self.spans.push(Span { gpa, len: len_now }),
+            _ => self.spans.push(Span { addr: gpa, len: len_now }),
         }
         self.covered += len_now;
         if self.covered == MAX_SECTION { Err(Stop::Enough) } else { Ok(()) }

@@ -9,7 +9,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::{Access, AccessError, Mkey, MkeyState, PageMissing, Rights, Span, fence, record, translate};
 use crate::hca::Hca;
@@ -340,23 +339,9 @@ impl Reader<'_> {
                 let missing = PageMissing { key: lkey, va: va.saturating_add(covered) };
                 return Err(UmrError::List(AccessError::Missing(missing)));
             }
-            self.copy_in(wanted as usize)?;
+            self.hca.dma.gather(&self.spans, &mut self.bytes)?;
             done += wanted;
         }
         Ok(self.bytes)
-    }
-
-    fn copy_in(&mut self, len: usize) -> Result<(), UmrError> {
-        let before = self.bytes.len();
-        self.bytes.resize(before + len, 0);
-        let mut rest = self.bytes.get_mut(before..).unwrap_or_default();
-        for span in &self.spans {
-            let ram = self.hca.dma.check(span.gpa, span.len)?;
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(span.len as usize);
-            rest = later;
-            let outside = DmaError::OutsideRam { requester: self.hca.dma.requester(), addr: span.gpa, len: span.len };
-            ram.read_slice(now, GuestAddress(span.gpa)).map_err(|_| outside)?;
-        }
-        Ok(())
     }
 }

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress};
-
 use super::*;
 use crate::buffer::{Geometry, GuestBuffer};
 use crate::eq::{Eq, EqSpec};
@@ -34,7 +32,7 @@ fn fault_queue(hca: &Hca) -> Arc<Eq> {
 
 fn entry(hca: &Hca, index: u64) -> [u8; EQE_SIZE] {
     let mut bytes = [0; EQE_SIZE];
-    hca.dma.ram().unwrap().read_slice(&mut bytes, GuestAddress(QUEUE + index * EQE_SIZE as u64)).unwrap();
+    hca.dma.read(QUEUE + index * EQE_SIZE as u64, &mut bytes).unwrap();
     bytes
 }
 

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Atomic operations on a word of guest memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use vm_memory::VolatileMemory;
-
-use super::copy::{Source, place, refused, slice};
-use super::{End, Found, Mover, Route, Scratch, Side, Stop, begin, record};
+use super::{End, Found, Mover, Route, Scratch, Side, Stop, begin, place, record};
 use crate::mkey::{Access, AccessError};
 use crate::quiesce::Section;
+use dma::Source;
 
 /// An atomic operation.
 #[derive(Debug, Clone, Copy)]
@@ -48,20 +46,22 @@ pub fn atomic(
         [span] if span.len == 8 => *span,
         _ => return Err(Stop::NoTarget),
     };
-    let ram = there.dma.ram().map_err(|_| Stop::NoTarget)?;
-    let cell = slice(ram, span.gpa, 8).ok_or_else(|| refused(there, span.gpa, 8, Stop::NoTarget))?;
-    let cell = cell.get_atomic_ref::<AtomicU64>(0).map_err(|_| refused(there, span.gpa, 8, Stop::NoTarget))?;
-    for place in &scratch.source.spans {
-        here.dma.check(place.gpa, place.len).map_err(|_| Stop::NoSource)?;
-    }
-    let begun = begin(here);
-    // The host is little-endian, as KVM's is that this runs on.
-    let old = match operation {
-        Atomic::FetchAdd(add) => cell.fetch_add(add, Ordering::SeqCst),
-        Atomic::CompareSwap { swap, compare } => {
-            cell.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|seen| seen)
+    // The word first, then the places of the result, and only then the operation.
+    let done = there.dma.word(span.addr, |word| {
+        for place in &scratch.source.spans {
+            here.dma.check(place.addr, place.len).map_err(|_| Stop::NoSource)?;
         }
-    };
+        let begun = begin(here);
+        // The host is little-endian, as KVM's is that this runs on.
+        let old = match operation {
+            Atomic::FetchAdd(add) => word.fetch_add(add, Ordering::SeqCst),
+            Atomic::CompareSwap { swap, compare } => {
+                word.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|seen| seen)
+            }
+        };
+        Ok((old, begun))
+    });
+    let (old, begun) = done.map_err(|_| Stop::NoTarget)??;
     place(Route::within(here), Source::Bytes(&old.to_le_bytes()), &scratch.source.spans, 8)?;
     // Both are written: the word, and the place of the result.
     let nothing = Side::default();

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::copy::{Source, place};
-use super::{Found, Mover, Route, Scratch, Side, record};
+use super::{Found, Mover, Route, Scratch, Side, place, record};
 use crate::hca::Hca;
 use crate::mkey::Mkey;
+use dma::Source;
 use probe::ledger::Seq;
 
 /// A piece whose copy an injection puts off: exactly what rule 3 forbids, for a negative control.

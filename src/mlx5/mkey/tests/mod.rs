@@ -6,7 +6,7 @@ mod updates;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::*;
 use crate::NicConfig;
@@ -97,7 +97,7 @@ fn look(hca: &Hca, access: &Access) -> Result<(u64, Vec<(u64, u64)>), AccessErro
     let mut spans = Vec::new();
     let covered = translate(hca, &section, access, &mut spans)?;
     assert_eq!(spans.iter().map(|span| span.len).sum::<u64>(), covered);
-    Ok((covered, spans.iter().map(|span| (span.gpa, span.len)).collect()))
+    Ok((covered, spans.iter().map(|span| (span.addr, span.len)).collect()))
 }
 
 fn why(hca: &Hca, access: &Access) -> &'static str {
@@ -135,9 +135,9 @@ fn pages_are_found_by_the_first_address_and_merged() {
     }
     // Spans that were there before stay, and are not merged with.
     let section = hca.quiesce.enter(0);
-    let mut spans = vec![Span { gpa: 0x10_0000, len: 0x800 }];
+    let mut spans = vec![Span { addr: 0x10_0000, len: 0x800 }];
     translate(&hca, &section, &access(key, 0x7000_0800, 8), &mut spans).unwrap();
-    assert_eq!(spans, [Span { gpa: 0x10_0000, len: 0x800 }, Span { gpa: 0x10_0800, len: 8 }]);
+    assert_eq!(spans, [Span { addr: 0x10_0000, len: 0x800 }, Span { addr: 0x10_0800, len: 8 }]);
 }
 
 #[test]

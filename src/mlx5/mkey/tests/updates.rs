@@ -87,10 +87,9 @@ fn a_key_is_registered_zapped_and_revoked_by_umr() {
     let lkey = create(&hca, &with(context(access_mode::PA, KERNEL_PD, 0, 0, 0), mkc::LENGTH64, 1), &[], false).unwrap();
     let free = with(context(access_mode::MTT, KERNEL_PD, 0, 0, 0), mkc::FREE, 1);
     let key = create(&hca, &octwords(free, 600), &[], true).unwrap();
-    let ram = hca.dma.ram().unwrap();
     // A list that is longer than one section reads, with entries up to 7 beyond the last page.
     let pages: Vec<u64> = (0..1200).map(|page| if page < 1030 { page << 12 | 3 } else { 0 }).collect();
-    ram.write_slice(&words(&pages), GuestAddress(0x18_0000)).unwrap();
+    hca.dma.write(0x18_0000, &words(&pages)).unwrap();
     let target = with(context(access_mode::MTT, PD, 0x10_0000, 1030 << 12, 12), mkc::MKEY_7_0, 0x77);
     let enable = Umr::new(key.index << 8 | 0x5a, umr_flags::CHECK_IS_FREE, REGISTER, &target);
     let enable = enable.pointer(600, lkey.key(), 0x18_0000);
@@ -162,7 +161,7 @@ fn lists_that_do_not_fit_are_refused_whole_and_never_panic() {
         let bytes = &Umr::zap(key.key(), 0).bytes[..len];
         assert_eq!(umr::execute(&hca, 0, &umr.1, umr.0.qpn, bytes), Err(UmrError::CutShort));
     }
-    hca.dma.ram().unwrap().write_obj(0u64, GuestAddress(0)).unwrap();
+    hca.dma.write(0, &[0; 8]).unwrap();
 }
 
 #[test]

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How this room declares structures and value sets: as tables close to the contract's notation, checked while compiling.
 //!
-//! `layout!` makes one module of a structure: a constant of each field plus `SIZE` in bytes and `FIELDS`, their names. Kinds of fields:
+//! `layout!` makes one module of a structure: a constant of each field plus `SIZE` in bytes, `FIELDS`, their names, and `SPANS`, where each
+//! lies. Kinds of fields:
 //!
 //! | written | gives | meaning |
 //! |---|---|---|
@@ -30,7 +31,9 @@ macro_rules! layout {
             #[doc = "Names of the fields, in order."]
             pub const FIELDS: &[&str] = &[$( stringify!($field) ),*];
             $( layout!(@item [$(#[$fmeta])*] $field $spec); )*
-            const _: () = $crate::layout::check_spans(SIZE, &[$( layout!(@span $spec) ),*]);
+            #[doc = "Where the fields lie, in their order: bits `from..to`, counted from the first byte's highest. Empty for a second view."]
+            pub const SPANS: &[(usize, usize)] = &[$( layout!(@span $spec) ),*];
+            const _: () = $crate::layout::check_spans(SIZE, SPANS);
         }
     )* };
 
@@ -184,6 +187,7 @@ mod tests {
         assert_eq!((sample::BYTES, sample::PART, sample::TAIL, sample::SIZE), (0x10..0x14, 0x14, 0x20, 0x20));
         assert_eq!(inner::VALUE.plus(sample::INNER), Field::dword(0x1c));
         assert_eq!((sample::FIELDS.len(), sample::FIELDS[8], inner::FIELDS), (10, "INNER", &["VALUE"][..]));
+        assert_eq!((sample::SPANS[1], sample::SPANS[5], inner::SPANS), ((14, 15), (0, 0), &[(32, 64)][..]));
         assert_eq!((color::RED, color::BLUE, color::name(0x10), color::name(2)), (1, 0x10, Some("BLUE"), None));
     }
 

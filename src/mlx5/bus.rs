@@ -12,6 +12,7 @@ use super::engine::Engines;
 use super::eq::{Claims, Eq, EqSpec, Event};
 use super::hooks::NicInjections;
 use super::host_memory::{HostMemory, object};
+use super::limits::LOG_MAX_EQ;
 use super::quiesce::Quiesce;
 use super::table::Table;
 use crate::hooks::{NicCounters, NicLedger};
@@ -119,7 +120,7 @@ impl Bus {
             ledger,
             powered_on: Instant::now(),
             msix,
-            eqs: Table::new(1, 255, 64).charged(object::<Eq>(EQC_SIZE), &memory),
+            eqs: Table::new(1, 255, 1 << LOG_MAX_EQ).charged(object::<Eq>(EQC_SIZE), &memory),
             memory,
             waiting_events: AtomicUsize::new(0),
             claims: Claims::default(),

@@ -12,6 +12,7 @@ use super::cq::Cq;
 use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
 use super::levers::NicLevers;
+use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD};
 use super::mkey::Mkey;
 use super::odp::PageFaults;
 use super::qp::{Qp, QpAttrs};
@@ -86,19 +87,19 @@ impl Hca {
         let levers = NicLevers::new(index, ledger.clone());
         let bus = Arc::new(Bus::new(index, config, dma, ledger, msix)?);
         let memory = &bus.memory;
-        let domains = || Table::new(0x10, 0xff_0000, 1 << 16).charged(object::<Users>(0), memory);
+        let domains = |log_max: u32| Table::new(0x10, 0xff_0000, 1 << log_max).charged(object::<Users>(0), memory);
         let uars = Table::new(FIRST_UAR, super::UAR_PAGES - FIRST_UAR, super::UAR_PAGES as usize);
         let qp = object::<Qp>(QPC_SIZE + size_of::<QpAttrs>() + ENGINE_SHARE);
         Ok(Self {
             link: Link::default(),
-            cqs: Table::new(0x80, 0xff_0000, 1 << 16).charged(object::<Cq>(CQC_SIZE), memory),
-            qps: Table::new(0x40, 0xff_0000, 1 << 16).charged(qp, memory),
-            srqs: Table::new(0x20, 0xff_0000, 1 << 16).charged(object::<Srq>(RMPC_SIZE), memory),
-            mkeys: Table::new(FIRST_MKEY, 0xff_0000, 1 << 20).charged(object::<Mkey>(0), memory),
+            cqs: Table::new(0x80, 0xff_0000, 1 << LOG_MAX_CQ).charged(object::<Cq>(CQC_SIZE), memory),
+            qps: Table::new(0x40, 0xff_0000, 1 << LOG_MAX_QP).charged(qp, memory),
+            srqs: Table::new(0x20, 0xff_0000, 1 << LOG_MAX_SRQ).charged(object::<Srq>(RMPC_SIZE), memory),
+            mkeys: Table::new(FIRST_MKEY, 0xff_0000, 1 << LOG_MAX_MKEY).charged(object::<Mkey>(0), memory),
             queue_pages: BufferMemory::default(),
-            pds: domains(),
-            xrcds: domains(),
-            tds: domains(),
+            pds: domains(LOG_MAX_PD),
+            xrcds: domains(LOG_MAX_XRCD),
+            tds: domains(LOG_MAX_PD),
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
             special: Mutex::default(),
             page_faults: PageFaults::default(),

@@ -21,6 +21,7 @@ pub mod host_memory;
 pub mod init_segment;
 pub mod inspect;
 pub mod levers;
+pub mod limits;
 pub mod mkey;
 pub mod nic;
 pub mod odp;

@@ -139,6 +139,16 @@ impl<T> Table<T> {
         }
     }
 
+    /// Most objects alive at once.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Bytes of host memory that each takes of the device's account.
+    pub fn charge(&self) -> u64 {
+        self.charge.as_ref().map_or(0, |(bytes, _)| *bytes)
+    }
+
     /// Objects alive.
     pub fn len(&self) -> usize {
         self.inner.read().live

@@ -5,45 +5,33 @@
 
 use super::CommandError;
 use super::request::{Reply, Request};
-use crate::NicConfig;
+use crate::{NicConfig, limits};
 use mlx5_spec::bits::Field;
 use mlx5_spec::caps::{
     CAP_SIZE, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap as cap, odp_caps, odp_transport,
     port_type, query_in, query_out, set_in, umr_fence,
 };
 
-/// log2 of the most EQ entries.
-pub const LOG_MAX_EQ_SIZE: u32 = 22;
-/// log2 of the most CQEs.
-pub const LOG_MAX_CQ_SIZE: u32 = 22;
-/// log2 of the most WQEs of a shared receive queue.
-pub const LOG_MAX_SRQ_SIZE: u32 = 15;
-/// log2 of the most 64-byte blocks or receive WQEs of a queue pair.
-pub const LOG_MAX_QP_SIZE: u32 = 15;
-/// Bytes of the longest send WQE: what the six bits of its length can say.
-const MAX_SEND_WQE: u32 = crate::engine::MAX_SEND_WQE as u32;
-/// Bytes of the longest receive WQE.
-pub const MAX_RECV_WQE: u32 = 512;
 /// Port capabilities: GIDs are 8 << this, P_Keys 128 << this.
 const TABLE_SIZE_CODE: u32 = 0;
 
 const GENERAL: &[(Field, u32)] = &[
-    (cap::LOG_MAX_SRQ_SZ, LOG_MAX_SRQ_SIZE),
-    (cap::LOG_MAX_QP_SZ, LOG_MAX_QP_SIZE),
-    (cap::LOG_MAX_QP, 16),
-    (cap::LOG_MAX_SRQ, 16),
+    (cap::LOG_MAX_SRQ_SZ, limits::LOG_MAX_SRQ_SIZE),
+    (cap::LOG_MAX_QP_SZ, limits::LOG_MAX_QP_SIZE),
+    (cap::LOG_MAX_QP, limits::LOG_MAX_QP),
+    (cap::LOG_MAX_SRQ, limits::LOG_MAX_SRQ),
     (cap::MAX_SGL_FOR_OPTIMIZED_PERFORMANCE, 30),
-    (cap::LOG_MAX_CQ_SZ, LOG_MAX_CQ_SIZE),
-    (cap::LOG_MAX_CQ, 16),
-    (cap::LOG_MAX_EQ_SZ, LOG_MAX_EQ_SIZE),
-    (cap::LOG_MAX_MKEY, 20),
-    (cap::LOG_MAX_EQ, 6),
-    (cap::MAX_INDIRECTION, 4),
+    (cap::LOG_MAX_CQ_SZ, limits::LOG_MAX_CQ_SIZE),
+    (cap::LOG_MAX_CQ, limits::LOG_MAX_CQ),
+    (cap::LOG_MAX_EQ_SZ, limits::LOG_MAX_EQ_SIZE),
+    (cap::LOG_MAX_MKEY, limits::LOG_MAX_MKEY),
+    (cap::LOG_MAX_EQ, limits::LOG_MAX_EQ),
+    (cap::MAX_INDIRECTION, limits::MAX_INDIRECTION),
     (cap::FIXED_BUFFER_SIZE, 1),
     (cap::UMR_EXTENDED_TRANSLATION_OFFSET, 1),
-    (cap::LOG_MAX_KLM_LIST_SIZE, 16),
-    (cap::LOG_MAX_RA_REQ_QP, 4),
-    (cap::LOG_MAX_RA_RES_QP, 4),
+    (cap::LOG_MAX_KLM_LIST_SIZE, limits::LOG_MAX_KLM_LIST),
+    (cap::LOG_MAX_RA_REQ_QP, limits::LOG_MAX_RD_ATOMIC),
+    (cap::LOG_MAX_RA_RES_QP, limits::LOG_MAX_RD_ATOMIC),
     (cap::GID_TABLE_SIZE, TABLE_SIZE_CODE),
     (cap::VPORT_COUNTERS, 1),
     (cap::PKEY_TABLE_SIZE, TABLE_SIZE_CODE),
@@ -51,7 +39,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::LOCAL_CA_ACK_DELAY, 16),
     (cap::PORT_TYPE, port_type::IB),
     (cap::NUM_PORTS, 1),
-    (cap::LOG_MAX_MSG, 30),
+    (cap::LOG_MAX_MSG, limits::LOG_MAX_MSG),
     (cap::CQE_VERSION, 1),
     (cap::UMR_FENCE, umr_fence::NONE),
     (cap::ATOMIC, 1),
@@ -62,11 +50,11 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::XRC, 1),
     (cap::LOG_PG_SZ, 12),
     (cap::LOG_BF_REG_SIZE, 9),
-    (cap::MAX_WQE_SZ_SQ, MAX_SEND_WQE),
-    (cap::MAX_WQE_SZ_RQ, MAX_RECV_WQE),
-    (cap::LOG_MAX_PD, 16),
-    (cap::LOG_MAX_XRCD, 16),
-    (cap::LOG_MAX_RMP, 16),
+    (cap::MAX_WQE_SZ_SQ, limits::MAX_SEND_WQE),
+    (cap::MAX_WQE_SZ_RQ, limits::MAX_RECV_WQE),
+    (cap::LOG_MAX_PD, limits::LOG_MAX_PD),
+    (cap::LOG_MAX_XRCD, limits::LOG_MAX_XRCD),
+    (cap::LOG_MAX_RMP, limits::LOG_MAX_SRQ),
     (cap::NATIVE_PORT_NUM, 1),
     // The timer of the initialization segment counts nanoseconds (contract 15.10).
     (cap::DEVICE_FREQUENCY_KHZ, 1_000_000),

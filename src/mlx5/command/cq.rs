@@ -2,10 +2,10 @@
 //! Completion queue commands (contract 6.2). Moderation is accepted and has no effect; resizing is not offered.
 
 use super::CommandError;
-use super::caps::LOG_MAX_CQ_SIZE;
 use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::cq::{Cq, CqSpec};
+use crate::limits::LOG_MAX_CQ_SIZE;
 use mlx5_spec::cq::{
     CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in, query_out,
 };

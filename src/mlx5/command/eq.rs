@@ -2,11 +2,11 @@
 //! Event queue commands (contract 6.1).
 
 use super::CommandError;
-use super::caps::LOG_MAX_EQ_SIZE;
 use super::fields;
 use super::request::{Reply, Request, at_most, find, take};
 use crate::VECTORS;
 use crate::eq::EqSpec;
+use crate::limits::LOG_MAX_EQ_SIZE;
 use mlx5_spec::eq::{EQC_SIZE, EQE_SIZE, create_in, create_out, destroy_in, eqc, query_in, query_out, state};
 
 /// CREATE_EQ: empty and unarmed.

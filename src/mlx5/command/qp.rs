@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::CommandError;
-use super::caps::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
 use super::fields;
 use super::request::{Reply, Request, at_most, find, hold};
 use crate::buffer::GuestBuffer;
 use crate::cq::Cq;
+use crate::limits::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use crate::srq::{Srq, SrqKind};
 use crate::users::Use;

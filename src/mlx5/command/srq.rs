@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use super::CommandError;
-use super::caps::{LOG_MAX_SRQ_SIZE, MAX_RECV_WQE};
 use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::buffer::GuestBuffer;
 use crate::engine::read_record;
 use crate::hca::Hca;
+use crate::limits::{LOG_MAX_SRQ_SIZE, MAX_RECV_WQE};
 use crate::srq::{Srq, SrqKind, SrqState};
 use crate::users::{Use, Users, Uses};
 use mlx5_spec::srq::{

@@ -10,15 +10,17 @@ use std::sync::atomic::Ordering;
 use super::{Access, AccessError, Mkey, MkeyState, PageMissing, Rights, Span};
 use crate::hca::{FIRST_MKEY, Hca};
 use crate::hooks::{NicAction, WqeShape};
+use crate::limits;
 use crate::quiesce::{MAX_SECTION, Section};
 use mlx5_spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, access_mode};
 
 /// Indirections below the key that was named (cap `max_indirection`).
-const MAX_DEPTH: u8 = 4;
-/// Table entries that one call looks at: bounds the walk through lists of tiny KLM entries.
-const MAX_STEPS: u32 = 1 << 16;
+const MAX_DEPTH: u8 = limits::MAX_INDIRECTION as u8;
 /// What a step into another key counts as.
-const KEY_STEPS: u32 = 32;
+const KEY_STEPS: u32 = 128;
+/// Table entries that one call looks at: bounds the walk through lists of tiny KLM entries. Enough for the last entry of the longest
+/// list in as many lists, one below the other, as a walk goes through.
+const MAX_STEPS: u32 = limits::MAX_INDIRECTION * ((1 << limits::LOG_MAX_KLM_LIST) + KEY_STEPS);
 /// Smallest and largest page of MTT and KSM entries (contract 8.2; a KSM of implicit ODP has 30 or 34).
 const LOG_PAGES: std::ops::RangeInclusive<u8> = 12..=40;
 

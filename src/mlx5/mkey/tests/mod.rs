@@ -317,11 +317,17 @@ fn indirection_is_bounded_in_depth_and_in_width() {
     // Millions of bytes, each in an entry of its own.
     let physical = with(context(access_mode::PA, PD, 0, 0, 0), mkc::LENGTH64, 1);
     let all = create(&hca, &physical, &[], false).unwrap().key();
-    let tiny: Vec<u64> = (0..1 << 17).flat_map(|n| entry(1, all, n * 2)).collect();
-    let wide = create(&hca, &mkc(1 << 17), &words(&tiny), true).unwrap().key();
-    let (covered, spans) = look(&hca, &access(wide, 0, 1 << 17)).unwrap();
+    let tiny: Vec<u64> = (0..1 << 19).flat_map(|n| entry(1, all, n * 2)).collect();
+    let wide = create(&hca, &mkc(1 << 19), &words(&tiny), true).unwrap().key();
+    let (covered, spans) = look(&hca, &access(wide, 0, 1 << 19)).unwrap();
     assert!(covered == spans.len() as u64 && (100..4096).contains(&covered), "{covered}");
-    assert_eq!(why(&hca, &access(wide, (1 << 17) - 1, 1)), "its list is too scattered");
+    assert_eq!(why(&hca, &access(wide, (1 << 19) - 1, 1)), "its list is too scattered");
+    // The longest list that is offered can be walked to its end, through a second one as long.
+    let longest: Vec<u64> = (0..1 << 16).flat_map(|n| entry(1, all, n * 2)).collect();
+    let list = create(&hca, &mkc(1 << 16), &words(&longest), true).unwrap().key();
+    let through: Vec<u64> = (0..1 << 16).flat_map(|n| entry(1, list, n)).collect();
+    let upper = create(&hca, &mkc(1 << 16), &words(&through), true).unwrap().key();
+    assert_eq!(look(&hca, &access(upper, (1 << 16) - 1, 1)), Ok((1, vec![((1 << 17) - 2, 1)])));
     let wrap = create(&hca, &mkc(1), &words(&entry(64, all, u64::MAX)), true).unwrap().key();
     assert_eq!(why(&hca, &access(wrap, 1, 8)), "an entry's address wraps");
 }

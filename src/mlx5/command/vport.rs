@@ -113,6 +113,7 @@ pub fn query_pkey(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 }
 
 /// QUERY_VPORT_COUNTER: all zero.
-pub fn query_counter(_: &mut Request<'_>) -> Result<Reply, CommandError> {
+pub fn query_counter(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    check_port(request)?;
     Ok(Reply::new(query_vport_counter_out::SIZE))
 }

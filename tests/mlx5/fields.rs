@@ -56,10 +56,10 @@ fn what_is_acted_on_names_a_test_that_is_there() {
 }
 
 /// A command that is fine, and where in it which tables hold.
-type Carrier = (Opcode, Vec<u8>, Vec<(usize, &'static [Row])>);
+pub type Carrier = (Opcode, Vec<u8>, Vec<(usize, &'static [Row])>);
 
 /// All of them on one driver's objects.
-fn carriers(driver: &Driver) -> Vec<Carrier> {
+pub fn carriers(driver: &Driver) -> Vec<Carrier> {
     let (uar, pd, eqn) = (driver.uar, driver.pd, driver.comp_eq.eqn);
     let xrcd = driver.alloc_number(Opcode::ALLOC_XRCD).unwrap();
     let queue = driver.create_cq(6).unwrap();

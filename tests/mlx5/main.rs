@@ -5,6 +5,7 @@ mod answers;
 mod audit;
 mod bring_up;
 mod bug_classes;
+mod caps;
 mod commands;
 mod completion;
 mod datagrams;

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the device offers in its capabilities, bit by bit and value by value: what each promises, and what has shown that it is so.
+//!
+//! The table is walked against the answers of QUERY_HCA_CAP: what is offered has a row, what has a row is offered, with the row's value.
+//!
+//! * [`limits`]: the last that is allowed, and one more.
+//! * [`shown`]: what no other test shows.
+
+mod limits;
+mod shown;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use mlx5::NicConfig;
+use mlx5_spec::caps::{self, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap, odp_caps, odp_transport};
+use mlx5_spec::cmd::status;
+use rnic_testdrive::driver::query_caps;
+use rnic_testdrive::{Driver, Machine, MachineConfig};
+
+use crate::scene::machine;
+
+/// What has shown that a promise holds.
+enum Shown {
+    /// A test, as file::function.
+    By(&'static str),
+    /// This, on a machine of its own.
+    Run(fn()),
+    /// Nothing can, or nothing need: why.
+    Not(&'static str),
+}
+
+use Shown::{By, Not, Run};
+
+/// Field or bit of a field by its name in `mlx5-spec`, its value, what it promises, what has shown it.
+type Row = (&'static str, u64, &'static str, Shown);
+
+const GENERAL: &[Row] = &[
+    ("LOG_MAX_SRQ_SZ", 15, "shared receive queues of 2^15 WQEs", Run(shown::largest_queues)),
+    ("LOG_MAX_QP_SZ", 15, "work queues of 2^15 blocks or receive WQEs", Run(shown::largest_queues)),
+    ("LOG_MAX_QP", 16, "so many queue pairs at once", Run(shown::as_many_objects_as_offered)),
+    ("LOG_MAX_SRQ", 16, "so many shared receive queues at once", Run(shown::as_many_objects_as_offered)),
+    (
+        "MAX_SGL_FOR_OPTIMIZED_PERFORMANCE",
+        30,
+        "a READ scatters over 30 pieces",
+        Run(shown::a_read_scatters_over_thirty),
+    ),
+    ("LOG_MAX_CQ_SZ", 22, "completion queues of 2^22 entries", Run(shown::largest_queues)),
+    ("LOG_MAX_CQ", 16, "so many completion queues at once", Run(shown::as_many_objects_as_offered)),
+    ("LOG_MAX_EQ_SZ", 22, "event queues of 2^22 entries", Run(shown::largest_queues)),
+    ("LOG_MAX_MKEY", 20, "so many memory keys at once", Run(shown::as_many_objects_as_offered)),
+    ("LOG_MAX_EQ", 6, "so many event queues at once", Run(shown::as_many_objects_as_offered)),
+    ("MAX_INDIRECTION", 4, "keys lead through four others", Run(shown::four_indirections)),
+    ("FIXED_BUFFER_SIZE", 1, "KSM keys", By("tests/mlx5/keys.rs::indirect_keys_lead_to_their_children")),
+    ("UMR_EXTENDED_TRANSLATION_OFFSET", 1, "a UMR begins beyond 2^16 octwords", Run(shown::a_umr_far_into_its_table)),
+    ("LOG_MAX_KLM_LIST_SIZE", 16, "KLM lists of 2^16 entries", Run(shown::the_longest_klm_list)),
+    ("LOG_MAX_RA_REQ_QP", 4, "a queue pair asks for 16 READs at once", Run(shown::sixteen_reads)),
+    ("LOG_MAX_RA_RES_QP", 4, "a queue pair answers 16 READs at once", Run(shown::sixteen_reads)),
+    ("VPORT_COUNTERS", 1, "QUERY_VPORT_COUNTER", Run(shown::port_counters)),
+    (
+        "IB_VIRT",
+        1,
+        "the port answers vport commands",
+        By("tests/mlx5/answers.rs::the_port_is_active_and_has_its_tables"),
+    ),
+    ("LOCAL_CA_ACK_DELAY", 16, "answers within 268 ms", Not("it is a time, and no test asserts one")),
+    ("NUM_PORTS", 1, "port 1 and no other", Run(shown::port_one_only)),
+    ("LOG_MAX_MSG", 30, "messages of 1 GiB", By("tests/mlx5/public_reports.rs::c25d_the_longest_message")),
+    (
+        "CQE_VERSION",
+        1,
+        "CQEs with the user index",
+        By("tests/mlx5/loopback.rs::send_consumes_a_receive_and_tells_both_sides"),
+    ),
+    ("UMR_FENCE", 2, "what follows a UMR needs no fence", Run(shown::a_umr_and_its_use_in_one_post)),
+    ("ATOMIC", 1, "atomics", By("tests/mlx5/loopback.rs::atomics_of_many_queue_pairs_lose_nothing")),
+    ("PG", 1, "on-demand paging", By("tests/mlx5/odp.rs::the_cycle_of_an_incoming_write")),
+    ("XRC", 1, "XRC", By("tests/mlx5/shared_receive.rs::xrc_messages_name_the_queue_that_they_land_in")),
+    ("UD", 1, "datagrams", By("tests/mlx5/datagrams.rs::a_datagram_arrives_behind_the_room_for_a_grh")),
+    ("UC", 1, "unreliable connections", By("tests/mlx5/datagrams.rs::an_unreliable_connection_writes_and_sends")),
+    ("RC", 1, "reliable connections", By("tests/mlx5/loopback.rs::write_moves_every_size_from_any_place")),
+    ("LOG_PG_SZ", 12, "pages of 4 KiB", By("tests/mlx5/loopback.rs::write_moves_every_size_from_any_place")),
+    ("LOG_BF_REG_SIZE", 9, "doorbell registers 512 bytes apart", Run(shown::every_doorbell_register)),
+    ("MAX_WQE_SZ_SQ", 1008, "send WQEs of 1008 bytes", Run(shown::largest_wqes)),
+    ("MAX_WQE_SZ_RQ", 512, "receive WQEs of 512 bytes", Run(shown::largest_wqes)),
+    ("LOG_MAX_PD", 16, "so many protection domains at once", Run(shown::as_many_objects_as_offered)),
+    ("LOG_MAX_XRCD", 16, "so many XRC domains at once", Run(shown::as_many_objects_as_offered)),
+    ("LOG_MAX_RMP", 16, "so many RMPs at once", Run(shown::as_many_objects_as_offered)),
+    (
+        "NATIVE_PORT_NUM",
+        1,
+        "the port's number on the board",
+        Not("an index that drivers keep beside link aggregation only"),
+    ),
+    (
+        "DEVICE_FREQUENCY_KHZ",
+        1_000_000,
+        "the clock counts nanoseconds",
+        By("tests/mlx5/completion.rs::timestamps_are_those_of_the_internal_timer"),
+    ),
+];
+
+const ATOMICS: &str = "tests/mlx5/loopback.rs::atomics_use_little_endian_memory_and_big_endian_operands";
+
+const ATOMIC: &[Row] = &[
+    ("SUPPORTED_ATOMIC_REQ_8B_ENDIANNESS_MODE_1", 1, "operands as IBTA has them", By(ATOMICS)),
+    ("ATOMIC_OPERATIONS.COMPARE_SWAP", 1, "compare and swap", By(ATOMICS)),
+    ("ATOMIC_OPERATIONS.FETCH_ADD", 1, "fetch and add", By(ATOMICS)),
+    ("ATOMIC_SIZE_QP", 8, "operands of 8 bytes, and no other size", By(ATOMICS)),
+];
+
+const ODP: &[Row] = &[
+    ("RC_ODP_CAPS.SEND", 1, "a gather list pages", By("tests/mlx5/odp.rs::the_cycle_of_a_send")),
+    ("RC_ODP_CAPS.RECEIVE", 1, "a receive list pages", By("tests/mlx5/odp.rs::the_cycle_of_a_receive_list")),
+    ("RC_ODP_CAPS.WRITE", 1, "a WRITE's target pages", By("tests/mlx5/odp.rs::the_cycle_of_an_incoming_write")),
+    ("RC_ODP_CAPS.READ", 1, "a READ's source pages", By("tests/mlx5/odp.rs::the_cycle_of_an_incoming_read")),
+    ("RC_ODP_CAPS.ATOMIC", 1, "an atomic's target pages", By("tests/mlx5/odp.rs::an_atomic_faults_before_it_acts")),
+    (SHARED_ON_DEMAND, 1, "a shared queue's list pages", By("tests/mlx5/odp.rs::the_cycle_of_a_shared_receive_list")),
+    ("UD_ODP_CAPS.SEND", 1, "a datagram's gather list pages", Run(shown::a_datagram_from_an_absent_page)),
+];
+
+/// The one bit that is off until a driver asks for it (contract 4.1, row 10).
+const SHARED_ON_DEMAND: &str = "RC_ODP_CAPS.SRQ_RECEIVE";
+
+/// A capability structure: its type, its fields with where they lie, its rows.
+type Kind = (u32, &'static [&'static str], &'static [(usize, usize)], &'static [Row]);
+
+const KINDS: [Kind; 3] = [
+    (cap_type::GENERAL, cmd_hca_cap::FIELDS, cmd_hca_cap::SPANS, GENERAL),
+    (cap_type::ATOMIC, atomic_caps::FIELDS, atomic_caps::SPANS, ATOMIC),
+    (cap_type::ODP, odp_caps::FIELDS, odp_caps::SPANS, ODP),
+];
+
+/// The name of a bit of a field whose bits each offer something.
+fn name_of_bit(field: &str, bit: u32) -> Option<&'static str> {
+    match field {
+        "ATOMIC_OPERATIONS" => atomic_operations::name(1 << bit),
+        "RC_ODP_CAPS" | "UC_ODP_CAPS" | "UD_ODP_CAPS" | "XRC_ODP_CAPS" | "DC_ODP_CAPS" => odp_transport::name(1 << bit),
+        _ => None,
+    }
+}
+
+/// All that is not zero in a structure, by name; a bit that no field names by its place.
+fn offered(bytes: &[u8], fields: &[&str], spans: &[(usize, usize)]) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    let set = |bit: &usize| bytes[bit / 8] >> (7 - bit % 8) & 1 == 1;
+    for bit in (0..bytes.len() * 8).filter(set) {
+        let at = spans.iter().position(|(from, to)| (*from..*to).contains(&bit));
+        let Some(at) = at else {
+            found.insert(format!("byte {:#x} bit {}", bit / 32 * 4, 31 - bit % 32), 1);
+            continue;
+        };
+        // Of a field that is longer than a number the lower bits say enough.
+        let place = (spans[at].1 - 1 - bit) as u32 % 64;
+        match name_of_bit(fields[at], place) {
+            Some(name) => found.insert(format!("{}.{name}", fields[at]), 1),
+            None => {
+                let value = found.entry(fields[at].to_string()).or_default();
+                *value |= 1 << place;
+                None
+            }
+        };
+    }
+    found
+}
+
+fn promised(rows: &[Row], but: &[&str]) -> BTreeMap<String, u64> {
+    let rows = rows.iter().filter(|(name, ..)| !but.contains(name));
+    rows.map(|(name, value, ..)| (name.to_string(), *value)).collect()
+}
+
+fn machine_with(nic: NicConfig) -> Arc<Machine> {
+    let config = MachineConfig::default();
+    Arc::new(Machine::new(MachineConfig { nic: NicConfig { engines: config.nic.engines, ..nic }, ..config }))
+}
+
+#[test]
+fn everything_that_is_offered_has_its_row() {
+    for odp in [true, false] {
+        let driver = Driver::probe(&machine_with(NicConfig { odp, ..NicConfig::default() })).unwrap();
+        let asked = |kind, mode| query_caps(&driver.commands, kind, mode).unwrap();
+        for (kind, fields, spans, rows) in KINDS {
+            if kind == cap_type::ODP && !odp {
+                continue;
+            }
+            let off = if odp { "" } else { "PG" };
+            let most = offered(&asked(kind, cap_mode::MAX), fields, spans);
+            assert_eq!(most, promised(rows, &[off]), "type {kind:#x}, the most; paging {odp}");
+            let current = offered(&asked(kind, cap_mode::CUR), fields, spans);
+            let mut expected = promised(rows, &[off, SHARED_ON_DEMAND]);
+            if kind == cap_type::ATOMIC {
+                // What the driver has set.
+                expected.insert("ATOMIC_REQ_8B_ENDIANNESS_MODE".into(), 1);
+            }
+            assert_eq!(current, expected, "type {kind:#x}, current; paging {odp}");
+        }
+        for kind in 0..0x80 {
+            let offered = KINDS.iter().any(|(known, ..)| *known == kind) && (odp || kind != cap_type::ODP);
+            let said = query_caps(&driver.commands, kind, cap_mode::MAX).map_err(|error| error.status());
+            assert_eq!(said.err(), (!offered).then_some(Some(status::BAD_PARAM)), "type {kind:#x}");
+        }
+    }
+}
+
+#[test]
+fn everything_that_is_offered_has_been_shown() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut done: Vec<fn()> = Vec::new();
+    for (name, value, promise, shown) in KINDS.iter().flat_map(|(.., rows)| rows.iter()) {
+        assert!(*value > 0 && !promise.is_empty(), "{name}");
+        match shown {
+            By(test) => {
+                let (file, function) = test.split_once("::").unwrap();
+                let text = std::fs::read_to_string(root.join(file)).unwrap();
+                assert!(text.contains(&format!("\nfn {function}()")), "{name}: {test}");
+            }
+            Run(run) if done.iter().any(|other| std::ptr::fn_addr_eq(*other, *run)) => {}
+            Run(run) => {
+                println!("{name}: {promise}");
+                run();
+                done.push(*run);
+            }
+            Not(why) => assert!(!why.is_empty(), "{name}"),
+        }
+    }
+}
+
+#[test]
+fn what_no_field_names_is_found_too() {
+    let (_, fields, spans, _) = KINDS[0];
+    let mut bytes = vec![0; caps::UNION_SIZE];
+    bytes[0x0d] = 0x40;
+    bytes[0xfff] = 1;
+    cmd_hca_cap::LOG_MAX_QP.set(&mut bytes, 5);
+    cmd_hca_cap::GENERAL_OBJ_TYPES.set(&mut bytes, 1 << 40);
+    let expected = [("LOG_MAX_QP", 5), ("GENERAL_OBJ_TYPES", 1 << 40), ("byte 0xc bit 22", 1), ("byte 0xffc bit 0", 1)];
+    assert_eq!(offered(&bytes, fields, spans), expected.map(|(name, value)| (name.to_string(), value)).into());
+    drop(machine());
+}

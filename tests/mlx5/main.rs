@@ -15,6 +15,7 @@ mod holds;
 mod hostile;
 mod keys;
 mod ledger;
+mod lengths;
 mod lives;
 mod loopback;
 mod objects;

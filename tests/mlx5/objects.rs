@@ -13,6 +13,7 @@ use mlx5_spec::mkey::{
 use mlx5_spec::qp::{
     QPC_SIZE, ads, create_in, create_out, destroy_in, modify_in, opt_param_mask, qpc, rq_type, service_type, state,
 };
+use mlx5_spec::small::init_hca_in;
 use mlx5_spec::srq::{create_xrc_srq_in, create_xrc_srq_out, query_rmp_out, rmpc, wq, xrc_srqc};
 use rnic_testdrive::command::{Bar, Commands, Input};
 use rnic_testdrive::cq::{Cq, CqSpec};
@@ -57,7 +58,8 @@ fn each_command_waits_for_its_time() {
         refused(outcome) != Some(status::BAD_OP)
     };
     let all: Vec<Opcode> = OPCODES.iter().map(|(opcode, _)| *opcode).filter(offered).collect();
-    let run = |opcode| commands.execute(&Input::new(opcode, 16).finish(), 16).map(|_| ());
+    // As long as the longest of them.
+    let run = |opcode| commands.execute(&Input::new(opcode, init_hca_in::SIZE).finish(), 16).map(|_| ());
     // The look at all opcodes has switched on and off in some order.
     for round in ["at power-on", "after DISABLE_HCA"] {
         let _ = (run(Opcode::TEARDOWN_HCA), run(Opcode::DISABLE_HCA));

@@ -24,6 +24,14 @@ pub enum CommandError {
         /// Bytes that it must have at least.
         needed: u64,
     },
+    /// The driver has no room for the answer.
+    #[error("there is room for {room} bytes of output, {needed} are needed")]
+    OutputLength {
+        /// Bytes that the driver has room for.
+        room: usize,
+        /// Bytes of the shortest answer.
+        needed: usize,
+    },
     /// A field has a value that makes no sense or is not offered.
     #[error("{0}")]
     Param(&'static str),
@@ -81,6 +89,7 @@ impl CommandError {
         match self {
             Self::Unsupported(_) => status::BAD_OP,
             Self::InputLength { .. } => status::BAD_INPUT_LEN,
+            Self::OutputLength { .. } => status::BAD_OUTPUT_LEN,
             Self::Param(_) => status::BAD_PARAM,
             Self::NoSuch { .. } => status::BAD_RES,
             Self::InUse { .. } => status::BAD_RES_STATE,

@@ -24,7 +24,7 @@ mod regs;
 mod request;
 mod small;
 mod srq;
-mod table;
+pub mod table;
 mod vport;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -234,7 +234,7 @@ impl CommandUnit {
         let notify = self.hca.claims_event(event::CMD);
         let answered = match take(&entry, &self.hca) {
             Ok((input, output)) => {
-                let reply = self.execute(settings, &input);
+                let reply = self.execute(settings, &input, output.room());
                 entry.answer(&self.hca.dma, &output, &reply)
             }
             Err(Undelivered(status)) => {
@@ -255,8 +255,8 @@ impl CommandUnit {
         }
     }
 
-    /// Executes one command and gives its output, status and syndrome included.
-    fn execute(&self, settings: &mut DriverSettings, input: &[u8]) -> Vec<u8> {
+    /// Executes one command and gives its output, status and syndrome included. The driver has room for `room` bytes of it.
+    fn execute(&self, settings: &mut DriverSettings, input: &[u8], room: usize) -> Vec<u8> {
         let began = Instant::now();
         let hca = &*self.hca;
         let opcode = Opcode(in_header::OPCODE.get(input) as u16);
@@ -270,7 +270,8 @@ impl CommandUnit {
             Some(command) if input.len() < command.input => {
                 Err(CommandError::InputLength { len: input.len(), needed: command.input as u64 })
             }
-            Some(command) => (command.run)(&mut Request { hca, settings, doorbells: &self.doorbells, input }),
+            Some(command) if room < command.output => Err(CommandError::OutputLength { room, needed: command.output }),
+            Some(command) => (command.run)(&mut Request { hca, settings, doorbells: &self.doorbells, input, room }),
             None => Err(CommandError::Unsupported(opcode)),
         };
         hca.counters.commands.add(1);

@@ -38,6 +38,13 @@ pub struct Output {
     blocks: Vec<u64>,
 }
 
+impl Output {
+    /// Bytes that there is room for, as far as any command can use them.
+    pub fn room(&self) -> usize {
+        self.len
+    }
+}
+
 impl Entry {
     /// The entry at `at` if it is the device's.
     ///

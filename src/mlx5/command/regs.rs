@@ -51,6 +51,7 @@ pub fn access(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let register = REGISTERS.iter().find(|(register, ..)| *register == wanted);
     let (_, size, register) = register.ok_or(CommandError::Param("no such register"))?;
     let data = request.part(access_in::REGISTER_DATA, *size)?;
+    request.room_for(access_out::REGISTER_DATA + size)?;
     // What the driver sent comes back with what the register says: port number and group are echoed.
     let mut answer = data.to_vec();
     match request.op_mod() {

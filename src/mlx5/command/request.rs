@@ -27,6 +27,8 @@ pub struct Request<'a> {
     pub doorbells: &'a UarDoorbells,
     /// All of the input; at least as long as the table says.
     pub input: &'a [u8],
+    /// Bytes of output that the driver has room for; at least as many as the table says.
+    pub room: usize,
 }
 
 impl<'a> Request<'a> {
@@ -38,6 +40,12 @@ impl<'a> Request<'a> {
     /// A 64-bit field of the input.
     pub fn get64(&self, field: Field64) -> u64 {
         field.get(self.input)
+    }
+
+    /// Refuses a command whose answer has `needed` bytes, which its arguments decide, if the driver has less room.
+    pub fn room_for(&self, needed: usize) -> Result<(), CommandError> {
+        let room = self.room;
+        if needed > room { Err(CommandError::OutputLength { room, needed }) } else { Ok(()) }
     }
 
     /// The command's modifier.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Every command that this device has: opcode, handler, least input, what the command log shows. Anything else is BAD_OP.
+//! Every command that this device has: opcode, handler, least input and output, what the command log shows. Anything else is BAD_OP.
 
 use super::request::{Reply, Request};
 use super::{CommandError, caps, cq, eq, hca_cmds, mkey, odp, qp, qp_modify, regs, small, srq, vport};
@@ -32,8 +32,10 @@ pub struct Command {
     pub opcode: Opcode,
     /// From when on it is executed.
     pub from: Phase,
-    /// Bytes of the shortest input.
+    /// Bytes of the shortest input: the command's layout without the lists behind it.
     pub input: usize,
+    /// Bytes of the least room for an output: its layout without the lists behind it.
+    pub output: usize,
     /// Its handler.
     pub run: Handler,
     /// Inputs for the log.
@@ -47,23 +49,38 @@ pub fn find(opcode: Opcode) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.opcode == opcode)
 }
 
-const fn command(opcode: Opcode, input: usize, run: Handler, takes: Shows, gives: Shows) -> Command {
-    Command { opcode, from: Phase::Running, input, run, takes, gives }
+/// Bytes of input and of room for an output that a command needs at least.
+type Lengths = (usize, usize);
+
+const fn command(opcode: Opcode, (input, output): Lengths, run: Handler, takes: Shows, gives: Shows) -> Command {
+    Command { opcode, from: Phase::Running, input, output, run, takes, gives }
 }
 
 /// A command for the time before INIT_HCA too.
-const fn early(opcode: Opcode, input: usize, run: Handler, takes: Shows, gives: Shows) -> Command {
-    Command { from: Phase::Enabled, ..command(opcode, input, run, takes, gives) }
+const fn early(opcode: Opcode, lengths: Lengths, run: Handler, takes: Shows, gives: Shows) -> Command {
+    Command { from: Phase::Enabled, ..command(opcode, lengths, run, takes, gives) }
 }
 
-/// Input of a command that says at most one dword or two.
-const SHORT: usize = 16;
-/// Input of a command with a page list.
-const LISTED: usize = 0x110;
-/// Input of a QP transition: it ends with the context.
-const CONTEXT: usize = qp_spec::modify_in::QPC + qp_spec::QPC_SIZE;
-/// Input of SET_HCA_CAP, whose structures use 256 bytes.
-const CAPABILITY: usize = caps_spec::set_in::CAPABILITY + caps_spec::CAP_SIZE;
+/// A command that says at most one dword or two, and is told as much.
+const SHORT: Lengths = (16, 16);
+/// ENABLE_HCA and DISABLE_HCA: drivers leave the last dword of the output out.
+const SWITCH: Lengths = (16, 12);
+/// A command with a page list.
+const LISTED: Lengths = takes(0x110);
+/// A QP transition.
+const CONTEXT: Lengths = takes(qp_spec::modify_in::SIZE);
+
+const VPORT_COUNTER: Lengths = (small_spec::query_vport_counter_in::SIZE, small_spec::query_vport_counter_out::SIZE);
+
+/// A command that is told more.
+const fn takes(input: usize) -> Lengths {
+    (input, SHORT.1)
+}
+
+/// A query.
+const fn gives(output: usize) -> Lengths {
+    (SHORT.0, output)
+}
 
 const NUMBER: Field = small_spec::object::NUMBER;
 const QPN: Field = qp_spec::modify_in::QPN;
@@ -134,13 +151,14 @@ const SHOW_RESUME: Shows = &[
 
 type O = Opcode;
 
-const COMMANDS: &[Command] = &[
+/// All of them.
+pub const COMMANDS: &[Command] = &[
     // The device as a whole (contract 4.1).
-    Command { from: Phase::Off, ..command(O::ENABLE_HCA, SHORT, hca_cmds::enable, FUNCTION, &[]) },
-    early(O::DISABLE_HCA, SHORT, hca_cmds::disable, FUNCTION, &[]),
-    early(O::INIT_HCA, SHORT, hca_cmds::init, &[], &[]),
+    Command { from: Phase::Off, ..command(O::ENABLE_HCA, SWITCH, hca_cmds::enable, FUNCTION, &[]) },
+    early(O::DISABLE_HCA, SWITCH, hca_cmds::disable, FUNCTION, &[]),
+    early(O::INIT_HCA, takes(small_spec::init_hca_in::SIZE), hca_cmds::init, &[], &[]),
     early(O::TEARDOWN_HCA, SHORT, hca_cmds::teardown, &[("profile", small_spec::teardown_hca_in::PROFILE)], &[]),
-    early(O::QUERY_ISSI, SHORT, hca_cmds::query_issi, &[], &[]),
+    early(O::QUERY_ISSI, gives(small_spec::query_issi_out::SIZE), hca_cmds::query_issi, &[], &[]),
     early(O::SET_ISSI, SHORT, hca_cmds::set_issi, &[("issi", small_spec::set_issi_in::CURRENT_ISSI)], &[]),
     early(O::QUERY_PAGES, SHORT, hca_cmds::query_pages, FUNCTION, &[]),
     early(
@@ -150,18 +168,24 @@ const COMMANDS: &[Command] = &[
         &[("entries", small_spec::manage_pages_in::INPUT_NUM_ENTRIES)],
         &[],
     ),
-    early(O::QUERY_ADAPTER, SHORT, hca_cmds::query_adapter, &[], &[]),
-    early(O::QUERY_SPECIAL_CONTEXTS, SHORT, hca_cmds::query_special_contexts, &[], &[]),
+    early(O::QUERY_ADAPTER, gives(small_spec::query_adapter_out::SIZE), hca_cmds::query_adapter, &[], &[]),
+    early(
+        O::QUERY_SPECIAL_CONTEXTS,
+        gives(small_spec::query_special_contexts_out::SIZE),
+        hca_cmds::query_special_contexts,
+        &[],
+        &[],
+    ),
     early(O::NOP, SHORT, hca_cmds::nop, &[], &[]),
-    early(O::QUERY_HCA_CAP, SHORT, caps::query, &[], &[]),
-    early(O::SET_HCA_CAP, CAPABILITY, caps::set, &[], &[]),
+    early(O::QUERY_HCA_CAP, gives(caps_spec::query_out::SIZE), caps::query, &[], &[]),
+    early(O::SET_HCA_CAP, takes(caps_spec::set_in::SIZE), caps::set, &[], &[]),
     early(O::ACCESS_REG, SHORT, regs::access, REGISTER, &[]),
     // The port (contract 4.4).
-    command(O::QUERY_HCA_VPORT_CONTEXT, SHORT, vport::query_context, &[], &[]),
-    command(O::MODIFY_HCA_VPORT_CONTEXT, vport_spec::modify_context_in::SIZE, vport::modify_context, &[], &[]),
+    command(O::QUERY_HCA_VPORT_CONTEXT, gives(vport_spec::query_context_out::SIZE), vport::query_context, &[], &[]),
+    command(O::MODIFY_HCA_VPORT_CONTEXT, takes(vport_spec::modify_context_in::SIZE), vport::modify_context, &[], &[]),
     command(O::QUERY_HCA_VPORT_GID, SHORT, vport::query_gid, GID, &[]),
     command(O::QUERY_HCA_VPORT_PKEY, SHORT, vport::query_pkey, GID, &[]),
-    command(O::QUERY_VPORT_COUNTER, SHORT, vport::query_counter, &[], &[]),
+    command(O::QUERY_VPORT_COUNTER, VPORT_COUNTER, vport::query_counter, &[], &[]),
     // Small objects (contract 6.7).
     command(O::ALLOC_PD, SHORT, small::alloc_pd, &[], PD),
     command(O::DEALLOC_PD, SHORT, small::dealloc_pd, PD, &[]),
@@ -174,15 +198,15 @@ const COMMANDS: &[Command] = &[
     // Event and completion queues (contract 6.1, 6.2).
     command(O::CREATE_EQ, LISTED, eq::create, SHOW_CREATE_EQ, EQN),
     command(O::DESTROY_EQ, SHORT, eq::destroy, EQN, &[]),
-    command(O::QUERY_EQ, SHORT, eq::query, EQN, &[]),
+    command(O::QUERY_EQ, gives(eq_spec::query_out::SIZE), eq::query, EQN, &[]),
     command(O::CREATE_CQ, LISTED, cq::create, SHOW_CREATE_CQ, CQN),
     command(O::DESTROY_CQ, SHORT, cq::destroy, CQN, &[]),
-    command(O::QUERY_CQ, SHORT, cq::query, CQN, &[]),
-    command(O::MODIFY_CQ, cq_spec::modify_in::CQC + cq_spec::CQC_SIZE, cq::modify, CQN, &[]),
+    command(O::QUERY_CQ, gives(cq_spec::query_out::SIZE), cq::query, CQN, &[]),
+    command(O::MODIFY_CQ, takes(cq_spec::modify_in::SIZE), cq::modify, CQN, &[]),
     // Queue pairs (contract 6.3, 6.4).
     command(O::CREATE_QP, LISTED, qp::create, SHOW_CREATE_QP, THIS_QP),
     command(O::DESTROY_QP, SHORT, qp::destroy, THIS_QP, &[]),
-    command(O::QUERY_QP, SHORT, qp::query, THIS_QP, &[]),
+    command(O::QUERY_QP, gives(qp_spec::query_out::SIZE), qp::query, THIS_QP, &[]),
     command(O::RST2INIT_QP, CONTEXT, qp_modify::transition, THIS_QP, &[]),
     command(O::INIT2INIT_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
     command(O::INIT2RTR_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
@@ -195,20 +219,20 @@ const COMMANDS: &[Command] = &[
     // Shared receive queues (contract 6.5).
     command(O::CREATE_RMP, LISTED, srq::create_rmp, SHOW_CREATE_RMP, RMPN),
     command(O::DESTROY_RMP, SHORT, srq::destroy_rmp, RMPN, &[]),
-    command(O::MODIFY_RMP, srq_spec::modify_rmp_in::RMPC + 0x38, srq::modify_rmp, RMPN, &[]),
-    command(O::QUERY_RMP, SHORT, srq::query_rmp, RMPN, &[]),
+    command(O::MODIFY_RMP, takes(srq_spec::modify_rmp_in::SIZE), srq::modify_rmp, RMPN, &[]),
+    command(O::QUERY_RMP, gives(srq_spec::query_rmp_out::SIZE), srq::query_rmp, RMPN, &[]),
     command(O::CREATE_XRC_SRQ, LISTED, srq::create_xrc, SHOW_CREATE_XRC_SRQ, SRQN),
     command(O::DESTROY_XRC_SRQ, SHORT, srq::destroy_xrc, SRQN, &[]),
     command(O::ARM_XRC_SRQ, SHORT, srq::arm, SRQN, &[]),
-    command(O::QUERY_XRC_SRQ, SHORT, srq::query_xrc, SRQN, &[]),
+    command(O::QUERY_XRC_SRQ, gives(srq_spec::query_xrc_srq_out::SIZE), srq::query_xrc, SRQN, &[]),
     command(O::CREATE_SRQ, LISTED, srq::create_basic, SHOW_CREATE_XRC_SRQ, SRQN),
     command(O::DESTROY_SRQ, SHORT, srq::destroy_basic, SRQN, &[]),
     command(O::ARM_RQ, SHORT, srq::arm, SRQN, &[]),
-    command(O::QUERY_SRQ, SHORT, srq::query_basic, SRQN, &[]),
+    command(O::QUERY_SRQ, gives(srq_spec::query_xrc_srq_out::SIZE), srq::query_basic, SRQN, &[]),
     // Memory keys and paging (contract 6.6, 9.3).
     command(O::CREATE_MKEY, LISTED, mkey::create, SHOW_CREATE_MKEY, MKEY),
     command(O::DESTROY_MKEY, SHORT, mkey::destroy, MKEY, &[]),
-    command(O::QUERY_MKEY, SHORT, mkey::query, MKEY, &[]),
+    command(O::QUERY_MKEY, gives(mkey_spec::query_out::SIZE), mkey::query, MKEY, &[]),
     command(O::PAGE_FAULT_RESUME, SHORT, odp::resume, SHOW_RESUME, &[]),
 ];
 
@@ -221,7 +245,7 @@ mod tests {
         for (at, command) in COMMANDS.iter().enumerate() {
             assert!(command.opcode.name().is_some(), "{}", command.opcode);
             assert!(COMMANDS[..at].iter().all(|other| other.opcode != command.opcode), "{} twice", command.opcode);
-            assert!(command.input >= SHORT);
+            assert!(command.input >= SHORT.0 && command.output >= SWITCH.1);
         }
         assert!(find(Opcode(0xbad)).is_none());
     }

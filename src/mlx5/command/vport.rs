@@ -96,16 +96,19 @@ pub fn port_gid(nic: u8, index: u32) -> [u8; 16] {
 pub fn query_gid(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     check_port(request)?;
     let range = wanted(request.get(query_gid_in::GID_INDEX), GIDS, "GID")?;
+    let size = query_gid_out::GIDS + range.len() * GID_SIZE;
+    request.room_for(size)?;
     let gids: Vec<u8> = range.clone().flat_map(|index| port_gid(request.hca.index, index)).collect();
-    let reply = Reply::new(query_gid_out::GIDS + range.len() * GID_SIZE);
-    Ok(reply.with(query_gid_out::GIDS_NUM, range.len() as u32).with_bytes(query_gid_out::GIDS, &gids))
+    Ok(Reply::new(size).with(query_gid_out::GIDS_NUM, range.len() as u32).with_bytes(query_gid_out::GIDS, &gids))
 }
 
 /// QUERY_HCA_VPORT_PKEY.
 pub fn query_pkey(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     check_port(request)?;
     let range = wanted(request.get(query_pkey_in::PKEY_INDEX), PKEYS, "P_Key")?;
-    let mut reply = Reply::new(query_pkey_out::PKEYS + range.len() * PKEY_SIZE);
+    let size = query_pkey_out::PKEYS + range.len() * PKEY_SIZE;
+    request.room_for(size)?;
+    let mut reply = Reply::new(size);
     if range.start == 0 {
         reply = reply.with(pkey::PKEY.plus(query_pkey_out::PKEYS), DEFAULT_PKEY);
     }

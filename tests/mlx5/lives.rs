@@ -12,6 +12,7 @@ use std::time::Duration;
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5::{EnginePolicy, NicConfig};
 use mlx5_spec::cmd::Opcode;
+use mlx5_spec::cq::opcode as cqe_opcode;
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::mkey::{mkc, query_in, query_out, umr_mask};
 use mlx5_spec::qp::{qpc, state};
@@ -121,6 +122,38 @@ fn a_message_of_a_life_that_is_over_invalidates_nothing() {
         assert_eq!(at_the_end, later, "{name} was complete before the key was taken away");
     }
     assert!(invalidation(|_| ()).1, "it waits for the key, no longer");
+}
+
+/// The responder goes through 2RST between the invalidation and the completion, and its driver enables the key again. For the next life
+/// the message is a new one: if its completion says that the key is gone, it is. `None`: the old life saw it all.
+fn invalidation_again() -> Option<bool> {
+    let slow = Slow::new();
+    let Slow { pair, .. } = &slow;
+    let driver = &pair.driver;
+    let list = mtt_words(&pair.remote, Access::ALL);
+    let spec = MkeySpec { remote_invalidate: true, ..MkeySpec::mtt(pair.pd, Access::ALL, VA, LEN, list) };
+    let key = driver.create_mkey(&spec).unwrap();
+    pair.other.receive(&[pair.remote_mr.sge(0, 100)]);
+    slow.stall();
+    pair.one.post_one(Wqe::new(opcode::SEND_INVAL).immediate(key));
+    driver.until("the invalidation", || is_free(driver, key)).unwrap();
+    pair.other.to_reset().unwrap();
+    slow.rest();
+    if pair.other_cq.poll().is_some() {
+        return None;
+    }
+    driver.umr(&UmrSpec::enable(key, &spec)).unwrap();
+    pair.other.to_init().unwrap();
+    pair.other.receive(&[pair.remote_mr.sge(0, 100)]);
+    pair.other.to_rtr(pair.one.peer()).unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().opcode(), cqe_opcode::RESP_SEND_INV);
+    Some(is_free(driver, key))
+}
+
+#[test]
+fn an_invalidation_counts_for_the_life_that_saw_it() {
+    let seen = (0..20).find_map(|_| invalidation_again());
+    assert_eq!(seen, Some(true), "told of a key that lives");
 }
 
 /// The engine that failed a message waits for DMA in flight, first on the responder's behalf and then on the requester's, before it tells

@@ -2,6 +2,7 @@
 //! The NIC driven in process: no VM, every wait bounded. What each test promises is in SPECIFICATION.md.
 
 mod answers;
+mod atomics;
 mod audit;
 mod bring_up;
 mod bug_classes;

@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::file_io::{self, Segment, Zero};
 use super::undo::UndoLog;
 use crate::hooks::BlkOp;
-use dma::GuestRam;
+use dma::Permit;
 use probe::ledger::SECTOR_SIZE;
 
 /// A disk could not be opened, swapped or frozen.
@@ -139,16 +139,16 @@ impl Disk {
     }
 
     /// Disk to guest, from sector `lba`.
-    pub(super) fn read(&self, ram: &GuestRam, segments: &[Segment], lba: u64) -> io::Result<()> {
+    pub(super) fn read(&self, door: Permit<'_>, segments: &[Segment], lba: u64) -> io::Result<()> {
         let range = self.range(segments, lba)?;
-        file_io::read_to_guest(&self.file, ram, segments, range.start)
+        file_io::read_to_guest(&self.file, door, segments, range.start)
     }
 
     /// Guest to disk, at sector `lba`. `token` names the request in the log.
-    pub(super) fn write(&mut self, token: u64, ram: &GuestRam, segments: &[Segment], lba: u64) -> io::Result<()> {
+    pub(super) fn write(&mut self, token: u64, door: Permit<'_>, segments: &[Segment], lba: u64) -> io::Result<()> {
         let range = self.range(segments, lba)?;
         self.remember(token, range.clone())?;
-        file_io::write_from_guest(&self.file, ram, segments, range.start)
+        file_io::write_from_guest(&self.file, door, segments, range.start)
     }
 
     /// Makes sectors read as zeroes.

@@ -9,10 +9,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use vm_memory::volatile_memory::VolatileSlice;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
-
-use dma::GuestRam;
+use dma::{Permit, Span};
 
 /// Guest memory: address and length in bytes.
 pub(super) type Segment = (u64, u64);
@@ -23,68 +20,59 @@ const IOV_MAX: usize = 1024;
 pub(super) const CHUNK: usize = 256 << 10;
 
 /// Fills the guest's segments from the file at `offset` (bytes). The end of the file is an error.
-pub(super) fn read_to_guest(file: &File, ram: &GuestRam, segments: &[Segment], offset: u64) -> io::Result<()> {
-    // SAFETY: `transfer` passes an array of `count` iovecs of mapped guest memory that outlives the call.
-    transfer(ram, segments, offset, |iov, count, at| unsafe { libc::preadv(file.as_raw_fd(), iov, count, at) })
+pub(super) fn read_to_guest(file: &File, door: Permit<'_>, segments: &[Segment], offset: u64) -> io::Result<()> {
+    // SAFETY: `transfer` passes an array of `count` buffers from the door: mapped guest memory that outlives the call.
+    transfer(door, segments, offset, |iov, count, at| unsafe { libc::preadv(file.as_raw_fd(), iov, count, at) })
 }
 
 /// Writes the guest's segments to the file at `offset` (bytes).
-pub(super) fn write_from_guest(file: &File, ram: &GuestRam, segments: &[Segment], offset: u64) -> io::Result<()> {
+pub(super) fn write_from_guest(file: &File, door: Permit<'_>, segments: &[Segment], offset: u64) -> io::Result<()> {
     // SAFETY: as above; the kernel only reads the buffers.
-    transfer(ram, segments, offset, |iov, count, at| unsafe { libc::pwritev(file.as_raw_fd(), iov, count, at) })
+    transfer(door, segments, offset, |iov, count, at| unsafe { libc::pwritev(file.as_raw_fd(), iov, count, at) })
 }
 
 /// Calls `call` until all segments are done. The guest may change the memory meanwhile: as with real DMA, what counts is
 /// what the copy saw.
 fn transfer(
-    ram: &GuestRam,
+    door: Permit<'_>,
     segments: &[Segment],
     offset: u64,
     call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
 ) -> io::Result<()> {
-    let mut rest = slices(ram, segments)?;
     let mut at = i64::try_from(offset).map_err(|_| Error::from(ErrorKind::InvalidInput))?;
-    let mut first = 0;
-    while first < rest.len() {
-        let batch = &rest[first..rest.len().min(first + IOV_MAX)];
-        let guards: Vec<_> = batch.iter().map(VolatileSlice::ptr_guard_mut).collect();
-        let iov: Vec<libc::iovec> =
-            guards.iter().map(|g| libc::iovec { iov_base: g.as_ptr().cast(), iov_len: g.len() }).collect();
-        // IOV_MAX fits a c_int.
-        let moved = call(iov.as_ptr(), iov.len() as libc::c_int, at);
-        let mut moved = match usize::try_from(moved) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(moved) => moved,
-            Err(_) if Error::last_os_error().kind() == ErrorKind::Interrupted => continue,
-            Err(_) => return Err(Error::last_os_error()),
-        };
-        at = at.checked_add(moved as i64).ok_or(ErrorKind::InvalidInput)?;
-        while moved > 0 {
-            let len = rest[first].len();
-            if moved >= len {
-                moved -= len;
-                first += 1;
-            } else {
-                rest[first] = rest[first].offset(moved).map_err(Error::other)?;
-                moved = 0;
-            }
+    let spans = segments.iter().map(|&(addr, len)| Span { addr, len });
+    let done = door.vectored(spans, |buffers| {
+        let mut first = 0;
+        while first < buffers.len() {
+            let batch = &buffers[first..buffers.len().min(first + IOV_MAX)];
+            // IOV_MAX fits a c_int.
+            let moved = match usize::try_from(call(batch.as_ptr(), batch.len() as libc::c_int, at)) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(moved) => moved,
+                Err(_) if Error::last_os_error().kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return Err(Error::last_os_error()),
+            };
+            at = at.checked_add(moved as i64).ok_or(ErrorKind::InvalidInput)?;
+            first += advance(&mut buffers[first..], moved);
         }
-    }
-    Ok(())
+        Ok(())
+    });
+    done.map_err(Error::other)?
 }
 
-fn slices<'a>(ram: &'a GuestRam, segments: &[Segment]) -> io::Result<Vec<VolatileSlice<'a>>> {
-    let mut all = Vec::with_capacity(segments.len());
-    for &(addr, len) in segments {
-        let len = usize::try_from(len).map_err(Error::other)?;
-        for slice in ram.get_slices(GuestAddress(addr), len) {
-            let slice = slice.map_err(Error::other)?;
-            if !slice.is_empty() {
-                all.push(slice);
-            }
+/// Takes `moved` bytes off the front; how many buffers are done.
+fn advance(buffers: &mut [libc::iovec], mut moved: usize) -> usize {
+    let mut done = 0;
+    for buffer in buffers {
+        if moved < buffer.iov_len {
+            buffer.iov_base = buffer.iov_base.wrapping_byte_add(moved);
+            buffer.iov_len -= moved;
+            break;
         }
+        moved -= buffer.iov_len;
+        done += 1;
     }
-    Ok(all)
+    done
 }
 
 /// How a range is made to read as zeroes.
@@ -180,30 +168,53 @@ pub(super) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+    use std::sync::Arc;
+
+    use dma::{BusMaster, DmaTarget, GuestRam};
+    use vm_memory::GuestAddress;
 
     #[test]
     fn many_segments_across_regions_and_short_files() {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 0x40_0000), (GuestAddress(0x40_0000), 0x10_0000)]).unwrap();
+        let master = Arc::new(BusMaster::default());
+        master.set(true);
+        let dma = DmaTarget::new(8, Arc::new(ram), master);
+        let door = dma.permit().unwrap();
         let file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..3000_u32 * 512).map(|n| (n % 251) as u8).collect();
         file.write_all_at(&content, 0).unwrap();
         // More segments than one call takes, backwards, one of them over the seam between two regions.
         let mut segments: Vec<Segment> = (0..2990).rev().map(|n| (n * 0x400, 512)).collect();
         segments.push((0x40_0000 - 100, 512 * 9 + 1));
-        read_to_guest(&file, &ram, &segments, 511).unwrap();
+        read_to_guest(&file, door, &segments, 511).unwrap();
         let copy = tempfile::tempfile().unwrap();
-        write_from_guest(&copy, &ram, &segments, 511).unwrap();
+        write_from_guest(&copy, door, &segments, 511).unwrap();
         let mut back = vec![0; 2999 * 512 + 1];
         copy.read_exact_at(&mut back, 511).unwrap();
         assert!(back == content[511..511 + back.len()]);
         let mut one = [0; 512];
-        ram.read_slice(&mut one, GuestAddress(2989 * 0x400)).unwrap();
+        dma.read(2989 * 0x400, &mut one).unwrap();
         assert_eq!(one[..], content[511..1023]);
-        let past_end = read_to_guest(&file, &ram, &[(0, 1024)], 3000 * 512 - 512);
+        let past_end = read_to_guest(&file, door, &[(0, 1024)], 3000 * 512 - 512);
         assert_eq!(past_end.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert!(read_to_guest(&file, &ram, &[(0x50_0000 - 1, 2)], 0).is_err());
-        assert!(read_to_guest(&file, &ram, &[(u64::MAX, 2)], 0).is_err());
+        assert!(read_to_guest(&file, door, &[(0x50_0000 - 1, 2)], 0).is_err());
+        assert!(read_to_guest(&file, door, &[(u64::MAX, 2)], 0).is_err());
+    }
+
+    #[test]
+    fn what_a_call_moved_comes_off_the_front() {
+        let buffer = |base: usize, len| libc::iovec { iov_base: std::ptr::without_provenance_mut(base), iov_len: len };
+        for (moved, done, wanted) in [
+            (0, 0, [(0x1000, 4), (0x2000, 4)]),
+            (3, 0, [(0x1003, 1), (0x2000, 4)]),
+            (4, 1, [(0x1000, 4), (0x2000, 4)]),
+            (6, 1, [(0x1000, 4), (0x2002, 2)]),
+            (8, 2, [(0x1000, 4), (0x2000, 4)]),
+        ] {
+            let mut buffers = [buffer(0x1000, 4), buffer(0x2000, 4)];
+            assert_eq!(advance(&mut buffers, moved), done);
+            assert_eq!(buffers.map(|buffer| (buffer.iov_base.addr(), buffer.iov_len)), wanted, "{moved} moved");
+        }
     }
 
     #[test]

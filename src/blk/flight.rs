@@ -12,7 +12,7 @@ use super::request::{Request, S_IOERR, S_OK};
 use super::stats::add;
 use super::worker::Worker;
 use crate::hooks::{BlkOp, DiskLedger, Hold, HoldPoint, RequestRecord};
-use dma::{DmaTarget, GuestRam};
+use dma::{DmaTarget, Permit};
 use probe::Order;
 use probe::ReleaseWhy;
 use probe::ledger::{Ledger, Seq};
@@ -173,13 +173,13 @@ impl Worker {
         }
         let dma = self.dma.clone();
         // Bus mastering may have been switched off during a hold; then nothing moves.
-        let Ok(ram) = dma.ram() else {
+        let Ok(door) = dma.permit() else {
             flight.status = S_IOERR;
             return;
         };
         let ledger = &self.shared.ledger;
         let begin = ledger.tick();
-        let result = self.execute(flight, ram);
+        let result = self.execute(flight, door);
         let end = ledger.tick();
         if let Err(error) = &result {
             let count = add(&self.shared.counters.errors, 1);
@@ -192,18 +192,18 @@ impl Worker {
         self.stamp_data(flight, ledger, begin, end, result.is_ok());
     }
 
-    fn execute(&self, flight: &mut Flight, ram: &GuestRam) -> std::io::Result<()> {
+    fn execute(&self, flight: &mut Flight, door: Permit<'_>) -> std::io::Result<()> {
         let request = &flight.request;
         let mut disk = self.shared.disk();
         match request.op {
             BlkOp::Read => {
-                disk.read(ram, &request.data, request.lba)?;
+                disk.read(door, &request.data, request.lba)?;
                 // The iterator over descriptors bounds a chain to 2^32 - 1 bytes, status included.
                 flight.used = u32::try_from(request.len).unwrap_or(u32::MAX).saturating_add(1);
                 add(&self.shared.counters.bytes_read, request.len);
             }
             BlkOp::Write => {
-                disk.write(flight.token, ram, &request.data, request.lba)?;
+                disk.write(flight.token, door, &request.data, request.lba)?;
                 add(&self.shared.counters.bytes_written, request.len);
             }
             BlkOp::Discard | BlkOp::WriteZeroes => {

@@ -9,7 +9,7 @@ use virtio_queue::DescriptorChain;
 use super::file_io::Segment;
 use super::hooks::RequestShape;
 use crate::hooks::{BlkOp, PageTouch};
-use dma::{DmaError, DmaTarget, GuestRam};
+use dma::{DmaError, DmaTarget};
 use probe::ledger::{PAGE_SIZE, SECTOR_SIZE};
 
 /// VIRTIO_BLK_S_OK.
@@ -118,7 +118,7 @@ pub(super) struct Request {
 impl Request {
     /// Parses a chain of at most `longest` descriptors (virtio 1.2 §2.7.5.3.1: the queue size).
     pub(super) fn parse(
-        chain: DescriptorChain<&GuestRam>,
+        chain: DescriptorChain<&DmaTarget>,
         longest: u16,
         dma: &DmaTarget,
         limits: &Limits,
@@ -270,7 +270,7 @@ impl Request {
 }
 
 /// The readable and then the writable buffers of a chain.
-fn collect(chain: DescriptorChain<&GuestRam>, longest: u16) -> Result<(Vec<Segment>, Vec<Segment>), RingFault> {
+fn collect(chain: DescriptorChain<&DmaTarget>, longest: u16) -> Result<(Vec<Segment>, Vec<Segment>), RingFault> {
     let head = chain.head_index();
     let (mut readable, mut writable) = (Vec::new(), Vec::new());
     let mut unfinished = true;

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::device::{Shared, feature};
@@ -112,11 +111,7 @@ impl Worker {
     }
 
     fn check_queues(&mut self) {
-        let valid = match self.dma.ram() {
-            Ok(ram) => self.queues.iter().all(|active| active.queue.is_valid(ram)),
-            Err(_) => false,
-        };
-        if !valid {
+        if self.dma.permit().is_err() || !self.queues.iter().all(|active| active.queue.is_valid(&self.dma)) {
             self.fail("a queue's rings are not in guest memory, or bus mastering is off");
         }
     }
@@ -135,16 +130,16 @@ impl Worker {
     }
 
     fn serve_batch(&mut self, position: usize) -> Result<bool, RingFault> {
-        // A clone, so that the borrow of guest memory does not freeze the worker.
+        // A clone, so that the borrow of the door does not freeze the worker.
         let dma = self.dma.clone();
-        let ram = dma.ram()?;
+        dma.permit()?;
         let size = self.queues[position].queue.size();
         let longest = self.queues[position].queue.max_size();
-        self.queues[position].queue.disable_notification(ram).map_err(RingFault::Queue)?;
+        self.queues[position].queue.disable_notification(&dma).map_err(RingFault::Queue)?;
         for _ in 0..size {
-            let chain = self.queues[position].queue.iter(ram).map_err(RingFault::Queue)?.next();
+            let chain = self.queues[position].queue.iter(&dma).map_err(RingFault::Queue)?.next();
             let Some(chain) = chain else {
-                return self.queues[position].queue.enable_notification(ram).map_err(RingFault::Queue);
+                return self.queues[position].queue.enable_notification(&dma).map_err(RingFault::Queue);
             };
             let request = Request::parse(chain, longest, &dma, &self.limits())?;
             self.accept(position, request)?;
@@ -198,7 +193,7 @@ impl Worker {
 
     fn publish(&mut self, flight: &Flight) -> Result<(), RingFault> {
         let dma = self.dma.clone();
-        let ram = dma.ram()?;
+        dma.permit()?;
         self.before_completion(flight);
         let shared = self.shared.clone();
         // Under the lock, so that a power cut sees the request either not completed, or completed and published.
@@ -207,7 +202,7 @@ impl Worker {
         flight.record_completed(&shared.ledger);
         let head = flight.request.head;
         dma.write(flight.request.status_addr, &[flight.status])?;
-        self.queues[flight.queue].queue.add_used(ram, head, flight.used).map_err(RingFault::Queue)?;
+        self.queues[flight.queue].queue.add_used(&dma, head, flight.used).map_err(RingFault::Queue)?;
         flight.mark_completed(&mut disk);
         drop(disk);
         self.dirty[flight.queue] = true;
@@ -218,20 +213,22 @@ impl Worker {
     /// Tells the guest of completed requests, once a batch.
     fn notify(&mut self) {
         let dma = self.dma.clone();
-        let Ok(ram) = dma.ram() else { return };
+        if dma.permit().is_err() {
+            return;
+        }
         for position in 0..self.queues.len() {
             if !std::mem::take(&mut self.dirty[position]) {
                 continue;
             }
             let active = &mut self.queues[position];
-            let wanted = match active.queue.needs_notification(ram) {
+            let wanted = match active.queue.needs_notification(&dma) {
                 // Without EVENT_IDX the crate says yes always; the driver's flag is ours to look at.
                 Ok(wanted) if active.queue.event_idx_enabled() => Ok(wanted),
-                Ok(_) => ram
-                    .read_obj::<u16>(GuestAddress(active.queue.avail_ring()))
+                Ok(_) => dma
+                    .load(active.queue.avail_ring(), Ordering::Acquire)
                     .map(|flags| u16::from_le(flags) & NO_INTERRUPT == 0)
-                    .map_err(virtio_queue::Error::GuestMemory),
-                Err(error) => Err(error),
+                    .map_err(RingFault::Memory),
+                Err(error) => Err(RingFault::Queue(error)),
             };
             match wanted {
                 Ok(true) => {
@@ -239,7 +236,7 @@ impl Worker {
                     self.interrupt.used(active.index);
                 }
                 Ok(false) => {}
-                Err(error) => self.fail(&RingFault::Queue(error).to_string()),
+                Err(fault) => self.fail(&fault.to_string()),
             }
         }
     }

@@ -343,7 +343,7 @@ fn copy_in_slice(dma: &DmaTarget, segments: &[Segment], mut into: &mut [u8]) -> 
 }
 
 fn check_memory(dma: &DmaTarget, segments: &[Segment]) -> Result<(), Refusal> {
-    segments.iter().try_for_each(|&(addr, len)| dma.check(addr, len).map(drop).map_err(|_| Refusal::Memory))
+    segments.iter().try_for_each(|&(addr, len)| dma.check(addr, len).map_err(|_| Refusal::Memory))
 }
 
 /// The sector range, checked by subtraction so that nothing can wrap.

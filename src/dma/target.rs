@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use thiserror::Error;
 use vm_memory::AtomicAccess;
 
-use crate::{GuestRam, Permit, Ram, Span};
+use crate::{Permit, Ram, Span};
 
 /// Why a device was not let through the door. The device turns this into the status its specification names.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -68,14 +68,13 @@ impl BusMaster {
 pub struct DmaTarget {
     requester: u16,
     ram: Arc<dyn Ram>,
-    mapped: Arc<GuestRam>,
     master: Arc<BusMaster>,
 }
 
 impl DmaTarget {
     /// A target for the function `requester` (bus << 8 | device << 3 | function).
-    pub fn new(requester: u16, ram: Arc<GuestRam>, master: Arc<BusMaster>) -> Self {
-        Self { requester, ram: ram.clone(), mapped: ram, master }
+    pub fn new(requester: u16, ram: Arc<dyn Ram>, master: Arc<BusMaster>) -> Self {
+        Self { requester, ram, master }
     }
 
     /// Bus, device and function.
@@ -117,11 +116,6 @@ impl DmaTarget {
         } else {
             self.refuse(DmaError::BusMasterOff(self.requester))
         }
-    }
-
-    /// Guest memory for walking rings and copying, or a refusal while bus mastering is off.
-    pub fn ram(&self) -> Result<&GuestRam, DmaError> {
-        self.permit().map(|_| &*self.mapped)
     }
 
     /// See [`Permit::read`].
@@ -172,10 +166,12 @@ impl DmaTarget {
         self.permit()?.gather(spans, into)
     }
 
-    /// Checks that `len` bytes at `addr` are guest RAM and may be reached now.
-    pub fn check(&self, addr: u64, len: u64) -> Result<&GuestRam, DmaError> {
-        self.permit()?.check(addr, len)?;
-        Ok(&self.mapped)
+    /// See [`Permit::check`].
+    ///
+    /// # Errors
+    /// Bus mastering is off, or some byte is not RAM.
+    pub fn check(&self, addr: u64, len: u64) -> Result<(), DmaError> {
+        self.permit()?.check(addr, len)
     }
 
     #[inline]

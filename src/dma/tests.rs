@@ -2,9 +2,10 @@
 //! Tests of the door.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use super::*;
 
@@ -187,6 +188,66 @@ fn a_copy_says_which_end_was_at_fault() {
     our_switch.set(false);
     let off = done(bytes, &good).unwrap_err();
     assert_eq!((off, off.is_source()), (CopyError::Source(DmaError::BusMasterOff(8)), true));
+}
+
+/// A memory that counts how often it is asked, and whose last 8 bytes end the address space.
+struct Counting {
+    ram: GuestRam,
+    asked: AtomicU64,
+}
+
+const TOP: u64 = u64::MAX - 7;
+
+impl Ram for Counting {
+    fn find(&self, addr: u64, len: u64) -> Option<VolatileSlice<'_>> {
+        self.asked.fetch_add(1, Relaxed);
+        if addr >= TOP { self.ram.find(addr - TOP + RAM - 8, len) } else { self.ram.find(addr, len) }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.ram.bytes()
+    }
+}
+
+fn counting() -> (DmaTarget, Arc<Counting>) {
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
+    let ram = Arc::new(Counting { ram, asked: AtomicU64::new(0) });
+    let master = Arc::new(BusMaster::default());
+    master.set(true);
+    (DmaTarget::new(8, ram.clone(), master), ram)
+}
+
+#[test]
+fn a_memory_is_asked_once_for_each_run() {
+    let (dma, ram) = counting();
+    let asked = |access: &dyn Fn()| {
+        access();
+        ram.asked.swap(0, Relaxed)
+    };
+    for len in [1, 8, 9, 0x800] {
+        let copied = || copy((&dma, Source::Spans(&[span(1, len)])), (&dma, &[span(0x1001, len)]), len).unwrap();
+        assert_eq!(asked(&copied), 2, "{len} bytes");
+    }
+    let cut = [span(0, 100), span(0x200, 0), span(0x100, 28)];
+    assert_eq!(asked(&|| copy((&dma, Source::Spans(&cut)), (&dma, &[span(0x1000, 128)]), 128).unwrap()), 3);
+    assert_eq!(asked(&|| dma.read(0, &mut [0; 0x100]).unwrap()), 1);
+    assert_eq!(asked(&|| dma.write(0, &[0; 0x100]).unwrap()), 1);
+    assert_eq!(asked(&|| assert_eq!(dma.load::<u32>(0, Acquire), Ok(0))), 1);
+}
+
+/// An access that begins in the last page of the address space does not go on at address 0.
+#[test]
+fn nothing_wraps() {
+    let (dma, _) = counting();
+    dma.write(TOP, &[7]).unwrap();
+    let over = outside(TOP, 16);
+    assert_eq!(dma.read(TOP, &mut [0; 16]), Err(over));
+    assert_eq!(dma.write(TOP, &[0; 16]), Err(over));
+    assert_eq!(dma.gather(&[span(TOP, 16)], &mut Vec::new()), Err(over));
+    let here = [span(0x1000, 16)];
+    assert_eq!(copy((&dma, Source::Spans(&[span(TOP, 16)])), (&dma, &here), 16), Err(CopyError::Source(over)));
+    assert_eq!(copy((&dma, Source::Spans(&here)), (&dma, &[span(TOP, 16)]), 16), Err(CopyError::Target(over)));
+    assert!(dma.read_obj::<u128>(GuestAddress(TOP)).is_err() && !dma.is_ram(TOP, 16));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::hca::Hca;
 use super::init_segment::{InitSegment, Order};
 use super::uar::{self, UarDoorbells, UarRegisters};
 use super::{BAR0_SIZE, Model, NicConfig, VECTORS, reset};
-use dma::{BusMaster, DmaTarget, GuestRam};
+use dma::{BusMaster, DmaTarget, Ram};
 use mlx5_spec::init::COMMAND_DOORBELL;
 use pci::capability::{Capability, ID_VENDOR, PortType};
 use pci::config::{BarSpec, ConfigError, ConfigSpace, Identity};
@@ -84,7 +84,7 @@ impl Nic {
         index: u8,
         config: NicConfig,
         requester: u16,
-        ram: Arc<GuestRam>,
+        ram: Arc<dyn Ram>,
         ledger: Arc<Ledger>,
         router: Arc<dyn MsiRouter>,
         host: Arc<dyn DoorbellHost>,

@@ -23,7 +23,7 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-use dma::GuestRam;
+use dma::Ram;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -84,7 +84,7 @@ pub struct Socket {
     /// Bus << 8 | device << 3 | function, as which the device does DMA.
     pub requester: u16,
     /// Guest memory.
-    pub ram: Arc<GuestRam>,
+    pub ram: Arc<dyn Ram>,
     /// Where its interrupts go: as many vectors as [`Plug::vectors`] asked for.
     pub router: Arc<dyn MsiRouter>,
     /// Who turns its doorbells into eventfds.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::common::{Common, QueueSetup, Step, VERSION_1};
 use crate::device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
 use crate::layout::{self, DEVICE_BAR, DEVICE_BAR_SIZE, MSIX_BAR, NOTIFY_STRIDE, cfg_access};
 use crate::notifier::Notifier;
-use dma::{BusMaster, DmaTarget, GuestRam};
+use dma::{BusMaster, DmaTarget, Ram};
 use pci::capability::{Capability, PortType};
 use pci::config::{BarSpec, ConfigError, ConfigSpace};
 use pci::msix::{MESSAGE_CONTROL, Msix, MsixPlace};
@@ -64,8 +64,6 @@ pub struct VirtioPci {
     notifier: Arc<Notifier>,
     kicks: Vec<Arc<EventFd>>,
     dma: DmaTarget,
-    /// For range checks of ring addresses only: they are no DMA, and hold while bus mastering is off.
-    ram: Arc<GuestRam>,
     device: Box<dyn VirtioDevice>,
     wrong_sizes: RateLimit,
     failed_starts: RateLimit,
@@ -82,12 +80,12 @@ impl VirtioPci {
     pub fn new(
         mut device: Box<dyn VirtioDevice>,
         requester: u16,
-        ram: Arc<GuestRam>,
+        ram: Arc<dyn Ram>,
         router: Arc<dyn MsiRouter>,
     ) -> Result<Self, TransportError> {
         let queues = checked_queues(device.queue_sizes())?;
         let master = Arc::new(BusMaster::default());
-        let dma = DmaTarget::new(requester, Arc::clone(&ram), Arc::clone(&master));
+        let dma = DmaTarget::new(requester, ram, Arc::clone(&master));
 
         let vectors = Self::vectors(&*device);
         let (place, msix_size) = MsixPlace::own_bar(MSIX_BAR, vectors);
@@ -117,7 +115,6 @@ impl VirtioPci {
             msix,
             notifier,
             dma,
-            ram,
             device,
             wrong_sizes: RateLimit::default(),
             failed_starts: RateLimit::default(),
@@ -176,14 +173,13 @@ impl VirtioPci {
         Ok(self.device.activate(Activation { dma: self.dma.clone(), queues, interrupt, features })?)
     }
 
-    /// The queue, if its rings are aligned and in RAM (virtio 1.2 §2.7).
+    /// The queue, if its rings are aligned and in RAM (virtio 1.2 §2.7). To ask that is no access: bus mastering may be off.
     fn ring(&self, setup: &QueueSetup, features: u64) -> Option<Queue> {
         let size = u64::from(setup.size);
         let [desc, driver, device] = setup.rings;
         // Rings with their event index words.
         for (base, len) in [(desc, 16 * size), (driver, 6 + 2 * size), (device, 6 + 8 * size)] {
-            base.checked_add(len)?;
-            self.ram.check_range(GuestAddress(base), usize::try_from(len).ok()?).then_some(())?;
+            self.dma.is_ram(base, len).then_some(())?;
         }
         let mut queue = Queue::new(setup.max).ok()?;
         queue.try_set_size(setup.size).ok()?;
@@ -192,7 +188,7 @@ impl VirtioPci {
         queue.try_set_used_ring_address(GuestAddress(device)).ok()?;
         queue.set_event_idx(features & EVENT_IDX != 0);
         queue.set_ready(true);
-        queue.is_valid(&*self.ram).then_some(queue)
+        queue.is_valid(&self.dma).then_some(queue)
     }
 
     /// BAR, offset and length that the configuration access window shows now, if they make sense (virtio 1.2 §4.1.4.9).

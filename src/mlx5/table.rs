@@ -7,13 +7,14 @@
 
 use parking_lot::RwLock;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::host_memory::HostMemory;
 
 /// Slots of a table that has its first object.
 const FEWEST: usize = 64;
 
-/// Objects by number. A lookup costs a read lock and an array access.
+/// Objects by number. A lookup costs a read lock and an array access; [`Table::with_recent`] mostly not even that.
 pub struct Table<T> {
     first: u32,
     space: u32,
@@ -21,6 +22,8 @@ pub struct Table<T> {
     /// What an object takes of which account.
     charge: Option<(u64, HostMemory)>,
     inner: RwLock<Inner<T>>,
+    /// Counts removals, each before it is told.
+    removals: Arc<AtomicU64>,
 }
 
 struct Inner<T> {
@@ -53,11 +56,39 @@ impl<T> Inner<T> {
     }
 }
 
+/// Objects that one engine has found last, so that it finds them again without a lock. It keeps them alive: whoever has nothing to do
+/// drops it.
+pub struct Recent<T> {
+    /// Whose they are, and the removals when they were found: after another one none of it counts.
+    of: Option<(Arc<AtomicU64>, u64)>,
+    /// Object n is in place n modulo the length.
+    objects: [Option<(u32, Arc<T>)>; RECENT],
+}
+
+/// Places of a [`Recent`].
+const RECENT: usize = 4;
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self { of: None, objects: [const { None }; RECENT] }
+    }
+}
+
+impl<T> Recent<T> {
+    /// Whether what it holds is in the table whose removals are `removals`.
+    #[inline]
+    fn suits(&self, removals: &Arc<AtomicU64>) -> bool {
+        let now = removals.load(Ordering::Acquire);
+        self.of.as_ref().is_some_and(|(of, then)| *then == now && Arc::ptr_eq(of, removals))
+    }
+}
+
 impl<T> Table<T> {
     /// Numbers `first..first + space`, at most `limit` objects alive at once.
     pub fn new(first: u32, space: u32, limit: usize) -> Self {
         let inner = Inner { slots: Vec::new(), next: 0, live: 0 };
-        Self { first, space: space.max(1), limit, charge: None, inner: RwLock::new(inner) }
+        let removals = Arc::default();
+        Self { first, space: space.max(1), limit, charge: None, inner: RwLock::new(inner), removals }
     }
 
     /// The same; each object alive takes `bytes` of `memory`.
@@ -103,6 +134,22 @@ impl<T> Table<T> {
         self.inner.read().get(at).map(look)
     }
 
+    /// As [`Table::with`]; `recent` remembers what was found. Whoever takes an object out and then waits for sections ([`super::quiesce`])
+    /// may be sure that no section finds it here that begins later.
+    #[inline]
+    pub fn with_recent<R>(&self, recent: &mut Recent<T>, number: u32, look: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
+        if !recent.suits(&self.removals) {
+            // Read before the look into the table: a removal in between makes it void at once.
+            let removals = self.removals.load(Ordering::Acquire);
+            *recent = Recent { of: Some((self.removals.clone(), removals)), ..Recent::default() };
+        }
+        let place = &mut recent.objects[number as usize % RECENT];
+        if place.as_ref().is_none_or(|(of, _)| *of != number) {
+            *place = Some((number, self.get(number)?));
+        }
+        place.as_ref().map(|(_, object)| look(object))
+    }
+
     /// Takes the object out.
     pub fn remove(&self, number: u32) -> Option<Arc<T>> {
         let at = number.checked_sub(self.first)?;
@@ -110,6 +157,7 @@ impl<T> Table<T> {
         inner.get(at)?;
         let slot = inner.slot(at);
         let (_, object) = inner.slots[slot].take()?;
+        self.removals.fetch_add(1, Ordering::Release);
         inner.live -= 1;
         self.give(1);
         Some(object)
@@ -119,6 +167,7 @@ impl<T> Table<T> {
     pub fn clear(&self) -> Vec<Arc<T>> {
         let mut inner = self.inner.write();
         inner.next = 0;
+        self.removals.fetch_add(1, Ordering::Release);
         self.give(std::mem::take(&mut inner.live));
         std::mem::take(&mut inner.slots).into_iter().flatten().map(|(_, object)| object).collect()
     }
@@ -204,6 +253,31 @@ mod tests {
         }
         assert_eq!((table.capacity(), table.len()), (FEWEST, stays.len()));
         assert!(stays.iter().all(|number| table.get(*number).as_deref() == Some(number)));
+    }
+
+    /// Found again without the table's lock, and never once it has been taken out, whichever way, nor under another table.
+    #[test]
+    fn what_was_found_last_is_found_until_anything_is_taken_out() {
+        let (table, other) = (Table::new(0, 64, 64), Table::new(0, 64, 64));
+        let mut recent = Recent::default();
+        let fill = |table: &Table<u32>, base| (0..8).for_each(|_| drop(table.insert(|number| base + number)));
+        fill(&table, 100);
+        fill(&other, 200);
+        let mut look = |table: &Table<u32>, number| table.with_recent(&mut recent, number, |object| **object);
+        assert_eq!(
+            (look(&table, 1), look(&table, 5), look(&table, 1), look(&table, 9)),
+            (Some(101), Some(105), Some(101), None)
+        );
+        {
+            let _nobody_reads = table.inner.write();
+            assert_eq!(look(&table, 1), Some(101));
+        }
+        assert_eq!((look(&other, 1), look(&table, 1)), (Some(201), Some(101)));
+        table.remove(1);
+        assert_eq!((look(&table, 1), look(&table, 2)), (None, Some(102)));
+        table.clear();
+        fill(&table, 300);
+        assert_eq!(look(&table, 2), Some(302));
     }
 
     #[test]

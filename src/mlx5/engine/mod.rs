@@ -147,7 +147,7 @@ impl Unit {
                 Next::Stop => return self.mailbox.unwatch_timer(engine.timer()),
                 Next::Again => continue,
                 Next::Idle if polls && engine.poll(hca, &self.mailbox) => continue,
-                Next::Idle if !engine.set_timer() => continue,
+                Next::Idle if !engine.rest() => continue,
                 Next::Idle => {}
             }
             drop(engine);
@@ -168,7 +168,7 @@ impl Unit {
             let left = match engine.run(hca, &self.mailbox, VCPU_TURNS) {
                 Next::Stop => return,
                 Next::Again => true,
-                Next::Idle => !engine.set_timer(),
+                Next::Idle => !engine.rest(),
             };
             drop(engine);
             fence(Ordering::SeqCst);

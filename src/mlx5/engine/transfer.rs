@@ -10,7 +10,7 @@ mod late;
 use super::wqe::Seg;
 use crate::hca::Hca;
 use crate::hooks::NicLedger;
-use crate::mkey::{self, Access, AccessError, Rights, Span};
+use crate::mkey::{self, Access, AccessError, Keys, Rights, Span};
 use crate::quiesce::Section;
 use dma::{Source, copy};
 use probe::ledger::Seq;
@@ -77,11 +77,12 @@ pub enum Plan {
 }
 
 /// Where one end of a piece is in guest memory, and by which keys.
-#[derive(Debug, Default, Clone)]
+#[derive(Default)]
 struct Side {
     spans: Vec<Span>,
     /// The key of the spans from this one on.
     keys: Vec<(usize, u32)>,
+    recent: Keys,
 }
 
 impl Side {
@@ -90,10 +91,15 @@ impl Side {
         self.keys.clear();
     }
 
+    /// What is found now, for later.
+    fn kept(&self) -> Self {
+        Self { spans: self.spans.clone(), keys: self.keys.clone(), recent: Keys::default() }
+    }
+
     /// Translates and appends.
     fn add(&mut self, hca: &Hca, section: &Section<'_>, access: &Access) -> Result<u64, AccessError> {
         self.keys.push((self.spans.len(), access.key));
-        mkey::translate(hca, section, access, &mut self.spans)
+        mkey::translate(hca, section, access, &mut self.recent, &mut self.spans)
     }
 
     /// The first `len` bytes: spans with their keys.
@@ -127,6 +133,11 @@ impl Scratch {
         let mut packet = std::mem::take(&mut self.packet);
         packet.clear();
         packet
+    }
+
+    /// Lets go of the keys: their engine has nothing to do, and they may be destroyed meanwhile.
+    pub fn rest(&mut self) {
+        (self.source.recent, self.target.recent) = Default::default();
     }
 
     /// Keeps the room for the next one.

@@ -234,8 +234,9 @@ impl Engine {
         self.hot.iter().copied().find(has_news)
     }
 
-    /// Sees to it that the next timer wakes the thread. False: a timer is due.
-    pub(super) fn set_timer(&mut self) -> bool {
+    /// Before the sleep: holds no more than it must, and sees to it that the next timer wakes the thread. False: a timer is due.
+    pub(super) fn rest(&mut self) -> bool {
+        self.scratch.rest();
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let Some(at) = timer.into_iter().chain(self.late_event).min() else { return true };
         let wait = at.saturating_duration_since(Instant::now());

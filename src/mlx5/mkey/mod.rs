@@ -25,6 +25,7 @@ use super::bus::Bus;
 use super::hca::Hca;
 use super::hooks::{NicAction, WqeShape};
 use super::host_memory::Lease;
+use super::table::Recent;
 use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
 use probe::ledger::Seq;
@@ -120,6 +121,9 @@ pub enum MkeyError {
     #[error("no more keys or no room for a translation table of {0} bytes")]
     NoRes(u64),
 }
+
+/// The keys that one end of an engine's transfers has used last.
+pub type Keys = Recent<Mkey>;
 
 /// A memory key.
 pub struct Mkey {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Access, AccessError, Mkey, MkeyState, PageMissing, Rights, Span};
+use super::{Access, AccessError, Keys, Mkey, MkeyState, PageMissing, Rights, Span};
 use crate::hca::{FIRST_MKEY, Hca};
 use crate::hooks::{NicAction, WqeShape};
 use crate::limits;
@@ -37,15 +37,21 @@ enum Stop {
 /// appended spans cover: fewer than `access.len` when a later entry is not present, or when it is more than one section may move
 /// ([`MAX_SECTION`]); ask again for the rest. Key, rights and bounds are checked for the whole of `access` first. On error nothing is appended.
 ///
-/// Looks everything up anew; what it returns is void when the section ends. Rights of the queue pair (rre, rwe, rae) are the caller's to check.
+/// Looks everything up anew (`keys` only shortens the way to what is still in the table); what it returns is void when the section ends. Rights of the queue pair (rre, rwe, rae) are the caller's to check.
 ///
 /// # Errors
 /// [`AccessError`].
-pub fn translate(hca: &Hca, section: &Section<'_>, access: &Access, spans: &mut Vec<Span>) -> Result<u64, AccessError> {
+pub fn translate(
+    hca: &Hca,
+    section: &Section<'_>,
+    access: &Access,
+    keys: &mut Keys,
+    spans: &mut Vec<Span>,
+) -> Result<u64, AccessError> {
     let _ = section;
     let first = spans.len();
     let mut walk = Walk { hca, access, spans, covered: 0, steps: MAX_STEPS, ignores_write_bit: None };
-    let result = walk.key(access.key, access.va, access.len, access.rights, 0);
+    let result = walk.key(keys, access.key, (access.va, access.len), access.rights, 0);
     let covered = walk.covered;
     let error = match result {
         Ok(()) | Err(Stop::Enough) => return Ok(covered),
@@ -101,7 +107,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn key(&mut self, key: u32, va: u64, len: u64, rights: Rights, depth: u8) -> Result<(), Stop> {
+    fn key(&mut self, keys: &mut Keys, key: u32, (va, len): (u64, u64), rights: Rights, depth: u8) -> Result<(), Stop> {
         let hca = self.hca;
         let direct = |mkey: &Arc<Mkey>| {
             let state = mkey.state();
@@ -111,17 +117,19 @@ impl Walk<'_> {
                 _ if len == 0 => {}
                 access_mode::PA => self.push(va, len)?,
                 access_mode::MTT => self.mtt(mkey, &state, va, len)?,
-                // What is beneath has to be looked up in the same table, so later.
+                // What is beneath is looked up in the same places, so later.
                 _ => return Ok(Some((mkey.clone(), state))),
             }
             Ok(None)
         };
-        let Some((mkey, state)) = hca.mkeys.with(key >> 8, direct).ok_or(Stop::Denied("no such key"))?? else {
+        let Some((mkey, state)) =
+            hca.mkeys.with_recent(keys, key >> 8, direct).ok_or(Stop::Denied("no such key"))??
+        else {
             return Ok(());
         };
         match u32::from(state.mode) {
-            access_mode::KLM => self.klm(&mkey, va - state.start, len, depth),
-            access_mode::KSM => self.ksm(&mkey, &state, va, len, depth),
+            access_mode::KLM => self.klm(keys, &mkey, (va - state.start, len), depth),
+            access_mode::KSM => self.ksm(keys, (&mkey, &state), (va, len), depth),
             _ => Err(Stop::Denied("unknown access mode")),
         }
     }
@@ -174,7 +182,13 @@ impl Walk<'_> {
         })
     }
 
-    fn ksm(&mut self, mkey: &Mkey, state: &MkeyState, va: u64, len: u64, depth: u8) -> Result<(), Stop> {
+    fn ksm(
+        &mut self,
+        keys: &mut Keys,
+        (mkey, state): (&Mkey, &MkeyState),
+        (va, len): (u64, u64),
+        depth: u8,
+    ) -> Result<(), Stop> {
         let (mut at, log_page) = paged(state, va, len, mkey.entries.len() / 2)?;
         let inside = (1u64 << log_page) - 1;
         let mut left = len;
@@ -182,14 +196,14 @@ impl Walk<'_> {
             let [head, base] = self.pair(mkey, at >> log_page)?;
             let now = left.min(inside + 1 - (at & inside));
             let child_va = base.checked_add(at & inside).ok_or(Stop::Denied("an entry's address wraps"))?;
-            self.child(head as u32, child_va, now, depth)?;
+            self.child(keys, head as u32, (child_va, now), depth)?;
             at += now;
             left -= now;
         }
         Ok(())
     }
 
-    fn klm(&mut self, mkey: &Mkey, skip: u64, len: u64, depth: u8) -> Result<(), Stop> {
+    fn klm(&mut self, keys: &mut Keys, mkey: &Mkey, (skip, len): (u64, u64), depth: u8) -> Result<(), Stop> {
         let (mut skip, mut left) = (skip, len);
         for index in 0..mkey.entries.len() as u64 / 2 {
             let [head, base] = self.pair(mkey, index)?;
@@ -200,7 +214,7 @@ impl Walk<'_> {
             }
             let now = left.min(bytes - skip);
             let child_va = base.checked_add(skip).ok_or(Stop::Denied("an entry's address wraps"))?;
-            self.child(head as u32, child_va, now, depth)?;
+            self.child(keys, head as u32, (child_va, now), depth)?;
             skip = 0;
             left -= now;
             if left == 0 {
@@ -210,7 +224,7 @@ impl Walk<'_> {
         Err(Stop::Denied("its list is shorter than its length"))
     }
 
-    fn child(&mut self, key: u32, va: u64, len: u64, depth: u8) -> Result<(), Stop> {
+    fn child(&mut self, keys: &mut Keys, key: u32, run: (u64, u64), depth: u8) -> Result<(), Stop> {
         if key >> 8 < FIRST_MKEY {
             // The null key, or an entry that was never written.
             return Err(Stop::Absent);
@@ -219,7 +233,7 @@ impl Walk<'_> {
             return Err(Stop::Denied("too many indirections"));
         }
         self.spend(KEY_STEPS)?;
-        self.key(key, va, len, self.access.rights, depth + 1)
+        self.key(keys, key, run, self.access.rights, depth + 1)
     }
 
     /// An entry of an indirect key.

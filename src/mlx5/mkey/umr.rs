@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::{Access, AccessError, Mkey, MkeyState, PageMissing, Rights, Span, fence, record, translate};
+use super::{Access, AccessError, Keys, Mkey, MkeyState, PageMissing, Rights, Span, fence, record, translate};
 use crate::hca::Hca;
 use crate::hooks::NicKind;
 use crate::hooks::WqeShape;
@@ -204,7 +204,8 @@ impl<'a> Request<'a> {
         match self.list {
             List::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
             List::Pointer { lkey, va, len } => {
-                let reader = Reader { hca, engine, qp, attrs, spans: Vec::new(), bytes: Vec::new() };
+                let reader =
+                    Reader { hca, engine, qp, attrs, keys: Keys::default(), spans: Vec::new(), bytes: Vec::new() };
                 reader.read(lkey, va, len).map(Cow::Owned)
             }
         }
@@ -316,6 +317,7 @@ struct Reader<'a> {
     engine: usize,
     qp: &'a Qp,
     attrs: &'a QpAttrs,
+    keys: Keys,
     spans: Vec<Span>,
     bytes: Vec<u8>,
 }
@@ -333,7 +335,8 @@ impl Reader<'_> {
             let (pd, qpn) = (self.attrs.pd, self.qp.qpn);
             let access = Access { key: lkey, pd, qpn, va, len: wanted, rights: Rights::LOCAL_READ };
             self.spans.clear();
-            let covered = translate(self.hca, &section, &access, &mut self.spans).map_err(UmrError::List)?;
+            let covered =
+                translate(self.hca, &section, &access, &mut self.keys, &mut self.spans).map_err(UmrError::List)?;
             if covered < wanted {
                 // A list in memory that pages on demand: drivers keep theirs in memory that stays.
                 let missing = PageMissing { key: lkey, va: va.saturating_add(covered) };

@@ -50,7 +50,7 @@ impl Late {
 pub(super) fn keep(hca: &Hca, source: Found<'_>, scratch: &Scratch, len: u64, begun: Seq) -> Late {
     let (bytes, from) = match source {
         Found::Bytes(bytes) => (Some(bytes.to_vec()), Side::default()),
-        Found::Spans(_) => (None, scratch.source.clone()),
+        Found::Spans(_) => (None, scratch.source.kept()),
     };
     let key = scratch.target.keys.first().map_or(0, |(_, key)| *key);
     let mkey = hca.mkeys.get(key >> 8).map(|mkey| {
@@ -58,5 +58,5 @@ pub(super) fn keep(hca: &Hca, source: Found<'_>, scratch: &Scratch, len: u64, be
         (mkey, zaps)
     });
     let deadline = Instant::now() + LATE_LIMIT;
-    Late { bytes, source: from, target: scratch.target.clone(), len, begun, mkey, deadline }
+    Late { bytes, source: from, target: scratch.target.kept(), len, begun, mkey, deadline }
 }

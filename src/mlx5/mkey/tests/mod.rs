@@ -95,7 +95,7 @@ fn access(key: u32, va: u64, len: u64) -> Access {
 fn look(hca: &Hca, access: &Access) -> Result<(u64, Vec<(u64, u64)>), AccessError> {
     let section = hca.quiesce.enter(0);
     let mut spans = Vec::new();
-    let covered = translate(hca, &section, access, &mut spans)?;
+    let covered = translate(hca, &section, access, &mut Keys::default(), &mut spans)?;
     assert_eq!(spans.iter().map(|span| span.len).sum::<u64>(), covered);
     Ok((covered, spans.iter().map(|span| (span.addr, span.len)).collect()))
 }
@@ -136,7 +136,7 @@ fn pages_are_found_by_the_first_address_and_merged() {
     // Spans that were there before stay, and are not merged with.
     let section = hca.quiesce.enter(0);
     let mut spans = vec![Span { addr: 0x10_0000, len: 0x800 }];
-    translate(&hca, &section, &access(key, 0x7000_0800, 8), &mut spans).unwrap();
+    translate(&hca, &section, &access(key, 0x7000_0800, 8), &mut Keys::default(), &mut spans).unwrap();
     assert_eq!(spans, [Span { addr: 0x10_0000, len: 0x800 }, Span { addr: 0x10_0800, len: 8 }]);
 }
 
@@ -431,11 +431,12 @@ fn timing() {
     };
     best("section", Box::new(|| drop(std::hint::black_box(hca.quiesce.enter(0)))));
     best("look-up", Box::new(|| drop(std::hint::black_box(hca.mkeys.get(key >> 8)))));
+    let mut keys = Keys::default();
     for (va, len) in [(0x100, 8), (0, 4096), (0x800, 4096), (0, 65536)] {
         let one = || {
             let section = hca.quiesce.enter(0);
             spans.clear();
-            translate(&hca, &section, std::hint::black_box(&access(key, va, len)), &mut spans).unwrap();
+            translate(&hca, &section, std::hint::black_box(&access(key, va, len)), &mut keys, &mut spans).unwrap();
         };
         best(&format!("section and translation of {len} bytes at {va:#x}"), Box::new(one));
     }

@@ -316,7 +316,7 @@ fn a_live_key_never_mixes_old_entries_with_a_new_page_size() {
     }
     let mut spans = Vec::new();
     assert!(matches!(
-        translate(&hca, &section, &through, &mut spans),
+        translate(&hca, &section, &through, &mut Keys::default(), &mut spans),
         Err(AccessError::Denied { why: "it is free", .. })
     ));
     assert_eq!(key.entries[1].load(Ordering::Relaxed), 0x10_1003);
@@ -342,7 +342,7 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
             // Another engine is between translation and copy.
             let section = hca.quiesce.enter(1);
             let mut spans = Vec::new();
-            translate(&hca, &section, &access(key.key(), 0, 8), &mut spans).unwrap();
+            translate(&hca, &section, &access(key.key(), 0, 8), &mut Keys::default(), &mut spans).unwrap();
             let done = Arc::new(AtomicBool::new(false));
             let thread = std::thread::spawn({
                 let (hca, key, done) = (hca.clone(), key.clone(), done.clone());

@@ -51,11 +51,8 @@ impl Work {
         let step = match read {
             Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Receive),
             Ok(()) => match self.deliver_packet(cx, section, peer, &packet) {
-                Ok(()) => {
-                    cx.hca.counters.bytes.add(total);
-                    self.finish(cx.hca, 0)
-                }
-                Err(Undelivered::Dropped) => self.finish(cx.hca, 0),
+                Ok(()) => self.finish(cx.hca, total, 0),
+                Err(Undelivered::Dropped) => self.finish(cx.hca, 0, 0),
                 Err(Undelivered::Failed(failure)) => Step::Failed(failure),
             },
         };

@@ -26,7 +26,7 @@ impl Work {
     /// Goes on with the current WQE, whose peer has been looked up. A UMR has had its effect.
     pub fn execute(&self, cx: &mut Cx<'_>, section: &Section<'_>) -> Step {
         match self.wqe.kind {
-            Kind::Nop | Kind::Umr => return self.finish(cx.hca, 0),
+            Kind::Nop | Kind::Umr => return self.finish(cx.hca, 0, 0),
             _ if self.is_datagram() => return self.datagram(cx, section),
             _ if self.wqe.total > MAX_MESSAGE => return Step::Failed(Failure::local(syndrome::LOCAL_LENGTH_ERR)),
             _ => {}
@@ -72,7 +72,7 @@ impl Work {
             }
             Verdict::Execute | Verdict::OutOfOrder => Some(Step::Failed(Failure::INVALID_REQUEST)),
             // Nobody keeps the result of an atomic that was completed.
-            Verdict::Acknowledge if !self.is_answered() => Some(self.finish(cx.hca, 0)),
+            Verdict::Acknowledge if !self.is_answered() => Some(self.finish(cx.hca, 0, 0)),
             Verdict::Acknowledge | Verdict::Drop => Some(Step::Silence),
             Verdict::Ahead => Some(Step::OutOfSequence),
         }
@@ -86,22 +86,22 @@ impl Work {
         let was = peer.attrs.life.expected.get();
         let now = match step {
             Step::Moved(bytes) => was.moved(*bytes),
-            Step::Finished => was.completed(self.packets()),
+            Step::Finished(_) => was.completed(self.packets()),
             _ => return,
         };
         peer.attrs.life.expected.set(&was, &now);
     }
 
-    /// The current WQE succeeded: its CQE, if it wants one. Inside the section in which its last byte moved.
-    pub fn finish(&self, hca: &Hca, bytes: u64) -> Step {
+    /// The current WQE succeeded, its last `moved` bytes in this section: its CQE, if it wants one, which tells of `told` bytes.
+    pub fn finish(&self, hca: &Hca, moved: u64, told: u64) -> Step {
         if self.wqe.signaled {
             let Some(cq) = &self.attrs.send_cq else { return Step::Failed(Failure::MUTE) };
             let place = Place { counter: self.index, owner: self.qp.user_index };
-            if sent(hca, cq, &self.qp, place, (self.wqe.opcode, bytes), self.wqe.own_event).is_err() {
+            if sent(hca, cq, &self.qp, place, (self.wqe.opcode, told), self.wqe.own_event).is_err() {
                 return Step::Failed(Failure::MUTE);
             }
         }
-        Step::Finished
+        Step::Finished(moved)
     }
 
     /// An unreliable message that nobody takes: its sender succeeds, unless its own list is bad.
@@ -114,7 +114,7 @@ impl Work {
                 return Step::Failed(Failure::local(syndrome::LOCAL_PROT_ERR));
             }
         }
-        self.finish(cx.hca, 0)
+        self.finish(cx.hca, 0, 0)
     }
 
     /// The WQE's list.
@@ -164,7 +164,7 @@ impl Work {
             return self.deliver(cx, section, peer, arrival, Some(access));
         }
         if self.done == self.wqe.total {
-            return self.finish(cx.hca, 0);
+            return self.finish(cx.hca, 0, 0);
         }
         let ends = (&self.list(Rights::LOCAL_READ), &End::Remote { access });
         match transfer(self.route(cx.hca, &peer.hca), section, (cx.scratch, self.mover()), ends, self.at(), || {
@@ -181,7 +181,7 @@ impl Work {
             Err(failure) => return Step::Failed(failure),
         };
         if self.done == self.wqe.total {
-            return self.finish(cx.hca, self.done);
+            return self.finish(cx.hca, 0, self.done);
         }
         let ends = (&End::Remote { access }, &self.list(Rights::LOCAL_WRITE));
         match transfer(self.route(cx.hca, &peer.hca), section, (cx.scratch, self.mover()), ends, self.at(), || {
@@ -197,8 +197,7 @@ impl Work {
         if self.done + moved < self.wqe.total {
             return Step::Moved(moved);
         }
-        hca.counters.bytes.add(moved);
-        self.finish(hca, told)
+        self.finish(hca, moved, told)
     }
 
     fn atomic(&self, cx: &mut Cx<'_>, section: &Section<'_>, peer: &Peer) -> Step {
@@ -219,7 +218,7 @@ impl Work {
         };
         let ends = (&word, &self.list(Rights::LOCAL_WRITE));
         match atomic(self.route(cx.hca, &peer.hca), section, (cx.scratch, self.mover()), ends, operation) {
-            Ok(()) => self.finish(cx.hca, 8),
+            Ok(()) => self.finish(cx.hca, 0, 8),
             Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Remote),
         }
     }
@@ -309,8 +308,7 @@ impl Work {
         }
         responder.completed(&peer.attrs);
         drop(responder);
-        cx.hca.counters.bytes.add(moved);
-        self.finish(cx.hca, 0)
+        self.finish(cx.hca, moved, 0)
     }
 
     /// Finds where the next part of a message goes, if there is any left.

@@ -113,8 +113,9 @@ impl Requester {
                     bytes += moved;
                     self.moved(moved);
                 }
-                Step::Finished => {
+                Step::Finished(moved) => {
                     wqes += 1;
+                    bytes += moved;
                     self.retire();
                 }
                 Step::Idle => break Turn::Idle,
@@ -267,7 +268,7 @@ impl Requester {
             Step::OutOfSequence => self.retry(cx),
             Step::Invalidate(key) => self.invalidate(cx, key),
             Step::Failed(failure) => self.fail(cx, failure),
-            Step::Moved(_) | Step::Finished | Step::Again | Step::Idle => {}
+            Step::Moved(_) | Step::Finished(_) | Step::Again | Step::Idle => {}
         }
     }
 

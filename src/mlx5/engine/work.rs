@@ -49,8 +49,8 @@ pub enum FaultEnd {
 pub enum Step {
     /// This many bytes more are in place.
     Moved(u64),
-    /// The WQE is done and completed.
-    Finished,
+    /// The WQE is done and completed; this many bytes more are in place.
+    Finished(u64),
     /// Look again: attributes have changed, or an effect outside of sections is there.
     Again,
     /// No WQE is posted.

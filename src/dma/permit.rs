@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The accesses of one batch.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vm_memory::{AtomicAccess, Bytes, VolatileMemory, VolatileSlice};
 
@@ -77,6 +77,26 @@ impl<'a> Permit<'a> {
             rest = rest.get(run.len()..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Writes `entry` to guest memory at `addr` so that whoever finds its last dword, which says whose it is, finds all of it (rule 4).
+    ///
+    /// # Errors
+    /// [`DmaError::OutsideRam`]: nothing was written.
+    pub fn publish<const N: usize>(self, addr: u64, entry: &[u8; N]) -> Result<(), DmaError> {
+        let (body, last) = entry.split_at(N.saturating_sub(4));
+        if let Some(run) = self.whole(addr, N)
+            && let Ok(end) = run.offset(body.len())
+        {
+            run.copy_from(body);
+            fence(Ordering::Release);
+            end.copy_from(last);
+            return Ok(());
+        }
+        self.check(addr, N as u64)?;
+        self.write(addr, body)?;
+        fence(Ordering::Release);
+        self.write(addr + body.len() as u64, last)
     }
 
     /// Reads an integer at once, in the host's byte order. `order` as for the standard library's atomics.

@@ -114,6 +114,23 @@ fn words_are_reached_at_once_or_not_at_all() {
     assert_eq!(master.refused(), 8);
 }
 
+/// In one run and over a seam: all of it or, where some byte is not RAM, nothing.
+#[test]
+fn entries_are_published_whole() {
+    let (dma, _) = door();
+    let entry: [u8; 16] = std::array::from_fn(|at| at as u8 + 1);
+    for addr in [0x100, SEAM - 16, SEAM - 8, SEAM - 2] {
+        dma.permit().unwrap().publish(addr, &entry).unwrap();
+        let mut found = [0; 16];
+        dma.read(addr, &mut found).unwrap();
+        assert_eq!(found, entry, "{addr:#x}");
+    }
+    assert_eq!(dma.permit().unwrap().publish(RAM - 8, &entry), Err(outside(RAM - 8, 16)));
+    let mut last = [0; 8];
+    dma.read(RAM - 8, &mut last).unwrap();
+    assert_eq!(last, [0; 8]);
+}
+
 #[test]
 fn spans_are_gathered_in_order_and_whole() {
     let (dma, master) = door();

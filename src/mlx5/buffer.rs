@@ -135,6 +135,17 @@ impl GuestBuffer {
         })
     }
 
+    /// Publishes an entry at byte `at`: its last dword, with the owner bit, after all else (rule 4). Errors as [`GuestBuffer::read`].
+    ///
+    /// Entries do not cross pages: they are as long as a power of two, and lie at a multiple of it.
+    pub fn publish<const N: usize>(&self, dma: &DmaTarget, at: u64, entry: &[u8; N]) -> Result<(), DmaError> {
+        let len = N as u64;
+        match self.piece(at, len) {
+            Some((gpa, whole)) if whole == len => dma.permit()?.publish(gpa, entry),
+            _ => Err(DmaError::OutsideRam { requester: dma.requester(), addr: u64::MAX, len }),
+        }
+    }
+
     /// Whether all of it is guest RAM.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! Completion queues: the one place that publishes CQEs and decides about completion events (contract 6.2, 7.5, 7.6).
 
 use parking_lot::Mutex;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 
@@ -267,12 +267,7 @@ impl Cq {
 
     fn write(&self, bus: &Bus, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), dma::DmaError> {
         let slot = u64::from(index & ((1 << self.log_size) - 1)) << self.log_stride;
-        let at = slot + self.offset;
-        // The last dword holds the owner bit (rule 4).
-        let (body, last) = entry.split_at(CQE_SIZE - 4);
-        self.buffer.write(&bus.dma, at, body)?;
-        fence(Ordering::Release);
-        self.buffer.write(&bus.dma, at + body.len() as u64, last)
+        self.buffer.publish(&bus.dma, slot + self.offset, entry)
     }
 }
 

@@ -190,12 +190,7 @@ impl Eq {
             let at = u64::from(state.producer & (size - 1)) * EQE_SIZE as u64;
             let mut bytes = event.bytes;
             eqe::OWNER.set(&mut bytes, owner);
-            // Everything but the last dword, which holds the owner bit, and that one after a fence (rule 4).
-            let (body, last) = bytes.split_at(EQE_SIZE - 4);
-            let written = self.buffer.write(&bus.dma, at, body).and_then(|()| {
-                fence(Ordering::Release);
-                self.buffer.write(&bus.dma, at + body.len() as u64, last)
-            });
+            let written = self.buffer.publish(&bus.dma, at, &bytes);
             if written.is_err() {
                 bus.counters.events_dropped.add(1);
                 return;

@@ -110,7 +110,8 @@ pub struct Qp {
 /// What a queue pair has from one RST to the next: nothing of it is seen by the next life.
 #[derive(Default)]
 pub struct Life {
-    /// The receiving half, which the engines of its peers use.
+    /// The receiving half, which the engines of its peers use: each keeps it for its message's part, the copy included, so that receive WQEs
+    /// are completed in order. Nobody waits for it inside a section: who does not get it there looks again.
     pub responder: Mutex<Responder>,
     /// Packet sequence numbers of what arrives.
     pub expected: Sequence,

@@ -5,8 +5,8 @@
 //! An engine moves data only inside a section. Inside it looks everything up anew: the queue pair's generation, the mkey, its
 //! entries; and nothing of that is kept when the section ends. Whoever takes a right away (UMR zap or revoke, DESTROY_MKEY, 2RST, 2ERR,
 //! DESTROY_QP, bus-master-off, FLR, reset) first publishes the change and then calls [`Quiesce::wait`], which returns when every section
-//! that had begun before has ended. Sections that begin later see the change. So a section costs two stores, no copy runs
-//! under a lock, and nobody can deadlock: a section never waits for anything.
+//! that had begun before has ended. Sections that begin later see the change. So a section costs two stores, and nobody can
+//! deadlock: a section never waits for anything, above all for no lock that a copy runs under.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;

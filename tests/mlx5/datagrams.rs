@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use mlx5::{EnginePolicy, NicConfig};
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::cq::{cqe, opcode as cqe_opcode, syndrome};
 use mlx5_spec::qp::{QPC_SIZE, qpc, service_type, state};
 use mlx5_spec::vport::query_gid_out;
 use mlx5_spec::wqe::{GRH_SIZE, av, opcode};
 use rnic_testdrive::command::Input;
-use rnic_testdrive::{Qp, QpSpec, Sge, Wqe};
+use rnic_testdrive::{Driver, Machine, MachineConfig, Qp, QpSpec, Sge, Wqe};
 
 use crate::scene::Pair;
 
@@ -180,4 +181,44 @@ fn an_unreliable_sender_that_errs_goes_to_sqer_and_receives_on() {
     pair.local.fill_pattern(6);
     pair.one.run(write(pair.remote_mr.key)).unwrap();
     pair.assert_copied((&pair.local, 0), (&pair.remote, 0), 8);
+}
+
+/// Engines meet at one receiver, which each has to itself for the time of a copy: the others look again, and lose nothing.
+#[test]
+fn datagrams_of_many_engines_arrive_in_order_at_one_receiver() {
+    const LANES: u32 = 4;
+    const EACH: u32 = 300;
+    let nic = NicConfig { engines: EnginePolicy::Threads(LANES as u8), ..NicConfig::default() };
+    let machine = Machine::new(MachineConfig { nic, ..MachineConfig::default() });
+    let log_rq = (LANES * EACH).ilog2() + 1;
+    let pair = Pair::on(Driver::probe(&std::sync::Arc::new(machine)).unwrap(), |spec| {
+        (spec.service, spec.qkey) = (service_type::UD, QKEY);
+    });
+    let driver = &pair.driver;
+    let recv_cq = driver.create_cq(log_rq).unwrap();
+    let spec = QpSpec { service: service_type::UD, qkey: QKEY, ..QpSpec::rc(driver, pair.pd, &recv_cq) };
+    let receiver = Qp::create(&driver.context, QpSpec { log_rq, ..spec.clone() }).unwrap();
+    receiver.connect(receiver.peer()).unwrap();
+    for _ in 0..LANES * EACH {
+        receiver.receive(&[pair.remote_mr.sge(0, HEAD as u32 + 4096)]);
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..LANES {
+            let (pair, receiver, spec) = (&pair, &receiver, &spec);
+            scope.spawn(move || {
+                let cq = driver.create_cq(6).unwrap();
+                let (send_cq, recv_cq) = (cq.clone(), cq);
+                let spec = QpSpec { uar: driver.alloc_uar().unwrap(), send_cq, recv_cq, ..spec.clone() };
+                let sender = Qp::create(&driver.context, spec).unwrap();
+                sender.connect(sender.peer()).unwrap();
+                for _ in 0..EACH {
+                    let wqe = Wqe::send().datagram(receiver.qpn, 1, QKEY).sge(pair.local_mr.sge(0, 4096));
+                    sender.run(wqe).unwrap();
+                }
+            });
+        }
+    });
+    for at in 0..LANES * EACH {
+        assert_eq!(u32::from(recv_cq.wait_ok().unwrap().wqe_counter()), at);
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5::{EnginePolicy, NicConfig};
 use mlx5_spec::cmd::Opcode;
-use mlx5_spec::cq::opcode as cqe_opcode;
+use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::mkey::{mkc, query_in, query_out, umr_mask};
 use mlx5_spec::qp::{qpc, state};
@@ -154,6 +154,37 @@ fn invalidation_again() -> Option<bool> {
 fn an_invalidation_counts_for_the_life_that_saw_it() {
     let seen = (0..20).find_map(|_| invalidation_again());
     assert_eq!(seen, Some(true), "told of a key that lives");
+}
+
+/// A message that is being copied has its responder to itself. The responder's own engine, which has to flush, serves others meanwhile.
+#[test]
+fn nobody_waits_for_a_message_that_is_being_copied() {
+    let slow = Slow::new();
+    let (pair, driver) = (&slow.pair, &slow.pair.driver);
+    let cq = driver.create_cq(6).unwrap();
+    let spec = QpSpec::rc(driver, pair.pd, &cq);
+    let sender = QpSpec { uar: pair.one.spec.uar, ..spec.clone() };
+    let receiver = QpSpec { uar: slow.staller.spec.uar, recv_cq: pair.other_cq.clone(), ..spec };
+    let (sender, receiver) = Qp::pair(driver, sender, receiver).unwrap();
+    let posted = [0, 64].map(|at| receiver.receive(&[pair.remote_mr.sge(at, 64)]));
+    let hca = driver.machine.nic.hca();
+    let what = WqeMatch { qpn: Some(sender.qpn), ..WqeMatch::default() };
+    let rule = hca.injections.add(NicRule::new(1, NicAction::StallInFlight { ms: 1000 }).on(what)).unwrap();
+    sender.post_one(Wqe::send().sge(pair.local_mr.sge(0, 64)).signaled());
+    driver.until("the stall", || hca.injections.rule(rule).is_some_and(|rule| rule.fired > 0)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| receiver.to_error().unwrap());
+        let in_error = || hca.qps.get(receiver.qpn).is_some_and(|qp| qp.attrs().state == state::ERR);
+        driver.until("the error state", in_error).unwrap();
+        receiver.ring();
+        std::thread::sleep(Duration::from_millis(10));
+        slow.staller.run(Wqe::write(pair.remote_mr.va, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8))).unwrap();
+        assert!(!cq.has_entry() && !pair.other_cq.has_entry(), "it waited for the message");
+    });
+    // What had begun is completed, and the rest is flushed behind it.
+    let outcomes = posted.map(|_| pair.other_cq.wait().unwrap()).map(|cqe| (cqe.wqe_counter(), cqe.outcome()));
+    let flushed = (cqe_opcode::RESP_ERR, syndrome::WR_FLUSH_ERR);
+    assert_eq!(outcomes, [(posted[0], (cqe_opcode::RESP_SEND, 0)), (posted[1], flushed)]);
 }
 
 /// The engine that failed a message waits for DMA in flight, first on the responder's behalf and then on the requester's, before it tells

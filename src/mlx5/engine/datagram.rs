@@ -30,6 +30,8 @@ enum Undelivered {
     Dropped,
     /// Its receive WQE is completed in error, or cannot be.
     Failed(Failure),
+    /// Another engine has the receiver.
+    Busy,
 }
 
 impl Work {
@@ -54,6 +56,7 @@ impl Work {
                 Ok(()) => self.finish(cx.hca, total, 0),
                 Err(Undelivered::Dropped) => self.finish(cx.hca, 0, 0),
                 Err(Undelivered::Failed(failure)) => Step::Failed(failure),
+                Err(Undelivered::Busy) => Step::Busy,
             },
         };
         cx.scratch.keep(packet);
@@ -69,7 +72,7 @@ impl Work {
         packet: &[u8],
     ) -> Result<(), Undelivered> {
         let av = self.wqe.av;
-        let mut responder = attrs.life.responder.lock();
+        let mut responder = attrs.life.responder.try_lock().ok_or(Undelivered::Busy)?;
         let offer = responder.next(hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
             NoWqe::NotReady | NoWqe::Misplaced => Undelivered::Dropped,
             NoWqe::Broken => Undelivered::Failed(Failure::BROKEN_QUEUE),

@@ -249,7 +249,7 @@ impl Work {
             }
         };
         let Ok(srq) = self.shared_queue(peer) else { return Step::Failed(Failure::INVALID_REQUEST) };
-        let mut responder = peer.attrs.life.responder.lock();
+        let Some(mut responder) = peer.attrs.life.responder.try_lock() else { return Step::Busy };
         let offer = match responder.next(&peer.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
             Ok(offer) => offer,
             Err(NoWqe::NotReady) if self.is_unreliable() => return self.lost(cx, section),

@@ -18,7 +18,7 @@ use mlx5_spec::eq::{eqe_qp_srq, event};
 use mlx5_spec::wqe::srq_next;
 
 /// The receiving half of a queue pair in one of its lives: progress in its receive queue and the message that is arriving. Locked by the engine of the peer
-/// whose message arrives, or by the queue pair's own engine when it flushes; commands never take it.
+/// whose message arrives, or by the queue pair's own engine when it flushes, and waited for outside of sections only; commands never take it.
 #[derive(Debug, Default)]
 pub struct Responder {
     /// Receive WQEs done since RST: the own queue's index of the next one.

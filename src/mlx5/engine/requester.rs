@@ -119,6 +119,11 @@ impl Requester {
                     self.retire();
                 }
                 Step::Idle => break Turn::Idle,
+                Step::Busy => {
+                    // Whoever has it may wait for this core.
+                    std::thread::yield_now();
+                    break Turn::Again;
+                }
                 other => self.act(cx, other),
             }
             if wqes >= TURN_WQES || bytes >= TURN_BYTES {
@@ -268,7 +273,7 @@ impl Requester {
             Step::OutOfSequence => self.retry(cx),
             Step::Invalidate(key) => self.invalidate(cx, key),
             Step::Failed(failure) => self.fail(cx, failure),
-            Step::Moved(_) | Step::Finished(_) | Step::Again | Step::Idle => {}
+            Step::Moved(_) | Step::Finished(_) | Step::Again | Step::Idle | Step::Busy => {}
         }
     }
 

@@ -55,6 +55,8 @@ pub enum Step {
     Again,
     /// No WQE is posted.
     Idle,
+    /// Another engine has the responder, and copies perhaps: nothing was done.
+    Busy,
     /// An injection keeps a part that is translated.
     Late(Box<Late>),
     /// The lab holds it.

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A message that failed: both sides are told in one section, then both leave service (IBTA 9.9).
 
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 
 use super::{Cx, Effect, Peer, Requester};
 use crate::engine::completion::{Half, Place, failed, receive_owner};
 use crate::engine::diagnosis::Diagnosis;
 use crate::engine::failure::{AtResponder, Failure, leave_service, receive_cq, tell};
+use crate::engine::receive::Responder;
 use crate::engine::work::Step;
 use crate::hca::Hca;
 use crate::qp::{Qp, QpAttrs};
@@ -18,10 +20,11 @@ impl Requester {
     pub(super) fn fail(&mut self, cx: &mut Cx<'_>, failure: Failure) {
         let unreliable = self.work.is_unreliable() || self.work.is_datagram();
         self.abandon(cx.hca);
-        let section = cx.hca.quiesce.enter(cx.engine);
         let peer = failure.responder.zip(self.work.peer.clone());
-        let visited = peer.clone();
-        let visit = visited.as_ref().and_then(|(_, peer)| peer.visit(cx));
+        // Before the section, which must not wait for whoever has it.
+        let responder = peer.as_ref().map(|(_, peer)| peer.attrs.life.responder.lock());
+        let section = cx.hca.quiesce.enter(cx.engine);
+        let visit = peer.as_ref().and_then(|(_, peer)| peer.visit(cx));
         if !self.work.in_force() || peer.as_ref().is_some_and(|(_, peer)| !peer.in_force()) {
             // Whoever changed one of them decides what becomes of the WQE; what a responder refused, it is asked again.
             if failure.responder.is_some() {
@@ -31,8 +34,9 @@ impl Requester {
         }
         // A state is there before the CQE that tells of it, and the cause before anything is flushed: both halves may be one queue pair's.
         let mut ends = Vec::new();
-        if let Some((at, peer)) = peer.filter(|(at, _)| at.own || !unreliable) {
-            ends.extend(fail_receive(peer, at));
+        if let Some(((at, peer), responder)) = peer.as_ref().zip(responder).filter(|((at, _), _)| at.own || !unreliable)
+        {
+            ends.extend(fail_receive(peer, *at, responder));
         }
         let lost = (failure.responder.is_some() && unreliable).then(|| self.work.lost(cx, &section));
         let failure = match lost {
@@ -88,19 +92,22 @@ impl End {
 }
 
 /// The responder leaves service, and its receive WQE, if it has taken one, is completed in error; its own engine flushes nothing meanwhile.
-fn fail_receive(Peer { hca, qp, attrs }: Peer, at: AtResponder) -> Option<End> {
+fn fail_receive(
+    Peer { hca, qp, attrs }: &Peer,
+    at: AtResponder,
+    mut responder: MutexGuard<'_, Responder>,
+) -> Option<End> {
     let mut event = at.event;
-    let mut responder = attrs.life.responder.lock();
-    let left = leave_service(&qp, &attrs, state::ERR);
+    let left = leave_service(qp, attrs, state::ERR);
     if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
-        let place = Place { counter, owner: receive_owner(&hca, &qp, srqn) };
-        let told = receive_cq(&hca, &attrs, srqn)
-            .is_some_and(|cq| failed(&hca, &cq, &qp, place, Half::Responder, Diagnosis::receive(syndrome)).is_ok());
+        let place = Place { counter, owner: receive_owner(hca, qp, srqn) };
+        let told = receive_cq(hca, attrs, srqn)
+            .is_some_and(|cq| failed(hca, &cq, qp, place, Half::Responder, Diagnosis::receive(syndrome)).is_ok());
         if !told {
             event = Some(event::WQ_CATAS_ERROR);
         }
-        responder.completed(&attrs);
+        responder.completed(attrs);
     }
     drop(responder);
-    left.then_some(End { hca, qp, seen: attrs, event })
+    left.then_some(End { hca: hca.clone(), qp: qp.clone(), seen: attrs.clone(), event })
 }

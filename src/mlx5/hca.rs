@@ -14,7 +14,7 @@ use super::host_memory::object;
 use super::levers::NicLevers;
 use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD};
 use super::mkey::Mkey;
-use super::odp::PageFaults;
+use super::odp::{Offered, PageFaults};
 use super::qp::{Qp, QpAttrs};
 use super::srq::Srq;
 use super::table::Table;
@@ -63,6 +63,8 @@ pub struct Hca {
     pub special: Mutex<[Option<u32>; 2]>,
     /// Page faults that the driver works on.
     pub page_faults: PageFaults,
+    /// What may fault.
+    pub paging: Offered,
     /// WQEs that the lab holds.
     pub levers: NicLevers,
 }
@@ -103,6 +105,7 @@ impl Hca {
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
             special: Mutex::default(),
             page_faults: PageFaults::default(),
+            paging: Offered::default(),
             levers,
             bus,
         })

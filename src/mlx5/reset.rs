@@ -53,7 +53,7 @@ pub fn restart(hca: &Hca, unit: &CommandUnit, queue: Option<u64>) {
     drop_objects(hca, unit.doorbells());
     hca.msix.clear_pending();
     unit.forget_rings(&settings);
-    settings.reset(&hca.config);
+    settings.reset(hca);
     settings.queue = queue;
 }
 

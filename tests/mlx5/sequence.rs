@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use mlx5_spec::caps::{CAP_SIZE, odp_caps, odp_transport};
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
 use mlx5_spec::qp::{PRIMARY_PATH, QPC_SIZE, ads, opt_param_mask, qpc, service_type, state};
@@ -174,8 +175,11 @@ fn unreliable_messages_need_no_number_but_their_beginning() {
     pair.one.run(write(&pair, 64)).unwrap();
     assert_eq!(pair.remote.bytes(0, 64), [0x55; 64]);
     assert_eq!(numbers(&pair.other).1, 0x4712);
-    // The middle of a message, whose source is not there for a while.
+    // The middle of a message, whose source is not there for a while. Paging is not offered to this service: no driver switches it on.
     let driver = &pair.driver;
+    let mut paging = vec![0; CAP_SIZE];
+    odp_caps::UC_ODP_CAPS.set(&mut paging, odp_transport::WRITE);
+    driver.machine.nic.hca().paging.put(&paging);
     let odp = OdpMr::register(driver, pair.pd, VA, 2 * 4096, Access::ALL).unwrap();
     let memory = driver.machine.guest.scattered(8192);
     memory.fill(0, 8192, 0x66);

@@ -109,8 +109,9 @@ impl DriverSettings {
     }
 
     /// Forgets everything that a driver has set.
-    pub fn reset(&mut self, config: &NicConfig) {
-        *self = Self::new(config, self.incarnations);
+    pub fn reset(&mut self, hca: &Hca) {
+        *self = Self::new(&hca.config, self.incarnations);
+        hca.paging.put(self.caps.paging());
     }
 }
 
@@ -136,7 +137,9 @@ impl CommandUnit {
         let event = |_| EventFd::new(EFD_NONBLOCK).map(Arc::new);
         let events = (0..SLOTS).map(event).collect::<io::Result<_>>()?;
         let (wake, rung) = (EventFd::new(EFD_NONBLOCK)?, AtomicU32::new(0));
-        let settings = Mutex::new(DriverSettings::new(&hca.config, 0));
+        let settings = DriverSettings::new(&hca.config, 0);
+        hca.paging.put(settings.caps.paging());
+        let settings = Mutex::new(settings);
         let (waiting, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         Ok(Arc::new(Self { hca, doorbells, events, wake, rung, settings, waiting, stop }))
     }

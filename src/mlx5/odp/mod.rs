@@ -4,6 +4,7 @@
 //! A fault is a token and a state, nothing else: whoever waits owns no section, lock or pointer, and translates anew when the
 //! driver has resumed it.
 
+mod offered;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,8 @@ use super::hooks::{NicAction, WqeShape};
 use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
 use mlx5_spec::odp::{MAX_TOKEN, rdma_fault_type};
+
+pub use offered::Offered;
 
 /// Faults alive at once, well below what the driver's fault EQ (4,096 entries) takes; more wait (contract 9.3).
 pub const MAX_LIVE: usize = 1024;

@@ -269,7 +269,10 @@ fn start_hca(commands: &Commands) -> Result<()> {
         set_caps(commands, cap_type::ATOMIC, &atomic)?;
     }
     if cmd_hca_cap::PG.is_set(&general) {
+        // Shared receive queues are off until they are asked for.
         query_caps(commands, cap_type::ODP, cap_mode::CUR)?;
+        let paging = query_caps(commands, cap_type::ODP, cap_mode::MAX)?;
+        set_caps(commands, cap_type::ODP, &paging)?;
     }
     give_pages(commands, 2)?;
     commands.execute(&Input::new(Opcode::INIT_HCA, small::init_hca_in::SIZE).finish(), 16)?;

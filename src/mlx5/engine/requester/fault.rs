@@ -2,13 +2,14 @@
 //! A page is missing: which event its driver gets (contract 9.2), and what the WQE waits for.
 
 use super::wait::PageWait;
-use super::{Cx, Peer, Requester, Wait, Work};
+use super::{Cx, Kind, Peer, Requester, Wait, Work};
 use crate::engine::failure::Failure;
 use crate::engine::work::FaultEnd;
 use crate::hca::Hca;
 use crate::hooks::NicAction;
 use crate::mkey::PageMissing;
 use crate::odp::{Fault, FaultKind, FaultState, RaiseError};
+use mlx5_spec::caps::odp_transport;
 use mlx5_spec::odp::wqe_fault_type;
 
 /// Faults in a row without a byte moved after which an access is refused (contract 9.4, T8).
@@ -23,7 +24,9 @@ impl Requester {
             (None, _) => return,
         };
         let unreliable = self.work.is_unreliable() && end != FaultEnd::Local;
-        let Some(fault) = fault(&self.work, end, page).filter(|_| self.faults < MAX_FAULTS && !unreliable) else {
+        let offered = |fault: &Fault| hca.paging.allows(self.work.qp.service, access(self.work.wqe.kind, fault));
+        let may_wait = |fault: &Fault| self.faults < MAX_FAULTS && !unreliable && offered(fault);
+        let Some(fault) = fault(&self.work, end, page).filter(may_wait) else {
             return self.fail(cx, Failure::page_fault(end));
         };
         if self.background.as_ref().is_some_and(|(at, token)| at.page_faults.poll(*token) == FaultState::Waiting) {
@@ -60,6 +63,19 @@ impl Requester {
     }
 }
 
+/// Which capability lets `kind` of work wait for this fault (contract 5.4).
+fn access(kind: Kind, fault: &Fault) -> u32 {
+    let is = |wq_type: u32| matches!(fault.kind, FaultKind::Wqe { wq_type: found, .. } if u32::from(found) == wq_type);
+    match kind {
+        _ if is(wqe_fault_type::SRQ) => odp_transport::SRQ_RECEIVE,
+        _ if is(wqe_fault_type::RESPONDER) => odp_transport::RECEIVE,
+        Kind::Write => odp_transport::WRITE,
+        Kind::Read => odp_transport::READ,
+        Kind::CompareSwap | Kind::FetchAdd => odp_transport::ATOMIC,
+        _ => odp_transport::SEND,
+    }
+}
+
 fn fault(work: &Work, end: FaultEnd, page: PageMissing) -> Option<Fault> {
     let total = work.wqe.total;
     let (kind, write) = match end {
@@ -72,7 +88,7 @@ fn fault(work: &Work, end: FaultEnd, page: PageMissing) -> Option<Fault> {
             (FaultKind::Wqe { wq_type: wq_type as u8, number: work.qp.qpn, wqe_index: work.index }, reads)
         }
         FaultEnd::Remote => {
-            let write = work.wqe.kind != super::Kind::Read;
+            let write = work.wqe.kind != Kind::Read;
             let (rdma_va, r_key) = work.wqe.remote;
             (FaultKind::Rdma { r_key, rdma_va, op_len: u32::try_from(total).ok()?, write }, write)
         }

@@ -13,6 +13,8 @@ layout! {
         CAP_TYPE: [0x04 15:1],
         /// See `cap_mode`.
         CAP_MODE: [0x04 0],
+        OTHER_FUNCTION: [0x08 31],
+        FUNCTION_ID: [0x08 15:0],
     }
 
     /// QUERY_HCA_CAP's reply.

@@ -20,7 +20,7 @@ fn machine_with(nic: NicConfig) -> Arc<Machine> {
 }
 
 /// A command queue, and the first of commands behind it: capabilities may be set now.
-fn enabled(machine: &Arc<Machine>) -> Commands {
+pub fn enabled(machine: &Arc<Machine>) -> Commands {
     machine.enable();
     let commands = Commands::new(machine, Bar::map(machine)).unwrap();
     run(&commands, Input::new(Opcode::ENABLE_HCA, 16)).unwrap();

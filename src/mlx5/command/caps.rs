@@ -107,14 +107,35 @@ impl Capabilities {
         Self { kinds }
     }
 
+    /// The ODP capabilities in force; without paging, none.
+    pub fn paging(&self) -> &[u8] {
+        let paging = self.kinds.iter().find(|(kind, ..)| *kind == cap_type::ODP);
+        paging.map_or(&[], |(.., current)| current)
+    }
+
+    /// A field of the general capabilities in force.
+    pub fn general(&self, field: Field) -> u32 {
+        let general = self.kinds.iter().find(|(kind, ..)| *kind == cap_type::GENERAL);
+        general.map_or(0, |(.., current)| field.get(current))
+    }
+
     fn current_mut(&mut self, wanted: u32) -> Result<(&Structure, &mut Structure), CommandError> {
         let kind = self.kinds.iter_mut().find(|(kind, ..)| *kind == wanted);
         kind.map(|(_, most, current)| (&*most, current)).ok_or(CommandError::Param("capability type is not offered"))
     }
 }
 
+/// Capabilities of other functions are a group manager's to read and to set, which this is not (contract 5.2).
+fn own(request: &Request<'_>) -> Result<(), CommandError> {
+    if request.get(set_in::OTHER_FUNCTION) != 0 {
+        return Err(CommandError::Param("there is no other function"));
+    }
+    Ok(())
+}
+
 /// QUERY_HCA_CAP.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    own(request)?;
     let (wanted, mode) = (request.get(query_in::CAP_TYPE), request.get(query_in::CAP_MODE));
     let (most, current) = request.settings.caps.current_mut(wanted)?;
     let caps: &Structure = if mode == cap_mode::CUR { current } else { most };
@@ -124,6 +145,7 @@ pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 /// SET_HCA_CAP: fields that are not writable are ignored, for drivers send the whole structure back, or one that is zero but for
 /// the field they mean (contract T3).
 pub fn set(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    own(request)?;
     let wanted = request.get(set_in::CAP_TYPE);
     let asked = request.part(set_in::CAPABILITY, CAP_SIZE)?;
     let (most, current) = request.settings.caps.current_mut(wanted)?;
@@ -144,7 +166,10 @@ pub fn set(request: &mut Request<'_>) -> Result<Reply, CommandError> {
             mode.set(current, mode.get(asked));
         }
         // Bits beyond what is offered are not given.
-        _ => ODP_MOST.iter().for_each(|(field, most)| field.set(current, field.get(asked) & most)),
+        _ => {
+            ODP_MOST.iter().for_each(|(field, most)| field.set(current, field.get(asked) & most));
+            request.hca.paging.put(current);
+        }
     }
     Ok(Reply::ok())
 }

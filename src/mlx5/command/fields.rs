@@ -5,6 +5,7 @@
 //! to be refused is refused by the command that carries it. The commands take their refusals from here.
 
 use super::CommandError;
+use crate::limits;
 use mlx5_spec::bits::Field;
 use mlx5_spec::cq::cqc;
 use mlx5_spec::eq::eqc;
@@ -77,7 +78,7 @@ pub const QPC: &[Row] = &[
     ("DRAIN_SIGERR", Refused(qpc::DRAIN_SIGERR, 1, NO_SIGNATURES)),
     ("PD", NAMES),
     ("MTU", Acted("tests/mlx5/states.rs::a_queue_pair_goes_through_its_states_and_back")),
-    ("LOG_MSG_MAX", Kept("the port's own limit, log_max_msg, holds; drivers set no other")),
+    ("LOG_MSG_MAX", Refused(qpc::LOG_MSG_MAX, limits::LOG_MAX_MSG + 1, "messages of more than log_max_msg")),
     ("LOG_RQ_SIZE", BUFFER),
     ("LOG_RQ_STRIDE", BUFFER),
     ("NO_SQ", NAMES),
@@ -92,7 +93,7 @@ pub const QPC: &[Row] = &[
     ("PRIMARY_ADDRESS_PATH", Part),
     ("SECONDARY_ADDRESS_PATH", NO_MIGRATION),
     ("LOG_ACK_REQ_FREQ", Kept("every message is acknowledged")),
-    ("LOG_SRA_MAX", Kept("one READ or atomic of a queue pair is under way at a time")),
+    ("LOG_SRA_MAX", Refused(qpc::LOG_SRA_MAX, limits::LOG_MAX_RD_ATOMIC + 1, "more READs than log_max_ra_req_qp")),
     ("RETRY_COUNT", PATIENCE),
     ("RNR_RETRY", Acted("tests/mlx5/retries.rs::receives_that_never_come_end_in_an_error")),
     ("FRE", UMR_RIGHTS),
@@ -103,7 +104,7 @@ pub const QPC: &[Row] = &[
     ("DETH_SQPN", Refused(qpc::DETH_SQPN, 1, "another source QPN is not offered (set_deth_sqpn is 0)")),
     ("LAST_ACKED_PSN", Kept("the device's own; a driver's value has no effect")),
     ("SSN", Kept("the device's own; a driver's value has no effect")),
-    ("LOG_RRA_MAX", Kept("one READ or atomic of a queue pair is under way at a time")),
+    ("LOG_RRA_MAX", Refused(qpc::LOG_RRA_MAX, limits::LOG_MAX_RD_ATOMIC + 1, "more READs than log_max_ra_res_qp")),
     ("ATOMIC_MODE", Kept("operands of 8 bytes are the only ones; rae gives the right")),
     ("RRE", RIGHTS),
     ("RWE", RIGHTS),

@@ -3,9 +3,12 @@
 
 use super::CommandError;
 use super::fields;
-use super::request::{Reply, Request, find};
+use super::request::{Reply, Request, at_most, find};
+use crate::limits::LOG_MAX_KLM_LIST;
 use crate::mkey::{self, MkeyError};
-use mlx5_spec::mkey::{MKC_SIZE, OCTWORD_SIZE, create_in, create_out, destroy_in, mkc, query_in, query_out};
+use mlx5_spec::mkey::{
+    MKC_SIZE, OCTWORD_SIZE, access_mode, create_in, create_out, destroy_in, mkc, query_in, query_out,
+};
 
 /// CREATE_MKEY.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
@@ -14,6 +17,10 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     request.refuse(fields::MKC, create_in::MKC)?;
     if !mkc::FREE.is_set(context) {
         find(&request.hca.pds, "PD", mkc::PD.get(context))?;
+    }
+    let mode = mkc::ACCESS_MODE_4_2.get(context) << 2 | mkc::ACCESS_MODE_1_0.get(context);
+    if mode == access_mode::KLM {
+        at_most(mkc::TRANSLATIONS_OCTWORD_SIZE.get(context), 1 << LOG_MAX_KLM_LIST, "KLM list")?;
     }
     let octwords = request.get(create_in::TRANSLATIONS_OCTWORD_ACTUAL_SIZE) as usize;
     let len = octwords.saturating_mul(OCTWORD_SIZE);

@@ -13,6 +13,7 @@ use crate::limits::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use crate::srq::{Srq, SrqKind};
 use crate::users::Use;
+use mlx5_spec::caps::cmd_hca_cap;
 use mlx5_spec::qp::{
     PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, destroy_in, mtu, qpc, query_in, query_out,
     rq_type, service_type,
@@ -39,6 +40,10 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         return Err(CommandError::Param("service type is not offered"));
     }
     let layout = layout(context)?;
+    // What the driver has set may be less than there is room for.
+    if request.hca.qps.len() >> request.settings.caps.general(cmd_hca_cap::LOG_MAX_QP) != 0 {
+        return Err(CommandError::Exhausted("queue pair"));
+    }
     let uar = qpc::UAR_PAGE.get(context);
     let named = Named::find(request, context, true)?;
     let buffer = work_queues(request, context, &layout)?;

@@ -20,7 +20,7 @@ use mlx5_spec::cq::{opcode, syndrome};
 use mlx5_spec::qp::service_type;
 
 /// Bytes of the longest message (cap log_max_msg).
-const MAX_MESSAGE: u64 = 1 << 30;
+const MAX_MESSAGE: u64 = 1 << crate::limits::LOG_MAX_MSG;
 
 impl Work {
     /// Goes on with the current WQE, whose peer has been looked up. A UMR has had its effect.

@@ -55,8 +55,6 @@ pub struct Hca {
     pub pds: Table<Users>,
     /// XRC domains.
     pub xrcds: Table<Users>,
-    /// Transport domains.
-    pub tds: Table<Users>,
     /// UAR pages.
     pub uars: Table<Users>,
     /// QPNs of QP0 and QP1, once they exist (contract 6.3: packets to 0 and 1 go there).
@@ -101,7 +99,6 @@ impl Hca {
             queue_pages: BufferMemory::default(),
             pds: domains(LOG_MAX_PD),
             xrcds: domains(LOG_MAX_XRCD),
-            tds: domains(LOG_MAX_PD),
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
             special: Mutex::default(),
             page_faults: PageFaults::default(),

@@ -46,7 +46,6 @@ impl NicHandle {
             "mkeys": list(hca.mkeys.all(), mkey),
             "pds": numbers(&hca.pds.all()),
             "xrcds": numbers(&hca.xrcds.all()),
-            "transport_domains": numbers(&hca.tds.all()),
             "uars": numbers(&hca.uars.all()),
             "page_faults": hca.page_faults.live().len(),
             "queue_pages": hca.queue_pages.used(),

@@ -13,7 +13,7 @@ use super::uar::UarDoorbells;
 /// Objects of all kinds that a driver has made and not destroyed.
 pub fn objects(hca: &Hca) -> usize {
     let queues = hca.eqs.len() + hca.cqs.len() + hca.qps.len() + hca.srqs.len();
-    queues + hca.mkeys.len() + hca.pds.len() + hca.xrcds.len() + hca.tds.len() + hca.uars.len()
+    queues + hca.mkeys.len() + hca.pds.len() + hca.xrcds.len() + hca.uars.len()
 }
 
 /// Destroys every object. The caller holds commands off.
@@ -34,7 +34,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     hca.cqs.clear().iter().for_each(|cq| cq.kill());
     hca.eqs.clear().iter().for_each(|eq| eq.kill(hca));
     hca.claims.follow(&hca.eqs);
-    for table in [&hca.pds, &hca.xrcds, &hca.tds, &hca.uars] {
+    for table in [&hca.pds, &hca.xrcds, &hca.uars] {
         table.clear();
     }
     // Engines forget what they keep by QPN.

@@ -198,7 +198,6 @@ fn every_index_is_checked_first() {
         Opcode::DESTROY_RMP,
         Opcode::DESTROY_XRC_SRQ,
         Opcode::DEALLOC_XRCD,
-        Opcode::DEALLOC_TRANSPORT_DOMAIN,
         Opcode::QUERY_HCA_VPORT_GID,
         Opcode::QUERY_HCA_VPORT_PKEY,
     ];

@@ -4,9 +4,11 @@
 //! The table is walked against the answers of QUERY_HCA_CAP: what is offered has a row, what has a row is offered, with the row's value.
 //!
 //! * [`limits`]: the last that is allowed, and one more.
+//! * [`refused`]: what is not offered, and what becomes of a guest that tries it.
 //! * [`shown`]: what no other test shows.
 
 mod limits;
+mod refused;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -75,6 +77,13 @@ const GENERAL: &[Row] = &[
         By("tests/mlx5/loopback.rs::send_consumes_a_receive_and_tells_both_sides"),
     ),
     ("UMR_FENCE", 2, "what follows a UMR needs no fence", Run(shown::a_umr_and_its_use_in_one_post)),
+    (
+        "WQ_SIGNATURE",
+        1,
+        "WQEs with a signature, which nobody checks",
+        By("tests/mlx5/taking.rs::receive_wqes_with_a_signature_segment"),
+    ),
+    ("CQ_OI", 1, "queues that ignore overruns", By("tests/mlx5/completion.rs::a_queue_that_ignores_overruns_goes_on")),
     ("ATOMIC", 1, "atomics", By("tests/mlx5/loopback.rs::atomics_of_many_queue_pairs_lose_nothing")),
     ("PG", 1, "on-demand paging", By("tests/mlx5/odp.rs::the_cycle_of_an_incoming_write")),
     ("XRC", 1, "XRC", By("tests/mlx5/shared_receive.rs::xrc_messages_name_the_queue_that_they_land_in")),
@@ -200,18 +209,21 @@ fn everything_that_is_offered_has_its_row() {
     }
 }
 
+/// A test that a row names, as file::function.
+fn assert_is_there(test: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let (file, function) = test.split_once("::").unwrap();
+    let text = std::fs::read_to_string(root.join(file)).unwrap();
+    assert!(text.contains(&format!("\nfn {function}()")), "{test}");
+}
+
 #[test]
 fn everything_that_is_offered_has_been_shown() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut done: Vec<fn()> = Vec::new();
     for (name, value, promise, shown) in KINDS.iter().flat_map(|(.., rows)| rows.iter()) {
         assert!(*value > 0 && !promise.is_empty(), "{name}");
         match shown {
-            By(test) => {
-                let (file, function) = test.split_once("::").unwrap();
-                let text = std::fs::read_to_string(root.join(file)).unwrap();
-                assert!(text.contains(&format!("\nfn {function}()")), "{name}: {test}");
-            }
+            By(test) => assert_is_there(test),
             Run(run) if done.iter().any(|other| std::ptr::fn_addr_eq(*other, *run)) => {}
             Run(run) => {
                 println!("{name}: {promise}");

@@ -42,8 +42,6 @@ const LENGTHS: &[(Opcode, usize, usize)] = &[
     (Opcode::DEALLOC_UAR, 0x10, 0x10),
     (Opcode::ALLOC_XRCD, 0x10, 0x10),
     (Opcode::DEALLOC_XRCD, 0x10, 0x10),
-    (Opcode::ALLOC_TRANSPORT_DOMAIN, 0x10, 0x10),
-    (Opcode::DEALLOC_TRANSPORT_DOMAIN, 0x10, 0x10),
     (Opcode::CREATE_EQ, 0x110, 0x10),
     (Opcode::DESTROY_EQ, 0x10, 0x10),
     (Opcode::QUERY_EQ, 0x10, 0x110),
@@ -93,7 +91,7 @@ fn said(driver: &Driver, input: &[u8], room: usize) -> u8 {
 fn state(driver: &Driver) -> (u64, u64, Vec<usize>) {
     let hca = driver.machine.nic.hca();
     let tables = [hca.cqs.len(), hca.qps.len(), hca.srqs.len(), hca.mkeys.len(), hca.pds.len(), hca.uars.len()];
-    let all = [tables.as_slice(), &[hca.xrcds.len(), hca.tds.len(), hca.eqs.len()]].concat();
+    let all = [tables.as_slice(), &[hca.xrcds.len(), hca.eqs.len()]].concat();
     (hca.memory.used(), hca.queue_pages.used(), all)
 }
 

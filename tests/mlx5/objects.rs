@@ -252,9 +252,7 @@ fn queries_show_what_was_set_and_what_has_moved() {
         (opt_param_mask::RWE, qpc::RWE, 0),
         (opt_param_mask::RAE, qpc::RAE, 0),
         (opt_param_mask::RNR_TIMEOUT, qpc::MIN_RNR_NAK, 9),
-        (opt_param_mask::PM_STATE, qpc::PM_STATE, 1),
         (opt_param_mask::PKEY_INDEX, path(ads::PKEY_INDEX), 7),
-        (opt_param_mask::COUNTER_SET_ID, qpc::COUNTER_SET_ID, 5),
     ];
     for (at, (mask, field, value)) in options.iter().enumerate() {
         let mut context = vec![0; QPC_SIZE];
@@ -348,14 +346,13 @@ fn objects_that_come_and_go_leave_no_host_memory() {
     let held = || {
         let tables =
             [hca.cqs.capacity(), hca.qps.capacity(), hca.srqs.capacity(), hca.mkeys.capacity(), hca.eqs.capacity()];
-        let small = [hca.pds.capacity(), hca.uars.capacity(), hca.xrcds.capacity(), hca.tds.capacity()];
+        let small = [hca.pds.capacity(), hca.uars.capacity(), hca.xrcds.capacity()];
         (hca.memory.used(), hca.queue_pages.used(), tables, small)
     };
     let numbers = [
         (Opcode::ALLOC_PD, Opcode::DEALLOC_PD),
         (Opcode::ALLOC_UAR, Opcode::DEALLOC_UAR),
         (Opcode::ALLOC_XRCD, Opcode::DEALLOC_XRCD),
-        (Opcode::ALLOC_TRANSPORT_DOMAIN, Opcode::DEALLOC_TRANSPORT_DOMAIN),
     ];
     let page = [machine.guest.page()];
     let key = || {

@@ -76,13 +76,13 @@ impl Bench<'_> {
         !self.injected.is_empty() && self.injected.iter().all(fired)
     }
 
-    /// How many objects of each kind the NIC has that belong to processes: queue pairs, CQs, SRQs, PDs, transport domains. Keys are not
+    /// How many objects of each kind the NIC has that belong to processes: queue pairs, CQs, SRQs, PDs. Keys are not
     /// among them, since the driver keeps freed ones for later. Empty where the NIC is not ours.
     pub fn nic_objects(&self) -> Vec<(&'static str, u64)> {
         let Some(nic) = self.handle() else { return Vec::new() };
         let all = nic.inspect();
         let count = |kind: &'static str| (kind, all[kind]["count"].as_u64().unwrap_or(u64::MAX));
-        ["qps", "cqs", "srqs", "pds", "transport_domains"].map(count).into()
+        ["qps", "cqs", "srqs", "pds"].map(count).into()
     }
 
     /// Forgets injections and lets go what the NIC holds.

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Completion queue commands (contract 6.2). Moderation is accepted and has no effect; resizing is not offered.
+//! Completion queue commands (contract 6.2). Moderation and resizing are not offered.
 
 use super::CommandError;
 use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::cq::{Cq, CqSpec};
 use crate::limits::LOG_MAX_CQ_SIZE;
-use mlx5_spec::cq::{
-    CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, modify_select, query_in, query_out,
-};
+use mlx5_spec::cq::{CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, query_in, query_out};
 
 /// CREATE_CQ.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
@@ -54,26 +52,14 @@ pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CQC, &context))
 }
 
-/// MODIFY_CQ.
+/// MODIFY_CQ: nothing of what it could change is offered.
 pub fn modify(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let cq = find(&request.hca.cqs, "CQ", request.get(modify_in::CQN))?;
+    find(&request.hca.cqs, "CQ", request.get(modify_in::CQN))?;
     if request.op_mod() != modify_op_mod::MODIFY {
         return Err(CommandError::Param("resizing is not offered"));
     }
-    let asked = request.part(modify_in::CQC, CQC_SIZE)?;
-    let select = request.get(modify_in::FIELD_SELECT);
-    if select & modify_select::OVERRUN != 0 {
-        return Err(CommandError::Param("overrun handling is fixed at creation"));
+    match request.get(modify_in::FIELD_SELECT) {
+        0 => Ok(Reply::ok()),
+        _ => Err(CommandError::Param(fields::MODERATION)),
     }
-    let mut context = cq.context.lock();
-    for (bit, field) in [
-        (modify_select::PERIOD, cqc::CQ_PERIOD),
-        (modify_select::MAX_COUNT, cqc::CQ_MAX_COUNT),
-        (modify_select::PERIOD_MODE, cqc::CQ_PERIOD_MODE),
-    ] {
-        if select & bit != 0 {
-            field.set(&mut context, field.get(asked));
-        }
-    }
-    Ok(Reply::ok())
 }

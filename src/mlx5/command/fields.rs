@@ -55,7 +55,10 @@ const XRC: Fate = Acted("tests/mlx5/shared_receive.rs::xrc_messages_name_the_que
 const SEQUENCE: Fate = Acted("tests/mlx5/audit.rs::a14_sequence_numbers_must_match");
 const PATIENCE: Fate = Acted("tests/mlx5/retries.rs::a_peer_that_does_not_answer_ends_in_an_error");
 const STATE: Fate = Reported("tests/mlx5/objects.rs::queries_show_what_was_set_and_what_has_moved");
-const NO_MODERATION: Fate = Kept("moderation may delay an event, it need not; each armed completion has its own");
+const NO_MODERATION: Fate = Kept("moderation is not offered: each armed completion has its event");
+/// What MODIFY_CQ says too.
+pub const MODERATION: &str = "moderation is not offered";
+const RELAXED: &str = "relaxed ordering is not offered";
 const NO_MIGRATION: Fate = Kept("path migration is not offered (apm is 0)");
 /// What a command says whose buffer is to lie in a umem object.
 pub const NO_UMEM: &str = "umem objects are not offered";
@@ -73,7 +76,7 @@ pub const QPC: &[Row] = &[
     ("PM_STATE", NO_MIGRATION),
     ("END_PADDING_MODE", Kept("it pads writes on the host's bus, which no driver sees")),
     ("WQ_SIGNATURE", Acted("tests/mlx5/taking.rs::receive_wqes_with_a_signature_segment")),
-    ("BLOCK_LB_MC", Kept("multicast groups are not offered")),
+    ("BLOCK_LB_MC", Refused(qpc::BLOCK_LB_MC, 1, "multicast groups are not offered")),
     ("LATENCY_SENSITIVE", Kept("a hint")),
     ("DRAIN_SIGERR", Refused(qpc::DRAIN_SIGERR, 1, NO_SIGNATURES)),
     ("PD", NAMES),
@@ -85,7 +88,7 @@ pub const QPC: &[Row] = &[
     ("LOG_SQ_SIZE", BUFFER),
     ("TS_FORMAT", Refused(qpc::TS_FORMAT, 2, "real-time timestamps are not offered")),
     ("RLKY", Kept("no reserved lkey is offered (QUERY_SPECIAL_CONTEXTS)")),
-    ("COUNTER_SET_ID", Kept("Q counters are not offered")),
+    ("COUNTER_SET_ID", Refused(qpc::COUNTER_SET_ID, 1, "Q counters are not offered")),
     ("UAR_PAGE", NAMES),
     ("USER_INDEX", LOOPBACK),
     ("LOG_PAGE_SIZE", BUFFER),
@@ -105,7 +108,7 @@ pub const QPC: &[Row] = &[
     ("LAST_ACKED_PSN", Kept("the device's own; a driver's value has no effect")),
     ("SSN", Kept("the device's own; a driver's value has no effect")),
     ("LOG_RRA_MAX", Refused(qpc::LOG_RRA_MAX, limits::LOG_MAX_RD_ATOMIC + 1, "more READs than log_max_ra_res_qp")),
-    ("ATOMIC_MODE", Kept("operands of 8 bytes are the only ones; rae gives the right")),
+    ("ATOMIC_MODE", Refused(qpc::ATOMIC_MODE, 2, "operands of 8 bytes are the only ones")),
     ("RRE", RIGHTS),
     ("RWE", RIGHTS),
     ("RAE", RIGHTS),
@@ -170,8 +173,8 @@ pub const CQC: &[Row] = &[
     ("PAGE_OFFSET", BUFFER),
     ("LOG_CQ_SIZE", BUFFER),
     ("UAR_PAGE", Acted("tests/mlx5/completion.rs::a_queue_obeys_only_its_own_uar_page")),
-    ("CQ_PERIOD", NO_MODERATION),
-    ("CQ_MAX_COUNT", NO_MODERATION),
+    ("CQ_PERIOD", Refused(cqc::CQ_PERIOD, 1, MODERATION)),
+    ("CQ_MAX_COUNT", Refused(cqc::CQ_MAX_COUNT, 1, MODERATION)),
     ("C_EQN", Acted("tests/mlx5/completion.rs::an_armed_queue_tells_once")),
     ("LOG_PAGE_SIZE", BUFFER),
     ("LAST_NOTIFIED_INDEX", Kept("the device's own; a driver's value has no effect")),
@@ -200,7 +203,7 @@ pub const EQC: &[Row] = &[
 pub const MKC: &[Row] = &[
     ("FREE", UMR_RIGHTS),
     ("ACCESS_MODE_4_2", Acted("tests/mlx5/errors.rs::a_key_of_a_mode_that_is_not_offered_is_refused")),
-    ("RELAXED_ORDERING_WRITE", Kept("writes are always in order, which it allows")),
+    ("RELAXED_ORDERING_WRITE", Refused(mkc::RELAXED_ORDERING_WRITE, 1, RELAXED)),
     ("SMALL_FENCE_ON_RDMA_READ_RESPONSE", Kept("a READ's data is there before its completion, always")),
     ("UMR_EN", UMR_RIGHTS),
     ("A", KEY_RIGHTS),
@@ -224,7 +227,7 @@ pub const MKC: &[Row] = &[
         "TRANSLATIONS_OCTWORD_SIZE",
         Acted("tests/mlx5/public_reports.rs::c03a_an_update_that_reaches_beyond_the_table_fails"),
     ),
-    ("RELAXED_ORDERING_READ", Kept("reads are always in order, which it allows")),
+    ("RELAXED_ORDERING_READ", Refused(mkc::RELAXED_ORDERING_READ, 1, RELAXED)),
     ("LOG_PAGE_SIZE", Acted("tests/mlx5/keys.rs::large_pages")),
     ("LOG_PAGE_SIZE_4_0", Part),
 ];

@@ -4,10 +4,9 @@
 use super::CommandError;
 use super::request::{Reply, Request};
 use crate::reset;
-use mlx5_spec::mkey::TERMINATOR_KEY;
 use mlx5_spec::small::{
     manage_pages_op_mod, query_adapter_out, query_issi_out, query_pages_out, query_special_contexts_out, set_issi_in,
-    teardown_hca_out,
+    teardown_hca_in, teardown_hca_out, teardown_profile,
 };
 
 /// ISSI 0 and 1 (contract D5).
@@ -38,8 +37,11 @@ pub fn init(request: &mut Request<'_>) -> Outcome {
     Ok(Reply::ok())
 }
 
-/// TEARDOWN_HCA, all profiles alike: whatever is left goes.
+/// TEARDOWN_HCA: whatever is left goes. Only the graceful profile: force_teardown and fast_teardown are not offered.
 pub fn teardown(request: &mut Request<'_>) -> Outcome {
+    if request.get(teardown_hca_in::PROFILE) != teardown_profile::GRACEFUL_CLOSE {
+        return Err(CommandError::Param("teardown profile is not offered"));
+    }
     close(request, "TEARDOWN_HCA");
     Ok(Reply::new(teardown_hca_out::SIZE).with(teardown_hca_out::STATE, 0))
 }
@@ -90,10 +92,9 @@ pub fn query_adapter(_: &mut Request<'_>) -> Outcome {
     Ok(reply.with_bytes(query_adapter_out::VSD_CONTD_PSID.start, BOARD_ID))
 }
 
-/// QUERY_SPECIAL_CONTEXTS: only the terminator exists.
+/// QUERY_SPECIAL_CONTEXTS: none of these keys is offered. The terminator of old, 0x100, needs no capability (contract 8.6).
 pub fn query_special_contexts(_: &mut Request<'_>) -> Outcome {
-    let terminator = query_special_contexts_out::TERMINATE_SCATTER_LIST_MKEY;
-    Ok(Reply::new(query_special_contexts_out::SIZE).with(terminator, TERMINATOR_KEY))
+    Ok(Reply::new(query_special_contexts_out::SIZE))
 }
 
 /// NOP.

@@ -19,6 +19,10 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         find(&request.hca.pds, "PD", mkc::PD.get(context))?;
     }
     let mode = mkc::ACCESS_MODE_4_2.get(context) << 2 | mkc::ACCESS_MODE_1_0.get(context);
+    // The sixth bit of the page size comes with hca_cap_2 (contract T21).
+    if mkc::LOG_PAGE_SIZE.get(context) > mkc::LOG_PAGE_SIZE_4_0.max() {
+        return Err(CommandError::Param("pages of 2^32 bytes and more are not offered"));
+    }
     if mode == access_mode::KLM {
         at_most(mkc::TRANSLATIONS_OCTWORD_SIZE.get(context), 1 << LOG_MAX_KLM_LIST, "KLM list")?;
     }

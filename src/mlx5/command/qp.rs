@@ -13,6 +13,7 @@ use crate::limits::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use crate::srq::{Srq, SrqKind};
 use crate::users::Use;
+use mlx5_spec::bits::Field;
 use mlx5_spec::caps::cmd_hca_cap;
 use mlx5_spec::qp::{
     PRIMARY_PATH, QPC_SIZE, SQ_BLOCK_SIZE, ads, create_in, create_out, destroy_in, mtu, qpc, query_in, query_out,
@@ -35,6 +36,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let context = request.part(create_in::QPC, QPC_SIZE)?;
     request.refuse_umem(create_in::WQ_UMEM_VALID)?;
     refuse(request, create_in::QPC)?;
+    refuse_ece(request, create_in::ECE)?;
     let service = qpc::ST.get(context);
     if !SERVICES.contains(&service) {
         return Err(CommandError::Param("service type is not offered"));
@@ -73,6 +75,11 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 pub fn refuse(request: &Request<'_>, at: usize) -> Result<(), CommandError> {
     request.refuse(fields::QPC, at)?;
     request.refuse(fields::ADS, at + PRIMARY_PATH)
+}
+
+/// Enhanced connection establishment: what a peer offers is agreed to only where it is offered.
+pub fn refuse_ece(request: &Request<'_>, ece: Field) -> Result<(), CommandError> {
+    if request.get(ece) != 0 { Err(CommandError::Param("ECE is not offered")) } else { Ok(()) }
 }
 
 /// QP0 and QP1 have ordinary QPNs; packets find them by their place here (contract 6.3).
@@ -168,7 +175,7 @@ impl Named {
 
 /// Decodes a whole context; state, generation and incarnation stay.
 pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
-    let path = |field: mlx5_spec::bits::Field| field.plus(PRIMARY_PATH).get(context);
+    let path = |field: Field| field.plus(PRIMARY_PATH).get(context);
     attrs.pd = qpc::PD.get(context);
     attrs.send_cq = named.send_cq.clone();
     attrs.recv_cq = named.recv_cq.clone();

@@ -4,12 +4,12 @@
 //! The driver zeroes the context for every command and fills only what the verbs call had, so that nothing else may be copied.
 
 use super::CommandError;
-use super::qp::{Named, load, refuse};
+use super::qp::{Named, load, refuse, refuse_ece};
 use super::request::{Reply, Request, find};
 use mlx5_spec::bits::{Field, Field64};
 use mlx5_spec::cmd::{Opcode, in_header};
 use mlx5_spec::qp::{
-    ADS_SIZE, PRIMARY_PATH, QPC_SIZE, SECONDARY_PATH, ads, modify_in, modify_out, mtu, opt_param_mask as mask, qpc,
+    ADS_SIZE, PRIMARY_PATH, QPC_SIZE, ads, modify_in, modify_out, mtu, opt_param_mask as mask, pm_state, qpc,
     service_type, state, to_state_in,
 };
 
@@ -50,7 +50,6 @@ const PATH_PKEY: Field = ads::PKEY_INDEX.plus(PRIMARY_PATH);
 const PATH_PORT: Field = ads::VHCA_PORT_NUM.plus(PRIMARY_PATH);
 const PATH_TIMEOUT: Field = ads::ACK_TIMEOUT.plus(PRIMARY_PATH);
 
-const ALT_PATH: Rule = (Take::Path(SECONDARY_PATH), RC | UC, mask::ALT_ADDR_PATH);
 const READ_RIGHT: Rule = (Take::Field(qpc::RRE), ALL, mask::RRE);
 const WRITE_RIGHT: Rule = (Take::Field(qpc::RWE), ALL, mask::RWE);
 const ATOMIC_RIGHT: Rule = (Take::Field(qpc::RAE), ALL, mask::RAE);
@@ -100,7 +99,6 @@ const INIT2RTR: &[Rule] = &[
     always_for(CONNECTED, qpc::NEXT_RCV_PSN),
     always_for(RC, qpc::LOG_RRA_MAX),
     always_for(RC, qpc::MIN_RNR_NAK),
-    ALT_PATH,
     READ_RIGHT,
     WRITE_RIGHT,
     ATOMIC_RIGHT,
@@ -117,7 +115,6 @@ const RTR2RTS: &[Rule] = &[
     always_for(RC, qpc::LOG_SRA_MAX),
     always_for(DATAGRAM | UMR, qpc::MTU),
     always_for(DATAGRAM | UMR, qpc::LOG_MSG_MAX),
-    ALT_PATH,
     READ_RIGHT,
     WRITE_RIGHT,
     ATOMIC_RIGHT,
@@ -127,10 +124,9 @@ const RTR2RTS: &[Rule] = &[
     QKEY,
 ];
 const RTS2RTS: &[Rule] =
-    &[ALT_PATH, READ_RIGHT, WRITE_RIGHT, ATOMIC_RIGHT, ATOMIC_MODE, PKEY, QKEY, MIGRATION, RNR_TIMER, COUNTER];
+    &[READ_RIGHT, WRITE_RIGHT, ATOMIC_RIGHT, ATOMIC_MODE, PKEY, QKEY, MIGRATION, RNR_TIMER, COUNTER];
 /// From SQ error and from drained: what RTS2RTS takes, and what may be changed while nothing is sent.
 const BACK_TO_RTS: &[Rule] = &[
-    ALT_PATH,
     READ_RIGHT,
     WRITE_RIGHT,
     ATOMIC_RIGHT,
@@ -188,6 +184,15 @@ fn take_path(at: usize, asked: &[u8], context: &mut [u8]) {
     }
 }
 
+/// Path migration is not offered (apm is 0): there is no alternate path, and a queue pair stays migrated.
+fn refuse_migration(mask: u32, asked: &[u8]) -> Result<(), CommandError> {
+    let armed = mask & mask::PM_STATE != 0 && qpc::PM_STATE.get(asked) != pm_state::MIGRATED;
+    if armed || mask & mask::ALT_ADDR_PATH != 0 {
+        return Err(CommandError::Param("path migration is not offered"));
+    }
+    Ok(())
+}
+
 /// The transitions that carry a context.
 pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let opcode = Opcode(request.get(in_header::OPCODE) as u16);
@@ -197,6 +202,8 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let qp = find(&request.hca.qps, "queue pair", qpn)?;
     let asked = request.part(modify_in::QPC, QPC_SIZE)?;
     refuse(request, modify_in::QPC)?;
+    refuse_ece(request, modify_in::ECE)?;
+    refuse_migration(request.get(modify_in::OPT_PARAM_MASK), asked)?;
     let mut context = qp.context.lock().clone();
     apply(transition.rules, qp.service, request.get(modify_in::OPT_PARAM_MASK), asked, &mut context);
     if transition.opcode == Opcode::INIT2RTR_QP && RC >> qp.service & 1 == 1 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Objects that are little more than a number: PD, UAR page, XRC domain, transport domain (contract 6.7).
+//! Objects that are little more than a number: PD, UAR page, XRC domain (contract 6.7).
 
 use super::CommandError;
 use super::request::{Reply, Request, take};
@@ -61,14 +61,4 @@ pub fn alloc_xrcd(request: &mut Request<'_>) -> Outcome {
 /// DEALLOC_XRCD.
 pub fn dealloc_xrcd(request: &mut Request<'_>) -> Outcome {
     dealloc(request, &request.hca.xrcds, "XRC domain")
-}
-
-/// ALLOC_TRANSPORT_DOMAIN.
-pub fn alloc_td(request: &mut Request<'_>) -> Outcome {
-    alloc(&request.hca.tds, "transport domain").map(numbered)
-}
-
-/// DEALLOC_TRANSPORT_DOMAIN.
-pub fn dealloc_td(request: &mut Request<'_>) -> Outcome {
-    dealloc(request, &request.hca.tds, "transport domain")
 }

@@ -87,7 +87,6 @@ const QPN: Field = qp_spec::modify_in::QPN;
 const PD: Shows = &[("pd", NUMBER)];
 const UAR: Shows = &[("uar", NUMBER)];
 const XRCD: Shows = &[("xrcd", NUMBER)];
-const TD: Shows = &[("td", NUMBER)];
 const EQN: Shows = &[("eqn", eq_spec::destroy_in::EQN)];
 const CQN: Shows = &[("cqn", cq_spec::destroy_in::CQN)];
 const SRQN: Shows = &[("srqn", srq_spec::destroy_xrc_srq_in::XRC_SRQN)];
@@ -193,8 +192,6 @@ pub const COMMANDS: &[Command] = &[
     command(O::DEALLOC_UAR, SHORT, small::dealloc_uar, UAR, &[]),
     command(O::ALLOC_XRCD, SHORT, small::alloc_xrcd, &[], XRCD),
     command(O::DEALLOC_XRCD, SHORT, small::dealloc_xrcd, XRCD, &[]),
-    command(O::ALLOC_TRANSPORT_DOMAIN, SHORT, small::alloc_td, &[], TD),
-    command(O::DEALLOC_TRANSPORT_DOMAIN, SHORT, small::dealloc_td, TD, &[]),
     // Event and completion queues (contract 6.1, 6.2).
     command(O::CREATE_EQ, LISTED, eq::create, SHOW_CREATE_EQ, EQN),
     command(O::DESTROY_EQ, SHORT, eq::destroy, EQN, &[]),

@@ -153,8 +153,8 @@ enum Part {
     Long(Field64),
 }
 
-/// Which mask bit stands for which parts (contract 8.3). Bits without a part here name features that are not offered.
-const PARTS: [(u64, &[Part]); 16] = [
+/// Which mask bit stands for which parts (contract 8.3).
+const PARTS: [(u64, &[Part]); 14] = [
     (umr_mask::LEN, &[Part::Long(mkc::LEN), Part::Bits(mkc::LENGTH64)]),
     (umr_mask::LOG_PAGE_SIZE, &[Part::Bits(mkc::LOG_PAGE_SIZE_4_0)]),
     (umr_mask::START_ADDR, &[Part::Long(mkc::START_ADDR)]),
@@ -168,10 +168,13 @@ const PARTS: [(u64, &[Part]); 16] = [
     (umr_mask::RW, &[Part::Bits(mkc::RW)]),
     (umr_mask::A, &[Part::Bits(mkc::A)]),
     (umr_mask::SMALL_FENCE, &[Part::Bits(mkc::SMALL_FENCE_ON_RDMA_READ_RESPONSE)]),
-    (umr_mask::RELAXED_ORDERING_WRITE, &[Part::Bits(mkc::RELAXED_ORDERING_WRITE)]),
     (umr_mask::FREE, &[Part::Bits(mkc::FREE)]),
-    (umr_mask::RELAXED_ORDERING_READ, &[Part::Bits(mkc::RELAXED_ORDERING_READ)]),
 ];
+
+/// Whether every bit of `mask` names a part; others belong to features that are not offered.
+pub(super) fn is_offered(mask: u64) -> bool {
+    mask & !PARTS.iter().fold(0, |all, (bit, _)| all | bit) == 0
+}
 
 /// Copies the parts of the MKC `from` that `mask` names into `into`.
 pub(super) fn apply_mask(into: &mut [u8; MKC_SIZE], from: &[u8], mask: u64) {

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use super::state::is_offered;
 use super::{Access, AccessError, Keys, Mkey, MkeyState, PageMissing, Rights, Span, fence, record, translate};
 use crate::hca::Hca;
 use crate::hooks::NicKind;
@@ -229,6 +230,9 @@ impl<'a> Request<'a> {
         let has = |flag| self.flags & flag != 0;
         if state.dead {
             return Err(UmrError::NoKey(self.key));
+        }
+        if !is_offered(self.mask) {
+            return refused("its mask names what is not offered");
         }
         if has(umr_flags::CHECK_IS_FREE) && !state.free {
             return refused("it is not free");

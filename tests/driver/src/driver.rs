@@ -129,7 +129,7 @@ impl Context {
         self.free_number(Opcode::DEALLOC_UAR, uar)
     }
 
-    /// ALLOC_PD, ALLOC_UAR, ALLOC_XRCD, ALLOC_TRANSPORT_DOMAIN.
+    /// ALLOC_PD, ALLOC_UAR, ALLOC_XRCD.
     pub fn alloc_number(&self, opcode: Opcode) -> Result<u32> {
         Ok(number(&self.command(Input::new(opcode, 16))?))
     }

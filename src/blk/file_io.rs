@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use dma::{Permit, Span};
+use dma::{Direction, Permit, Span};
 
 /// Guest memory: address and length in bytes.
 pub(super) type Segment = (u64, u64);
@@ -22,26 +22,28 @@ pub(super) const CHUNK: usize = 256 << 10;
 /// Fills the guest's segments from the file at `offset` (bytes). The end of the file is an error.
 pub(super) fn read_to_guest(file: &File, door: Permit<'_>, segments: &[Segment], offset: u64) -> io::Result<()> {
     // SAFETY: `transfer` passes an array of `count` buffers from the door: mapped guest memory that outlives the call.
-    transfer(door, segments, offset, |iov, count, at| unsafe { libc::preadv(file.as_raw_fd(), iov, count, at) })
+    let call = |iov, count, at| unsafe { libc::preadv(file.as_raw_fd(), iov, count, at) };
+    transfer((door, Direction::ToGuest), segments, offset, call)
 }
 
 /// Writes the guest's segments to the file at `offset` (bytes).
 pub(super) fn write_from_guest(file: &File, door: Permit<'_>, segments: &[Segment], offset: u64) -> io::Result<()> {
     // SAFETY: as above; the kernel only reads the buffers.
-    transfer(door, segments, offset, |iov, count, at| unsafe { libc::pwritev(file.as_raw_fd(), iov, count, at) })
+    let call = |iov, count, at| unsafe { libc::pwritev(file.as_raw_fd(), iov, count, at) };
+    transfer((door, Direction::FromGuest), segments, offset, call)
 }
 
 /// Calls `call` until all segments are done. The guest may change the memory meanwhile: as with real DMA, what counts is
 /// what the copy saw.
 fn transfer(
-    door: Permit<'_>,
+    (door, direction): (Permit<'_>, Direction),
     segments: &[Segment],
     offset: u64,
     call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
 ) -> io::Result<()> {
     let mut at = i64::try_from(offset).map_err(|_| Error::from(ErrorKind::InvalidInput))?;
     let spans = segments.iter().map(|&(addr, len)| Span { addr, len });
-    let done = door.vectored(spans, |buffers| {
+    let done = door.vectored(direction, spans, |buffers| {
         let mut first = 0;
         while first < buffers.len() {
             let batch = &buffers[first..buffers.len().min(first + IOV_MAX)];

@@ -30,9 +30,19 @@ pub enum Source<'a> {
     Spans(&'a [Span]),
 }
 
-/// Why a copy ended early. What lies before the place where it ended may have been written.
+/// A copy ended early.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-pub enum CopyError {
+#[error("{why}")]
+pub struct CopyError {
+    /// Why.
+    pub why: CopyFault,
+    /// Bytes of the target, from its first on, of which some may have been written: the observer has been told of them.
+    pub touched: u64,
+}
+
+/// Why a copy ended early.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum CopyFault {
     /// The source's door is closed.
     #[error("the source of a copy: {0}")]
     Source(DmaError),
@@ -50,7 +60,7 @@ pub enum CopyError {
 impl CopyError {
     /// Whether it was the source's fault; else it was the target's.
     pub fn is_source(self) -> bool {
-        matches!(self, Self::Source(_) | Self::SourceShort)
+        matches!(self.why, CopyFault::Source(_) | CopyFault::SourceShort)
     }
 }
 
@@ -64,17 +74,28 @@ pub fn copy(
     (to, target): (&DmaTarget, &[Span]),
     len: u64,
 ) -> Result<(), CopyError> {
-    let mut source = Reader::new(from.permit().map_err(CopyError::Source)?, source);
-    let to = to.permit().map_err(CopyError::Target)?;
-    let mut left = len;
+    let mut touched = 0;
+    fill((from, source), (to, target), len, &mut touched).map_err(|why| CopyError { why, touched })
+}
+
+fn fill(
+    (from, source): (&DmaTarget, Source<'_>),
+    (to, target): (&DmaTarget, &[Span]),
+    len: u64,
+    touched: &mut u64,
+) -> Result<(), CopyFault> {
+    let mut source = Reader::new(from.permit().map_err(CopyFault::Source)?, source);
+    let permit = to.permit().map_err(CopyFault::Target)?;
     for span in target {
-        let part = Span { addr: span.addr, len: span.len.min(left) };
+        let part = Span { addr: span.addr, len: span.len.min(len - *touched) };
         if part.len > 0 {
-            place(&mut source, to, part)?;
+            let placed = place(&mut source, permit, part);
+            to.wrote(part);
+            *touched += part.len;
+            placed?;
         }
-        left -= part.len;
     }
-    if left == 0 { Ok(()) } else { Err(CopyError::TargetShort) }
+    if *touched == len { Ok(()) } else { Err(CopyFault::TargetShort) }
 }
 
 /// What is left of a span of memory, found run by run.
@@ -135,7 +156,7 @@ impl<'a> Reader<'a> {
 
     /// Copies as many bytes as lie together at both ends, at least one.
     #[inline]
-    fn move_to(&mut self, to: &VolatileSlice<'_>) -> Result<usize, CopyError> {
+    fn move_to(&mut self, to: &VolatileSlice<'_>) -> Result<usize, CopyFault> {
         if !self.bytes.is_empty() {
             let (now, later) = self.bytes.split_at(to.len().min(self.bytes.len()));
             to.copy_from(now);
@@ -143,18 +164,18 @@ impl<'a> Reader<'a> {
             return Ok(now.len());
         }
         while self.now.is_done() {
-            let (first, rest) = self.spans.split_first().ok_or(CopyError::SourceShort)?;
+            let (first, rest) = self.spans.split_first().ok_or(CopyFault::SourceShort)?;
             self.now = Runs::new(self.now.permit, *first);
             self.spans = rest;
         }
-        let from = self.now.next(to.len()).map_err(CopyError::Source)?;
+        let from = self.now.next(to.len()).map_err(CopyFault::Source)?;
         from.copy_to_volatile_slice(*to);
         Ok(from.len())
     }
 }
 
 /// Fills one span of the target.
-fn place(source: &mut Reader<'_>, to: Permit<'_>, span: Span) -> Result<(), CopyError> {
+fn place(source: &mut Reader<'_>, to: Permit<'_>, span: Span) -> Result<(), CopyFault> {
     // Spans are in order as well.
     fence(Ordering::Release);
     let last = span.addr.wrapping_add(span.len - 1) % WORD + 1;
@@ -162,11 +183,11 @@ fn place(source: &mut Reader<'_>, to: Permit<'_>, span: Span) -> Result<(), Copy
     let mut runs = Runs::new(to, span);
     let mut left = span.len - tail;
     while left > 0 {
-        let mut room = runs.next(left as usize).map_err(CopyError::Target)?;
+        let mut room = runs.next(left as usize).map_err(CopyFault::Target)?;
         left -= room.len() as u64;
         while !room.is_empty() {
             let moved = source.move_to(&room)?;
-            room = room.offset(moved).map_err(|_| CopyError::TargetShort)?;
+            room = room.offset(moved).map_err(|_| CopyFault::TargetShort)?;
         }
     }
     let mut word = [0; WORD as usize];
@@ -177,9 +198,9 @@ fn place(source: &mut Reader<'_>, to: Permit<'_>, span: Span) -> Result<(), Copy
     }
     let mut at = span.addr.wrapping_add(span.len - tail);
     while !word.is_empty() {
-        let room = runs.next(word.len()).map_err(CopyError::Target)?;
+        let room = runs.next(word.len()).map_err(CopyFault::Target)?;
         let (now, later) = std::mem::take(&mut word).split_at_mut(room.len());
-        store_upwards(&room, at, now).ok_or(CopyError::TargetShort)?;
+        store_upwards(&room, at, now).ok_or(CopyFault::TargetShort)?;
         at = at.wrapping_add(now.len() as u64);
         word = later;
     }

@@ -5,9 +5,11 @@
 //! * `target`: a device's licence, with its bus-master switch.
 //! * `permit`: the accesses themselves, for one batch.
 //! * `copy`: from guest memory to guest memory, in the order that programs rely on.
+//! * `observer`: who is told of what is written for others.
 //! * `rings`: the door as the virtio-queue crate wants it.
 
 mod copy;
+mod observer;
 mod permit;
 mod ram;
 mod rings;
@@ -15,7 +17,8 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use copy::{CopyError, Source, Span, copy};
+pub use copy::{CopyError, CopyFault, Source, Span, copy};
+pub use observer::{Direction, Observer};
 pub use permit::Permit;
 pub use ram::{GuestRam, Ram};
 pub use target::{BusMaster, DmaError, DmaTarget};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vm_memory::{AtomicAccess, Bytes, VolatileMemory, VolatileSlice};
 
-use crate::{DmaError, DmaTarget, Span};
+use crate::{Direction, DmaError, DmaTarget, Span};
 
 /// Leave to reach guest memory, given while bus mastering was on. The switch is not looked at again, so that it is for one batch of
 /// accesses of one kind, a copy or a request, and never kept over a wait. What is refused is counted and logged at a limited rate.
@@ -118,16 +118,22 @@ impl<'a> Permit<'a> {
     }
 
     /// What `with` makes of the 8 bytes at `addr`, in the host's byte order. It is called only if they can be reached, so that it may check
-    /// what else has to be right before it changes them.
+    /// what else has to be right before it changes them; with `Err` it has left them alone.
     ///
     /// # Errors
     /// [`DmaError::OutsideRam`] or [`DmaError::Misaligned`].
-    pub fn word<R>(self, addr: u64, with: impl FnOnce(&AtomicU64) -> R) -> Result<R, DmaError> {
+    pub fn word<T, E>(
+        self,
+        addr: u64,
+        with: impl FnOnce(&AtomicU64) -> Result<T, E>,
+    ) -> Result<Result<T, E>, DmaError> {
         let cell = self.cell(addr, size_of::<u64>())?;
-        match cell.get_atomic_ref::<AtomicU64>(0) {
-            Ok(word) => Ok(with(word)),
-            Err(_) => self.misaligned(addr, size_of::<u64>()),
+        let Ok(word) = cell.get_atomic_ref::<AtomicU64>(0) else { return self.misaligned(addr, size_of::<u64>()) };
+        let result = with(word);
+        if result.is_ok() {
+            self.target.wrote(Span { addr, len: size_of::<u64>() as u64 });
         }
+        Ok(result)
     }
 
     /// Appends the bytes of `spans` to `into`. The caller has bounded them.
@@ -153,11 +159,12 @@ impl<'a> Permit<'a> {
     /// [`DmaError::OutsideRam`]: `call` was not called.
     pub fn vectored<R>(
         self,
-        spans: impl IntoIterator<Item = Span>,
+        direction: Direction,
+        spans: impl IntoIterator<Item = Span> + Clone,
         call: impl FnOnce(&mut [libc::iovec]) -> R,
     ) -> Result<R, DmaError> {
         let mut guards = Vec::new();
-        for Span { mut addr, mut len } in spans {
+        for Span { mut addr, mut len } in spans.clone() {
             self.check(addr, len)?;
             while len > 0 {
                 let run = self.run(addr, len)?;
@@ -171,7 +178,11 @@ impl<'a> Permit<'a> {
             iov_len: run.len(),
         };
         let mut buffers: Vec<libc::iovec> = guards.iter().map(buffer).collect();
-        Ok(call(&mut buffers))
+        let result = call(&mut buffers);
+        if direction == Direction::ToGuest {
+            spans.into_iter().for_each(|span| self.target.wrote(span));
+        }
+        Ok(result)
     }
 
     /// A word of `size` bytes. Pages hold whole words, so that a word over the seam of two runs is misaligned.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use thiserror::Error;
 use vm_memory::AtomicAccess;
 
-use crate::{Permit, Ram, Span};
+use crate::{Observer, Permit, Ram, Span};
 
 /// Why a device was not let through the door. The device turns this into the status its specification names.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -69,12 +69,18 @@ pub struct DmaTarget {
     requester: u16,
     ram: Arc<dyn Ram>,
     master: Arc<BusMaster>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl DmaTarget {
     /// A target for the function `requester` (bus << 8 | device << 3 | function).
     pub fn new(requester: u16, ram: Arc<dyn Ram>, master: Arc<BusMaster>) -> Self {
-        Self { requester, ram, master }
+        Self { requester, ram, master, observer: None }
+    }
+
+    /// The same, whose payload `observer` is told of.
+    pub fn observed(self, observer: Arc<dyn Observer>) -> Self {
+        Self { observer: Some(observer), ..self }
     }
 
     /// Bus, device and function.
@@ -154,7 +160,11 @@ impl DmaTarget {
     ///
     /// # Errors
     /// Any [`DmaError`].
-    pub fn word<R>(&self, addr: u64, with: impl FnOnce(&AtomicU64) -> R) -> Result<R, DmaError> {
+    pub fn word<T, E>(
+        &self,
+        addr: u64,
+        with: impl FnOnce(&AtomicU64) -> Result<T, E>,
+    ) -> Result<Result<T, E>, DmaError> {
         self.permit()?.word(addr, with)
     }
 
@@ -177,6 +187,14 @@ impl DmaTarget {
     #[inline]
     pub(crate) fn memory(&self) -> &dyn Ram {
         &*self.ram
+    }
+
+    /// Payload has been written.
+    #[inline]
+    pub(crate) fn wrote(&self, span: Span) {
+        if let Some(observer) = &self.observer {
+            observer.wrote(span);
+        }
     }
 
     pub(crate) fn outside(&self, addr: u64, len: u64) -> DmaError {

@@ -69,7 +69,7 @@ fn without_bus_mastering_nothing_moves() {
     assert_eq!(dma.write(0, &[8]), Err(off));
     assert_eq!(dma.load::<u8>(0, Acquire), Err(off));
     assert_eq!(dma.store(0, 8u8, Release), Err(off));
-    assert_eq!(dma.word(0, |_| unreachable!("it is not reached")), Err::<(), _>(off));
+    assert_eq!(dma.word(0, |_| unreachable!("it is not reached")), Err::<Result<(), ()>, _>(off));
     assert_eq!(dma.gather(&[span(0, 1)], &mut into), Err(off));
     assert!(matches!(dma.permit(), Err(error) if error == off));
     assert_eq!((master.refused(), dma.is_enabled(), dma.is_ram(0, 1)), (7, false, true));
@@ -97,7 +97,7 @@ fn words_are_reached_at_once_or_not_at_all() {
     assert_eq!(dma.load::<u32>(0x14, Acquire), Ok(0x0807_0605));
     assert_eq!(dma.load::<u16>(0x12, Relaxed), Ok(0x0403));
     assert_eq!(dma.load::<u8>(0x17, Relaxed), Ok(8));
-    assert_eq!(dma.word(0x10, |word| word.fetch_add(1, Relaxed)), Ok(0x0807_0605_0403_0201));
+    assert_eq!(dma.word(0x10, |word| Ok::<_, ()>(word.fetch_add(1, Relaxed))), Ok(Ok(0x0807_0605_0403_0201)));
     assert_eq!(dma.load::<u8>(0x10, Acquire), Ok(2));
     assert_eq!(master.refused(), 0);
     // Over the seam of two regions, too.
@@ -107,8 +107,8 @@ fn words_are_reached_at_once_or_not_at_all() {
         assert_eq!(dma.store(addr, 1u32, Release), Err(misaligned));
     }
     let misaligned = DmaError::Misaligned { requester: 8, addr: 0x14, len: 8 };
-    assert_eq!(dma.word(0x14, |_| unreachable!("it is not reached")), Err::<(), _>(misaligned));
-    assert_eq!(dma.word(RAM, |_| unreachable!("it is not reached")), Err::<(), _>(outside(RAM, 8)));
+    assert_eq!(dma.word(0x14, |_| unreachable!("it is not reached")), Err::<Result<(), ()>, _>(misaligned));
+    assert_eq!(dma.word(RAM, |_| unreachable!("it is not reached")), Err::<Result<(), ()>, _>(outside(RAM, 8)));
     assert_eq!(dma.load::<u64>(RAM - 4, Acquire), Err(outside(RAM - 4, 8)));
     assert_eq!(dma.store(u64::MAX, 1u16, Release), Err(outside(u64::MAX, 2)));
     assert_eq!(master.refused(), 8);
@@ -149,10 +149,13 @@ fn system_calls_get_one_buffer_for_each_run() {
     let permit = dma.permit().unwrap();
     let lens = |buffers: &mut [libc::iovec]| buffers.iter().map(|buffer| buffer.iov_len).collect::<Vec<_>>();
     let spans = [span(SEAM - 0x10, 0x30), span(RAM, 0), span(0, 1)];
-    assert_eq!(permit.vectored(spans, lens), Ok(vec![0x10, 0x20, 1]));
+    assert_eq!(permit.vectored(Direction::ToGuest, spans, lens), Ok(vec![0x10, 0x20, 1]));
     let never = |_: &mut [libc::iovec]| unreachable!("a span is not RAM");
-    assert_eq!(permit.vectored([span(0, 1), span(RAM - 1, 2)], never), Err::<(), _>(outside(RAM - 1, 2)));
-    assert_eq!(permit.vectored([span(u64::MAX, 2)], never), Err::<(), _>(outside(u64::MAX, 2)));
+    assert_eq!(
+        permit.vectored(Direction::FromGuest, [span(0, 1), span(RAM - 1, 2)], never),
+        Err::<(), _>(outside(RAM - 1, 2))
+    );
+    assert_eq!(permit.vectored(Direction::FromGuest, [span(u64::MAX, 2)], never), Err::<(), _>(outside(u64::MAX, 2)));
     assert_eq!(master.refused(), 2);
 }
 
@@ -189,22 +192,66 @@ fn a_copy_says_which_end_was_at_fault() {
     let (here, our_switch) = door();
     let (there, their_switch) = door();
     let done = |source: Source<'_>, target: &[Span]| copy((&here, source), (&there, target), 20);
+    let early = |why, touched| Err(CopyError { why, touched });
     let (good, bytes) = ([span(0x1000, 20)], Source::Bytes(&[1; 20]));
-    assert_eq!(done(Source::Bytes(&[1; 19]), &good), Err(CopyError::SourceShort));
-    assert_eq!(done(Source::Spans(&[span(0, 19)]), &good), Err(CopyError::SourceShort));
-    assert_eq!(done(Source::Spans(&[span(RAM, 20)]), &good), Err(CopyError::Source(outside(RAM, 20))));
-    assert_eq!(done(Source::Spans(&[span(RAM - 3, 20)]), &good), Err(CopyError::Source(outside(RAM, 17))));
+    assert_eq!(done(Source::Bytes(&[1; 19]), &good), early(CopyFault::SourceShort, 20));
+    assert_eq!(done(Source::Spans(&[span(0, 19)]), &good), early(CopyFault::SourceShort, 20));
+    assert_eq!(done(Source::Spans(&[span(RAM, 20)]), &good), early(CopyFault::Source(outside(RAM, 20)), 20));
+    assert_eq!(done(Source::Spans(&[span(RAM - 3, 20)]), &good), early(CopyFault::Source(outside(RAM, 17)), 20));
     assert_eq!((our_switch.refused(), their_switch.refused()), (2, 0));
-    assert_eq!(done(bytes, &[span(0x1000, 19)]), Err(CopyError::TargetShort));
-    assert_eq!(done(bytes, &[span(u64::MAX - 3, 20)]), Err(CopyError::Target(outside(u64::MAX - 3, 20))));
-    assert_eq!(done(bytes, &[span(RAM - 3, 20)]), Err(CopyError::Target(outside(RAM, 17))));
+    assert_eq!(done(bytes, &[span(0x1000, 19)]), early(CopyFault::TargetShort, 19));
+    assert_eq!(done(bytes, &[span(u64::MAX - 3, 20)]), early(CopyFault::Target(outside(u64::MAX - 3, 20)), 20));
+    assert_eq!(done(bytes, &[span(RAM - 3, 20)]), early(CopyFault::Target(outside(RAM, 17)), 20));
     assert_eq!((our_switch.refused(), their_switch.refused()), (2, 2));
     their_switch.set(false);
-    assert_eq!(done(bytes, &good), Err(CopyError::Target(DmaError::BusMasterOff(8))));
+    assert_eq!(done(bytes, &good), early(CopyFault::Target(DmaError::BusMasterOff(8)), 0));
     // Who sends must be allowed to, also what it has in its own hands.
     our_switch.set(false);
     let off = done(bytes, &good).unwrap_err();
-    assert_eq!((off, off.is_source()), (CopyError::Source(DmaError::BusMasterOff(8)), true));
+    assert_eq!((off.why, off.is_source()), (CopyFault::Source(DmaError::BusMasterOff(8)), true));
+}
+
+#[derive(Default)]
+struct Told(std::sync::Mutex<Vec<Span>>);
+
+impl Observer for Told {
+    fn wrote(&self, span: Span) {
+        self.0.lock().unwrap().push(span);
+    }
+}
+
+/// Of payload, whole or cut short, and of nothing that a device reads or writes for itself.
+#[test]
+fn the_observer_is_told_of_what_is_written_for_others() {
+    let told = Arc::new(Told::default());
+    let (dma, master) = door();
+    let dma = dma.observed(told.clone());
+    let news = || std::mem::take(&mut *told.0.lock().unwrap());
+    let copied = |target: &[Span]| copy((&dma, Source::Bytes(&[1; 16])), (&dma, target), 16).is_ok();
+    assert!(copied(&[span(0x100, 10), span(0x200, 0), span(SEAM - 3, 20)]));
+    assert_eq!(news(), [span(0x100, 10), span(SEAM - 3, 6)]);
+    // The second span is cut short, or not reached at all.
+    assert!(!copied(&[span(0x100, 10), span(RAM - 3, 6)]));
+    assert_eq!(news(), [span(0x100, 10), span(RAM - 3, 6)]);
+    assert!(copy((&dma, Source::Bytes(&[1; 16])), (&dma, &[span(0, 8)]), 16).is_err());
+    assert_eq!(news(), [span(0, 8)]);
+    assert_eq!(dma.word(0x40, |_| Err::<(), _>("no")), Ok(Err("no")));
+    assert_eq!(news(), []);
+    assert_eq!(dma.word(0x40, |_| Ok::<_, ()>(())), Ok(Ok(())));
+    assert_eq!(news(), [span(0x40, 8)]);
+    let permit = dma.permit().unwrap();
+    let data = [span(0x80, 4), span(0x90, 4)];
+    permit.vectored(Direction::FromGuest, data, |_| ()).unwrap();
+    assert_eq!(news(), []);
+    permit.vectored(Direction::ToGuest, data, |_| ()).unwrap();
+    assert_eq!(news(), data);
+    permit.gather(&data, &mut Vec::new()).unwrap();
+    dma.write(0, &[1; 8]).unwrap();
+    dma.store(0, 1u32, Release).unwrap();
+    permit.publish(0, &[1; 64]).unwrap();
+    master.set(false);
+    assert!(!copied(&data));
+    assert_eq!(news(), []);
 }
 
 /// A memory that counts how often it is asked, and whose last 8 bytes end the address space.
@@ -262,8 +309,14 @@ fn nothing_wraps() {
     assert_eq!(dma.write(TOP, &[0; 16]), Err(over));
     assert_eq!(dma.gather(&[span(TOP, 16)], &mut Vec::new()), Err(over));
     let here = [span(0x1000, 16)];
-    assert_eq!(copy((&dma, Source::Spans(&[span(TOP, 16)])), (&dma, &here), 16), Err(CopyError::Source(over)));
-    assert_eq!(copy((&dma, Source::Spans(&here)), (&dma, &[span(TOP, 16)]), 16), Err(CopyError::Target(over)));
+    assert_eq!(
+        copy((&dma, Source::Spans(&[span(TOP, 16)])), (&dma, &here), 16),
+        Err(CopyError { why: CopyFault::Source(over), touched: 16 })
+    );
+    assert_eq!(
+        copy((&dma, Source::Spans(&here)), (&dma, &[span(TOP, 16)]), 16),
+        Err(CopyError { why: CopyFault::Target(over), touched: 16 })
+    );
     assert!(dma.read_obj::<u128>(GuestAddress(TOP)).is_err() && !dma.is_ram(TOP, 16));
 }
 

@@ -93,8 +93,6 @@ pub struct Bus {
     pub complaints: RateLimit,
     /// Counters.
     pub counters: Counters,
-    /// Payload writes into watched pages, counted where the copy is: beside what the ledger was told.
-    pub payload: Arc<NicCounters>,
 }
 
 impl Bus {
@@ -110,13 +108,14 @@ impl Bus {
         msix: Arc<Msix>,
     ) -> std::io::Result<Self> {
         let engines = Engines::new(config.engines.resolve(0))?;
-        let payload = Arc::new(NicCounters::default());
+        // The door counts beside what the engines tell the ledger.
+        let payload = Arc::new(NicCounters::new(ledger.clone()));
         ledger.register_nic(index, &payload);
         let memory = HostMemory::default();
         Ok(Self {
             index,
             config,
-            dma,
+            dma: dma.observed(payload),
             ledger,
             powered_on: Instant::now(),
             msix,
@@ -129,7 +128,6 @@ impl Bus {
             engines: Arc::new(engines),
             complaints: RateLimit::default(),
             counters: Counters::default(),
-            payload,
         })
     }
 

@@ -45,3 +45,22 @@ fn a_write_into_a_watched_page_is_on_record_with_its_key_and_before_its_completi
     pair.one.run(write).unwrap();
     assert!(!ledger.nic_totals()[0].agree());
 }
+
+/// What a WRITE left behind before it found that the rest of its target is no memory is on record too.
+#[test]
+fn a_write_that_ends_early_is_on_record_as_far_as_it_may_have_come() {
+    let pair = Pair::new();
+    let (driver, ledger) = (&pair.driver, &pair.driver.machine.ledger);
+    let memory = driver.machine.guest.scattered(4096);
+    let list = [memory.pages[0], 1 << 40].map(|page| page | MTT_READ | MTT_WRITE).to_vec();
+    let key = driver.create_mkey(&MkeySpec::mtt(pair.pd, Access::ALL, VA, 2 * 4096, list)).unwrap();
+    assert!(ledger.watch(memory.pages[0]));
+    let cqe = pair.one.run(Wqe::write(VA + 4090, key).sge(pair.local_mr.sge(0, 16))).unwrap_err();
+    let wrote = |kind: NicKind| match kind {
+        NicKind::Wrote { gpa, len, .. } => Some((gpa, len)),
+        _ => None,
+    };
+    let records: Vec<_> = ledger.nic(0).iter().filter_map(|record| wrote(record.kind)).collect();
+    assert_eq!(records, [(memory.pages[0] + 4090, 6)], "{cqe:?}");
+    assert!(ledger.nic_totals()[0].agree());
+}

@@ -335,9 +335,9 @@ impl<'a> Piece<'a> {
             Found::Bytes(bytes) => Source::Bytes(bytes),
             Found::Spans(_) => Source::Spans(&scratch.source.spans),
         };
-        place(route, from, &scratch.target.spans, len)?;
-        record(route, mover, (&scratch.source, &scratch.target), len, (begun, plan == Plan::Hide));
-        Ok(len)
+        let (touched, result) = place(route, from, &scratch.target.spans, len);
+        record(route, mover, (&scratch.source, &scratch.target), touched, (begun, plan == Plan::Hide));
+        result.map(|()| len)
     }
 }
 
@@ -378,11 +378,14 @@ pub fn gather(
     Ok(())
 }
 
-/// Writes the first `len` bytes of `source` to the spans of `target`.
-fn place(route: Route<'_>, source: Source<'_>, target: &[Span], len: u64) -> Result<(), Stop> {
+/// Writes the first `len` bytes of `source` to the spans of `target`. How many bytes have to be put on record, also if it ends early.
+fn place(route: Route<'_>, source: Source<'_>, target: &[Span], len: u64) -> (u64, Result<(), Stop>) {
     let Route { from, to } = route;
-    copy((&from.dma, source), (&to.dma, target), len)
-        .map_err(|error| if error.is_source() { Stop::NoSource } else { Stop::NoTarget })
+    match copy((&from.dma, source), (&to.dma, target), len) {
+        Ok(()) => (len, Ok(())),
+        Err(error) if error.is_source() => (error.touched, Err(Stop::NoSource)),
+        Err(error) => (error.touched, Err(Stop::NoTarget)),
+    }
 }
 
 /// The time from which on a copy may have happened, for the ledger.
@@ -401,7 +404,6 @@ fn record(route: Route<'_>, mover: Mover, (source, target): (&Side, &Side), len:
         ledger.nic_read(from.index, mover.qpn, (span.addr, span.len), key, begun);
     }
     for (span, key) in target.recorded(len) {
-        to.payload.wrote(ledger, span.addr, span.len);
         if !hidden {
             ledger.nic_wrote(to.index, mover.qpn, (span.addr, span.len), key, begun);
         }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use dma::{Observer, Span};
 use parking_lot::Mutex;
 use probe::ledger::{Ledger, Seq};
 use probe::{Event, ReleaseWhy, Ring};
@@ -111,17 +112,27 @@ pub enum NicKind {
     },
 }
 
-/// Payload writes into watched pages, as a NIC counts them where it copies, apart from what it tells the ledger.
-#[derive(Debug, Default)]
+/// Payload writes of a NIC into watched pages, as the door counts them, apart from what the NIC tells the ledger.
+#[derive(Debug)]
 pub struct NicCounters {
+    ledger: Arc<Ledger>,
     writes: AtomicU64,
 }
 
 impl NicCounters {
-    /// Counts the watched pages of a write. Call it where the copy is, whatever happens to the record. One branch while no page is watched.
-    pub fn wrote(&self, ledger: &Ledger, gpa: u64, len: u64) {
-        if ledger.watches_any() {
-            self.writes.fetch_add(ledger.watched_parts(gpa, len).count() as u64, Ordering::Relaxed);
+    /// Counts pages that `ledger` watches.
+    pub fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger, writes: AtomicU64::new(0) }
+    }
+}
+
+impl Observer for NicCounters {
+    /// One branch while no page is watched.
+    #[inline]
+    fn wrote(&self, span: Span) {
+        if self.ledger.watches_any() {
+            let parts = self.ledger.watched_parts(span.addr, span.len).count();
+            self.writes.fetch_add(parts as u64, Ordering::Relaxed);
         }
     }
 }
@@ -131,7 +142,7 @@ impl NicCounters {
 pub struct NicTotals {
     /// Index of the NIC.
     pub nic: u8,
-    /// Writes into watched pages, counted by the device.
+    /// Writes into watched pages, counted by the door.
     pub device: u64,
     /// Put on record.
     pub recorded: u64,
@@ -250,12 +261,12 @@ mod tests {
     #[test]
     fn records_of_watched_pages_only_in_one_order_with_the_marks() {
         let ledger = Ledger::new();
-        let counters = Arc::new(NicCounters::default());
+        let counters = Arc::new(NicCounters::new(ledger.clone()));
         ledger.register_nic(3, &counters);
         ledger.watch(0x2000);
         let write = |gpa, len| {
             let begun = ledger.tick();
-            counters.wrote(&ledger, gpa, len);
+            counters.wrote(Span { addr: gpa, len });
             ledger.nic_wrote(3, 0x40, (gpa, len), 7, begun)
         };
         let before = ledger.stamp(Note::new("before"));
@@ -273,12 +284,12 @@ mod tests {
     #[test]
     fn a_write_that_is_not_recorded_shows_in_the_totals() {
         let ledger = Ledger::new();
-        let counters = Arc::new(NicCounters::default());
+        let counters = Arc::new(NicCounters::new(ledger.clone()));
         ledger.watch(0);
-        counters.wrote(&ledger, 0, 1);
+        counters.wrote(Span { addr: 0, len: 1 });
         ledger.register_nic(0, &counters);
         assert!(ledger.nic_totals()[0].agree(), "counts from before do not matter");
-        counters.wrote(&ledger, 0xfff, 2);
+        counters.wrote(Span { addr: 0xfff, len: 2 });
         assert!(!ledger.nic_totals()[0].agree());
         // Another device's records are not its own.
         ledger.nic_wrote(1, 0, (0, 8), 0, 0);

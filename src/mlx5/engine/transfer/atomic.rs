@@ -62,10 +62,10 @@ pub fn atomic(
         Ok((old, begun))
     });
     let (old, begun) = done.map_err(|_| Stop::NoTarget)??;
-    place(Route::within(here), Source::Bytes(&old.to_le_bytes()), &scratch.source.spans, 8)?;
+    let (touched, result) = place(Route::within(here), Source::Bytes(&old.to_le_bytes()), &scratch.source.spans, 8);
     // Both are written: the word, and the place of the result.
     let nothing = Side::default();
     record(Route::within(there), mover, (&nothing, &scratch.target), 8, (begun, false));
-    record(Route::within(here), mover, (&nothing, &scratch.source), 8, (begun, false));
-    Ok(())
+    record(Route::within(here), mover, (&nothing, &scratch.source), touched, (begun, false));
+    result
 }

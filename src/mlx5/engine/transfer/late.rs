@@ -39,9 +39,8 @@ impl Late {
             Some(bytes) => Source::Bytes(bytes),
             None => Source::Spans(&self.source.spans),
         };
-        if place(route, source, &self.target.spans, self.len).is_ok() {
-            record(route, mover, (&self.source, &self.target), self.len, (self.begun, false));
-        }
+        let (touched, _) = place(route, source, &self.target.spans, self.len);
+        record(route, mover, (&self.source, &self.target), touched, (self.begun, false));
         self.len
     }
 }

@@ -6,10 +6,12 @@
 //! * [`limits`]: the last that is allowed, and one more.
 //! * [`refused`]: what is not offered, and what becomes of a guest that tries it.
 //! * [`shown`]: what no other test shows.
+//! * [`told`]: the same for other queries.
 
 mod limits;
 mod refused;
 mod shown;
+mod told;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -148,3 +148,70 @@ fn buffers_in_umem_objects_are_refused() {
         assert_eq!(said(&bad), status::BAD_PARAM, "{opcode}");
     }
 }
+
+/// Where the fields of a table lie, and how they are asked for: CREATE and QUERY, where each has the context, layout, table.
+type Echo = (Opcode, usize, Opcode, usize, &'static [(usize, usize)], &'static [&'static str], &'static [Row]);
+
+const ECHOES: [Echo; 7] = [
+    (Opcode::CREATE_QP, qp::create_in::QPC, Opcode::QUERY_QP, qp::query_out::QPC, qpc::SPANS, qpc::FIELDS, QPC),
+    (Opcode::CREATE_CQ, cq::create_in::CQC, Opcode::QUERY_CQ, cq::query_out::CQC, cqc::SPANS, cqc::FIELDS, CQC),
+    (Opcode::CREATE_EQ, eq::create_in::EQC, Opcode::QUERY_EQ, eq::query_out::EQC, eqc::SPANS, eqc::FIELDS, EQC),
+    (Opcode::CREATE_MKEY, mkey::create_in::MKC, Opcode::QUERY_MKEY, mkey::query_out::MKC, mkc::SPANS, mkc::FIELDS, MKC),
+    (
+        Opcode::CREATE_RMP,
+        srq::create_rmp_in::RMPC + rmpc::WQ,
+        Opcode::QUERY_RMP,
+        srq::query_rmp_out::RMPC + rmpc::WQ,
+        wq::SPANS,
+        wq::FIELDS,
+        WQ,
+    ),
+    (
+        Opcode::CREATE_XRC_SRQ,
+        srq::create_xrc_srq_in::XRC_SRQC,
+        Opcode::QUERY_XRC_SRQ,
+        srq::query_xrc_srq_out::XRC_SRQC,
+        xrc_srqc::SPANS,
+        xrc_srqc::FIELDS,
+        XRC_SRQC,
+    ),
+    (
+        Opcode::CREATE_SRQ,
+        srq::create_xrc_srq_in::XRC_SRQC,
+        Opcode::QUERY_SRQ,
+        srq::query_xrc_srq_out::XRC_SRQC,
+        xrc_srqc::SPANS,
+        xrc_srqc::FIELDS,
+        XRC_SRQC,
+    ),
+];
+
+/// Each kept field alone, all ones: QUERY tells what was set, and nothing else has changed.
+#[test]
+fn what_is_kept_reads_back() {
+    let driver = Driver::probe(&machine()).unwrap();
+    let bit = |bytes: &[u8], at: usize| bytes[at / 8] >> (7 - at % 8) & 1;
+    for (create, input_at, query, output_at, spans, fields, table) in ECHOES {
+        let (_, good, _) = carriers(&driver).into_iter().find(|(opcode, ..)| *opcode == create).unwrap();
+        let ask = |input: &[u8]| {
+            let made = driver.commands.execute(input, 16).unwrap_or_else(|error| panic!("{create}: {error}"));
+            let number = mlx5_spec::small::object::NUMBER.get(&made);
+            let ask = rnic_testdrive::command::Input::new(query, 16).with(mlx5_spec::small::object::NUMBER, number);
+            driver.query(ask, 0x130).unwrap()[output_at..].to_vec()
+        };
+        let plain = ask(&good);
+        for ((name, fate), (from, to)) in table.iter().zip(spans) {
+            assert!(fields.contains(name));
+            if !matches!(fate, Kept(why) if !why.starts_with("the device's own")) {
+                continue;
+            }
+            let mut input = good.clone();
+            (*from..*to).for_each(|at| input[input_at + at / 8] |= 0x80 >> (at % 8));
+            let told = ask(&input);
+            for at in 0..told.len() * 8 {
+                let expected = if (*from..*to).contains(&at) { 1 } else { bit(&plain, at) };
+                assert_eq!(bit(&told, at), expected, "{create}: {name}, byte {:#x}", at / 8);
+            }
+        }
+    }
+}

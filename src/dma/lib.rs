@@ -6,11 +6,13 @@
 //! * `permit`: the accesses themselves, for one batch.
 //! * `copy`: from guest memory to guest memory, in the order that programs rely on.
 //! * `observer`: who is told of what is written for others.
+//! * `quiesce`: how a device waits until no access through a dead translation is in flight (rule 3).
 //! * `rings`: the door as the virtio-queue crate wants it.
 
 mod copy;
 mod observer;
 mod permit;
+mod quiesce;
 mod ram;
 mod rings;
 mod target;
@@ -20,5 +22,6 @@ mod tests;
 pub use copy::{CopyError, CopyFault, Source, Span, copy};
 pub use observer::{Direction, Observer};
 pub use permit::Permit;
+pub use quiesce::{MAX_DEVICES, MAX_ENGINES, Quiesce, Section};
 pub use ram::{GuestRam, Ram};
 pub use target::{BusMaster, DmaError, DmaTarget};

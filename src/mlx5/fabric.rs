@@ -4,7 +4,7 @@
 //!
 //! Two NICs of one machine are one motion over two devices: an engine is inside a read section of each while it moves data. The order in
 //! which it enters them does not matter, since a section waits for nobody; whoever takes a right away waits for the sections of its own
-//! device, and those of foreign engines are among them ([`Quiesce::visit`](crate::quiesce::Quiesce::visit)).
+//! device, and those of foreign engines are among them ([`Quiesce::visit`](dma::Quiesce::visit)).
 
 use parking_lot::RwLock;
 use std::sync::{Arc, OnceLock, Weak};
@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use crate::hca::Hca;
 
 /// NICs that one local fabric joins.
-pub const MAX_NICS: usize = 8;
+pub const MAX_NICS: usize = dma::MAX_DEVICES;
 
 /// A subnet.
 pub trait Fabric: Send + Sync {

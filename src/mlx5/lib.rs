@@ -5,7 +5,7 @@
 //! * [`nic`]: the PCI function: BARs, initialization segment, doorbells, resets.
 //! * [`command`]: the command queue and a table of commands.
 //! * [`bus`]: what every object uses. [`hca`]: object tables ([`table`]) over it: [`eq`], [`cq`], [`qp`], [`srq`], [`mkey`].
-//! * [`engine`]: the data path. [`quiesce`] is how translations die without DMA in flight (rule 3).
+//! * [`engine`]: the data path. [`dma::Quiesce`] is how translations die without DMA in flight (rule 3).
 //! * [`odp`]: page faults. [`hooks`] and [`levers`]: how the lab makes it misbehave and wait.
 
 pub mod buffer;
@@ -29,7 +29,6 @@ mod plug;
 pub mod qp;
 #[cfg(test)]
 mod queue_tests;
-pub mod quiesce;
 mod reset;
 pub mod srq;
 pub mod table;

@@ -134,7 +134,7 @@ impl<T> Table<T> {
         self.inner.read().get(at).map(look)
     }
 
-    /// As [`Table::with`]; `recent` remembers what was found. Whoever takes an object out and then waits for sections ([`super::quiesce`])
+    /// As [`Table::with`]; `recent` remembers what was found. Whoever takes an object out and then waits for sections ([`dma::Quiesce`])
     /// may be sure that no section finds it here that begins later.
     #[inline]
     pub fn with_recent<R>(&self, recent: &mut Recent<T>, number: u32, look: impl FnOnce(&Arc<T>) -> R) -> Option<R> {

@@ -6,7 +6,7 @@
 //! * [`CommandUnit`]: what commands, resets and inspection share; [`Worker`]: the thread that executes commands, one after another.
 //!
 //! No command waits for the driver: slot 31 (MANAGE_PAGES) cannot be blocked by another, and 2RST, 2ERR and DESTROY wait for DMA in
-//! flight at most, which is bounded ([`super::quiesce`]).
+//! flight at most, which is bounded ([`dma::Quiesce`]).
 
 mod caps;
 mod cq;

@@ -15,7 +15,7 @@ use crate::command::port_gid;
 use crate::fabric;
 use crate::hca::Hca;
 use crate::mkey::Rights;
-use crate::quiesce::Section;
+use dma::Section;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
 

@@ -14,8 +14,8 @@ use super::wqe::{Extra, Kind, Seg};
 use crate::hca::Hca;
 use crate::hooks::NicAction;
 use crate::mkey::{self, Access, Rights};
-use crate::quiesce::Section;
 use crate::srq::{Srq, SrqKind};
+use dma::Section;
 use mlx5_spec::cq::{opcode, syndrome};
 use mlx5_spec::qp::service_type;
 

@@ -17,7 +17,7 @@ pub enum EnginePolicy {
 }
 
 /// The most engines that a NIC may have.
-const MOST: u8 = crate::quiesce::MAX_ENGINES as u8;
+const MOST: u8 = dma::MAX_ENGINES as u8;
 /// Without a word about it.
 const DEFAULT: u8 = 2;
 

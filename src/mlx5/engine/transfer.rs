@@ -11,8 +11,7 @@ use super::wqe::Seg;
 use crate::hca::Hca;
 use crate::hooks::NicLedger;
 use crate::mkey::{self, Access, AccessError, Keys, Rights, Span};
-use crate::quiesce::Section;
-use dma::{Source, copy};
+use dma::{Section, Source, copy};
 use probe::ledger::Seq;
 
 pub use atomic::{Atomic, atomic};

@@ -13,7 +13,7 @@ use crate::hca::Hca;
 use crate::hooks::WqeShape;
 use crate::mkey::PageMissing;
 use crate::qp::{Life, Qp, QpAttrs};
-use crate::quiesce::Section;
+use dma::Section;
 use mlx5_spec::qp::{service_type, state};
 
 /// What a thread has at hand while it serves a queue pair.

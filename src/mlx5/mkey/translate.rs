@@ -11,9 +11,11 @@ use super::{Access, AccessError, Keys, Mkey, MkeyState, PageMissing, Rights, Spa
 use crate::hca::{FIRST_MKEY, Hca};
 use crate::hooks::{NicAction, WqeShape};
 use crate::limits;
-use crate::quiesce::{MAX_SECTION, Section};
+use dma::Section;
 use mlx5_spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, access_mode};
 
+/// Most bytes that one section may move, which bounds how long a zap waits.
+const MAX_SECTION: u64 = 256 << 10;
 /// Indirections below the key that was named (cap `max_indirection`).
 const MAX_DEPTH: u8 = limits::MAX_INDIRECTION as u8;
 /// What a step into another key counts as.
@@ -35,7 +37,7 @@ enum Stop {
 
 /// Checks `access` and appends the guest memory that it leads to, adjacent pieces merged. Returns how many bytes of `access` the
 /// appended spans cover: fewer than `access.len` when a later entry is not present, or when it is more than one section may move
-/// ([`MAX_SECTION`]); ask again for the rest. Key, rights and bounds are checked for the whole of `access` first. On error nothing is appended.
+/// (256 KiB); ask again for the rest. Key, rights and bounds are checked for the whole of `access` first. On error nothing is appended.
 ///
 /// Looks everything up anew (`keys` only shortens the way to what is still in the table); what it returns is void when the section ends. Rights of the queue pair (rre, rwe, rae) are the caller's to check.
 ///

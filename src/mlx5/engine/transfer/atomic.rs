@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{End, Found, Mover, Route, Scratch, Side, Stop, begin, place, record};
 use crate::mkey::{Access, AccessError};
-use crate::quiesce::Section;
-use dma::Source;
+use dma::{Section, Source};
 
 /// An atomic operation.
 #[derive(Debug, Clone, Copy)]

@@ -2,48 +2,44 @@
 //! Rule 3: no DMA through a dead translation. An RCU-like scheme serves every way in which a translation dies: a [`Section`] is a
 //! read-side critical section, [`Quiesce::wait`] is what RCU calls synchronize.
 //!
-//! An engine moves data only inside a section. Inside it looks everything up anew: the queue pair's generation, the mkey, its
-//! entries; and nothing of that is kept when the section ends. Whoever takes a right away (UMR zap or revoke, DESTROY_MKEY, 2RST, 2ERR,
-//! DESTROY_QP, bus-master-off, FLR, reset) first publishes the change and then calls [`Quiesce::wait`], which returns when every section
-//! that had begun before has ended. Sections that begin later see the change. So a section costs two stores, and nobody can
-//! deadlock: a section never waits for anything, above all for no lock that a copy runs under.
+//! An engine moves data only inside a section. Inside it looks up anew whatever gives it the right to; nothing of that is kept when the
+//! section ends. Whoever takes a right away (a key, a queue, bus mastering, a reset) first publishes the change and then calls
+//! [`Quiesce::wait`], which returns when every section that had begun before has ended. Sections that begin later see the change. So a
+//! section costs two stores, and nobody can deadlock: a section never waits for anything, above all for no lock that a copy runs under.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
-use crate::fabric::MAX_NICS;
-
 /// Engines that a device may have.
 pub const MAX_ENGINES: usize = 16;
+/// Devices whose engines may meet in one: those of a fabric.
+pub const MAX_DEVICES: usize = 8;
 
 /// Keeps the counters of two engines out of one cache line.
 #[repr(align(128))]
 #[derive(Default)]
 struct Slot(AtomicU64);
 
-/// The sections in which engines use what is one device's: its own engines, and those of other NICs of its fabric.
+/// The sections in which engines use what is one device's: its own engines, and those of other devices of its fabric.
 pub struct Quiesce {
-    /// Odd while the engine is inside a section; by NIC, then engine.
+    /// Odd while the engine is inside a section; by device, then engine.
     slots: Box<[Slot]>,
-    /// The NIC whose device this is.
+    /// The device whose this is.
     own: usize,
     /// Slots that have been used, and all before them.
     used: AtomicUsize,
 }
 
-/// Proof that its engine is inside a section. Must stay short: at most [`MAX_SECTION`] bytes are moved in one.
+/// Proof that its engine is inside a section. It must stay short: a device bounds what it moves in one.
 pub struct Section<'a> {
     slot: &'a Slot,
 }
 
-/// Most bytes that one section may move, which bounds how long a zap waits.
-pub const MAX_SECTION: u64 = 256 << 10;
-
 impl Quiesce {
-    /// For the device of NIC `index`; at most [`MAX_ENGINES`] engines, numbered from 0.
+    /// For device `index` of its fabric; at most [`MAX_ENGINES`] engines, numbered from 0.
     pub fn new(index: u8) -> Self {
-        let own = usize::from(index) % MAX_NICS;
-        let slots = (0..MAX_NICS * MAX_ENGINES).map(|_| Slot::default()).collect();
+        let own = usize::from(index) % MAX_DEVICES;
+        let slots = (0..MAX_DEVICES * MAX_ENGINES).map(|_| Slot::default()).collect();
         Self { slots, own, used: AtomicUsize::new((own + 1) * MAX_ENGINES) }
     }
 
@@ -52,18 +48,18 @@ impl Quiesce {
         self.begin(self.own, engine)
     }
 
-    /// The same for an engine of another NIC, on its thread: it is inside a section of its own device as well.
-    pub fn visit(&self, nic: u8, engine: usize) -> Section<'_> {
-        let nic = usize::from(nic) % MAX_NICS;
-        if self.used.load(Ordering::Relaxed) < (nic + 1) * MAX_ENGINES {
+    /// The same for an engine of another device, on its thread: it is inside a section of its own device as well.
+    pub fn visit(&self, device: u8, engine: usize) -> Section<'_> {
+        let device = usize::from(device) % MAX_DEVICES;
+        if self.used.load(Ordering::Relaxed) < (device + 1) * MAX_ENGINES {
             // Before the announcement, for whoever waits.
-            self.used.fetch_max((nic + 1) * MAX_ENGINES, Ordering::SeqCst);
+            self.used.fetch_max((device + 1) * MAX_ENGINES, Ordering::SeqCst);
         }
-        self.begin(nic, engine)
+        self.begin(device, engine)
     }
 
-    fn begin(&self, nic: usize, engine: usize) -> Section<'_> {
-        let slot = &self.slots[nic * MAX_ENGINES + engine % MAX_ENGINES];
+    fn begin(&self, device: usize, engine: usize) -> Section<'_> {
+        let slot = &self.slots[device * MAX_ENGINES + engine % MAX_ENGINES];
         slot.0.store(slot.0.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
         // The announcement before any look at what may be taken away; pairs with the fence in `wait`.
         fence(Ordering::SeqCst);
@@ -108,7 +104,7 @@ mod tests {
     #[test]
     fn waits_for_what_began_and_not_for_what_begins_later() {
         let quiesce = Arc::new(Quiesce::new(0));
-        // Of another NIC's engine.
+        // Of another device's engine.
         let section = quiesce.visit(2, 1);
         let done = Arc::new(AtomicBool::new(false));
         let waiter = std::thread::spawn({

@@ -174,15 +174,17 @@ fn a_limit_that_passes_lets_go_and_says_so() {
 #[test]
 fn one_limit_covers_both_holds_of_a_stepped_request() {
     let mut driver = Driver::new(64, |_| {});
-    let limit = Duration::from_millis(400);
+    let limit = Duration::from_millis(1500);
+    let before_step = Duration::from_millis(1000);
     let id = driver.handle.arm(Lever { limit, ..lever(BlkOp::Write, HoldPoint::BeforeData) });
     let start = Instant::now();
     let ticket = driver.submit(0, OUT, 0, &[(DATA, 4096)]);
     driver.handle.wait_held(id, SOON).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(before_step);
     driver.handle.step_to(id, HoldPoint::BeforeComplete).unwrap();
     assert_eq!(driver.wait(ticket), S_OK);
-    assert!((limit..limit + Duration::from_millis(290)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    // With a limit of its own the second hold would have lasted at least until then; a busy host is late by less.
+    assert!((limit..before_step + limit).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[test]

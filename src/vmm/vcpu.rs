@@ -203,6 +203,11 @@ fn answer(exit: VcpuExit<'_>, id: usize, platform: &Platform) -> Option<Outcome>
         VcpuExit::MmioWrite(address, data) => platform.mmio_write(address, data),
         VcpuExit::Shutdown => platform.ending.reset(Outcome::TripleFault),
         VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
+        VcpuExit::InternalError => {
+            return Some(Outcome::Failed(format!(
+                "KVM gave up vCPU {id} (internal error): a KVM that does not run stock kernels needs an emulated host (--host emulated)"
+            )));
+        }
         other => {
             return Some(Outcome::Failed(format!("vCPU {id} stopped in a way this VMM does not handle: {other:?}")));
         }

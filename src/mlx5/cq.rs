@@ -34,7 +34,7 @@ pub struct Cq {
     pub eqn: u32,
     /// Queue pairs and shared receive queues that complete into it.
     pub users: Users,
-    /// Its event queue and UAR page.
+    /// Its event queue.
     pub uses: Uses,
     /// CQC as created, for QUERY_CQ.
     pub context: Mutex<Vec<u8>>,

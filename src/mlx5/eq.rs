@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering, fence};
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::table::Table;
-use super::users::{Used, Users, Uses};
+use super::users::{Used, Users};
 use mlx5_spec::eq::{EQE_SIZE, eqe};
 
 /// Events of one device that wait for room in full queues. Completions come at most once a CQ and arm, commands 32 at most, page faults
@@ -63,8 +63,6 @@ pub struct Eq {
     pub mask: [u64; 4],
     /// Completion queues that tell it.
     pub users: Users,
-    /// Its UAR page.
-    pub uses: Uses,
     /// EQC as created, for QUERY_EQ.
     pub context: Vec<u8>,
     log_size: u32,
@@ -131,8 +129,8 @@ impl Eq {
     /// An unarmed, empty queue.
     pub fn new(eqn: u32, spec: EqSpec) -> Self {
         let EqSpec { vector, uar, mask, log_size, buffer, context } = spec;
-        let (users, uses) = (Users::default(), Uses::default());
-        Self { eqn, vector, uar, mask, users, uses, context, log_size, buffer, state: Mutex::default() }
+        let users = Users::default();
+        Self { eqn, vector, uar, mask, users, context, log_size, buffer, state: Mutex::default() }
     }
 
     /// Publishes an event, or keeps it until there is room. An armed queue raises its vector once.

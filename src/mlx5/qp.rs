@@ -97,7 +97,7 @@ pub struct Qp {
     pub layout: QueueLayout,
     /// Work queues.
     pub buffer: GuestBuffer,
-    /// Its domains, completion queues, shared receive queue and UAR page.
+    /// Its domains, completion queues and shared receive queue.
     pub uses: Uses,
     /// QPC as created and modified, for QUERY_QP. The command unit's.
     pub context: Mutex<Vec<u8>>,

@@ -161,7 +161,6 @@ impl Scene {
             ("EQ", free(Opcode::DESTROY_EQ, self.eq.eqn)),
             ("XRC domain", free(Opcode::DEALLOC_XRCD, self.xrcd)),
             ("PD", free(Opcode::DEALLOC_PD, self.pd)),
-            ("UAR page", free(Opcode::DEALLOC_UAR, self.uar)),
         ]
     }
 }
@@ -182,6 +181,22 @@ fn what_others_use_stays_and_what_nobody_uses_goes() {
     scene.destroy_qp(target);
     scene.driver.dealloc_pd(other).unwrap();
     scene.driver.free_number(Opcode::DESTROY_XRC_SRQ, xrc).unwrap();
+    qp.destroy().unwrap();
+    assert!(scene.ends().iter().all(|(_, said)| said.is_none()), "{:?}", scene.ends());
+}
+
+/// As libmlx5's user space does it on 6.1: the page is given back, and only then the program's last completion queue.
+#[test]
+fn a_uar_page_goes_while_its_queues_stay_without_a_doorbell() {
+    let scene = Scene::new(&machine());
+    let qp = scene.queue_pair();
+    scene.driver.free_number(Opcode::DEALLOC_UAR, scene.uar).unwrap();
+    assert_eq!(refused(scene.driver.free_number(Opcode::DEALLOC_UAR, scene.uar)), Some(status::BAD_RES));
+    assert_eq!(refused(scene.create(&[])), Some(status::BAD_RES));
+    // Its doorbell reaches nobody, and what was made on it still obeys commands.
+    qp.ring();
+    scene.first_step(qp.qpn, &[]).unwrap();
+    assert_ne!(scene.driver.alloc_uar().unwrap(), scene.uar);
     qp.destroy().unwrap();
     assert!(scene.ends().iter().all(|(_, said)| said.is_none()), "{:?}", scene.ends());
 }

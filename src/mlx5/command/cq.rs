@@ -15,7 +15,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     request.refuse(fields::CQC, create_in::CQC)?;
     let entry = cqc::CQE_SZ.get(context);
     let mut uses = Vec::new();
-    let uar = request.uar(cqc::UAR_PAGE.get(context), &mut uses)?;
+    let uar = request.uar(cqc::UAR_PAGE.get(context))?;
     let eqn = cqc::C_EQN.get(context);
     hold(&request.hca.eqs, "EQ", eqn, &mut uses)?;
     let log_size = at_most(cqc::LOG_CQ_SIZE.get(context), LOG_MAX_CQ_SIZE, "CQ size")?;

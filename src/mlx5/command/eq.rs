@@ -17,8 +17,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     if vector >= VECTORS {
         return Err(CommandError::Param("MSI-X vector does not exist"));
     }
-    let mut uses = Vec::new();
-    let uar = request.uar(eqc::UAR_PAGE.get(context), &mut uses)?;
+    let uar = request.uar(eqc::UAR_PAGE.get(context))?;
     let log_size = at_most(eqc::LOG_EQ_SIZE.get(context), LOG_MAX_EQ_SIZE, "EQ size")?;
     let (log_page, offset) = (eqc::LOG_PAGE_SIZE.get(context), eqc::PAGE_OFFSET.get(context));
     let buffer = request.buffer(create_in::PAS, log_page, offset, (EQE_SIZE as u64) << log_size)?;
@@ -31,7 +30,6 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let mask = words.map(|word| request.get64(word));
     let spec = EqSpec { vector, uar, mask, log_size, buffer, context: context.to_vec() };
     let eq = request.hca.insert_eq(spec).ok_or(CommandError::Exhausted("EQ"))?;
-    eq.uses.replace(uses);
     Ok(Reply::new(create_out::SIZE).with(create_out::EQN, eq.eqn))
 }
 
@@ -40,7 +38,6 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let eq = take(&request.hca.eqs, "EQ", request.get(destroy_in::EQN))?;
     request.hca.claims.follow(&request.hca.eqs);
     eq.kill(request.hca);
-    eq.uses.end();
     Ok(Reply::ok())
 }
 

@@ -133,21 +133,21 @@ pub struct Named {
 }
 
 impl Named {
-    /// Looks them up, the same for CREATE and for every transition. `early`: before RST2INIT, when a UMR queue pair has no PD yet
-    /// (contract T6).
+    /// Looks them up, the same for CREATE and for every transition. `new`: for CREATE, when a UMR queue pair has no PD yet
+    /// (contract T6) and there must be a UAR page.
     ///
     /// A completion queue of 0 names nothing, which will do where no queue completes into it. Drivers name a dummy SRQ and XRC domain
     /// where there is none (contract 6.3), and XRC messages name their SRQ themselves.
-    pub fn find(request: &Request<'_>, context: &[u8], early: bool) -> Result<Self, CommandError> {
+    pub fn find(request: &Request<'_>, context: &[u8], new: bool) -> Result<Self, CommandError> {
         let hca = request.hca;
         let mut uses = Vec::new();
         let (service, pd) = (qpc::ST.get(context), qpc::PD.get(context));
-        if pd != 0 || service != service_type::REG_UMR || !early {
+        if pd != 0 || service != service_type::REG_UMR || !new {
             request.pd(pd, &mut uses)?;
         }
         let sends = !qpc::NO_SQ.is_set(context);
-        if sends {
-            request.uar(qpc::UAR_PAGE.get(context), &mut uses)?;
+        if sends && new {
+            request.uar(qpc::UAR_PAGE.get(context))?;
         }
         let from_shared = qpc::RQ_TYPE.get(context) == rq_type::SRQ;
         let receives = from_shared || qpc::RQ_TYPE.get(context) == rq_type::REGULAR;

@@ -91,9 +91,10 @@ impl<'a> Request<'a> {
         admitted.ok_or(CommandError::Exhausted("page of the guest that no queue has"))
     }
 
-    /// A UAR page that the driver has allocated, for an object that uses it.
-    pub fn uar(&self, number: u32, uses: &mut Vec<Use>) -> Result<u32, CommandError> {
-        hold(&self.hca.uars, "UAR page", number, uses).map(|_| number)
+    /// A UAR page that the driver has allocated, for an object that will obey it. It is not held: libmlx5 gives a page back while
+    /// completion queues of it live (contract 4.5), and without their page they have no doorbell.
+    pub fn uar(&self, number: u32) -> Result<u32, CommandError> {
+        find(&self.hca.uars, "UAR page", number).map(|_| number)
     }
 
     /// A protection domain, for an object that uses it.

@@ -46,7 +46,7 @@ pub fn alloc_uar(request: &mut Request<'_>) -> Outcome {
     Ok(numbered(uar))
 }
 
-/// DEALLOC_UAR: of a page that no queue obeys any more.
+/// DEALLOC_UAR: the doorbells of the queues that obey the page are gone, the queues stay.
 pub fn dealloc_uar(request: &mut Request<'_>) -> Outcome {
     let reply = dealloc(request, &request.hca.uars, "UAR page")?;
     request.doorbells.close(request.hca, request.get(object::NUMBER));

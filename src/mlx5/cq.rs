@@ -201,8 +201,8 @@ impl Cq {
             (false, true) => state.armed = state.armed.or(Some(Arm::Solicited)),
             (false, false) => state.armed = Some(Arm::Any),
         }
-        drop(state);
         if waiting {
+            // Under the lock: whoever destroys the queue waits for it, and for nothing else of a doorbell.
             self.fire(bus);
         }
     }

@@ -106,6 +106,33 @@ fn a_full_event_queue_keeps_events_until_there_is_room_and_flips_the_owner() {
     assert_eq!(eq.indices(), (10, 10, false));
 }
 
+/// A vCPU that rings the arm doorbell is inside no section, so that nobody but the queue's own lock can wait for it.
+#[test]
+fn no_event_tells_of_a_completion_queue_once_it_is_dead() {
+    let bench = Bench::new();
+    let eq = eq(&bench, 1, 0, 6);
+    for round in 0..20_000u32 {
+        let cq = cq(&bench, eq.eqn, 2, true);
+        cq.push(&bench.hca, [0; CQE_SIZE], false).unwrap();
+        let start = std::sync::Barrier::new(2);
+        let (before, after) = std::thread::scope(|scope| {
+            let arming = scope.spawn(|| {
+                start.wait();
+                cq.arm(&bench.hca, ArmDoorbell::default(), false);
+            });
+            start.wait();
+            (0..round % 64).for_each(|_| std::hint::spin_loop());
+            cq.kill();
+            let before = eq.indices().0;
+            arming.join().unwrap();
+            (before, eq.indices().0)
+        });
+        assert_eq!(before, after, "round {round}");
+        bench.hca.cqs.remove(cq.cqn);
+        eq.update(&bench.hca, after, false);
+    }
+}
+
 #[test]
 fn a_dead_event_queue_writes_and_interrupts_no_more() {
     let bench = Bench::new();

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use virtio_queue::{Queue, QueueT};
@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::device::feature;
 use super::{BlockDevice, DiskConfig, DiskHandle};
 use dma::{BusMaster, DmaTarget, GuestRam};
+use probe::Patience;
 use probe::ledger::Ledger;
 use virtio::{Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
 
@@ -287,12 +288,12 @@ impl Driver {
     }
 
     pub fn wait_for(&mut self, ticket: Ticket, timeout: Duration) -> Option<u8> {
-        let end = Instant::now() + timeout;
+        let mut patience = Patience::new(timeout);
         loop {
             if let Some(status) = self.poll(ticket) {
                 return Some(status);
             }
-            if Instant::now() >= end {
+            if patience.is_over() {
                 return None;
             }
             std::thread::sleep(Duration::from_micros(50));
@@ -312,9 +313,9 @@ impl Driver {
 
     /// Waits for something else than a completion.
     pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-        let end = Instant::now() + SOON;
+        let mut patience = Patience::new(SOON);
         while !done() {
-            assert!(Instant::now() < end, "{what} did not happen");
+            assert!(!patience.is_over(), "{what} did not happen");
             std::thread::sleep(Duration::from_micros(50));
         }
     }

@@ -7,8 +7,10 @@
 //! * `copy`: from guest memory to guest memory, in the order that programs rely on.
 //! * `observer`: who is told of what is written for others.
 //! * `quiesce`: how a device waits until no access through a dead translation is in flight (rule 3).
+//! * `backoff`: how a thread waits for another that will be done in a moment.
 //! * `rings`: the door as the virtio-queue crate wants it.
 
+mod backoff;
 mod copy;
 mod observer;
 mod permit;
@@ -19,6 +21,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use backoff::Backoff;
 pub use copy::{CopyError, CopyFault, Source, Span, copy};
 pub use observer::{Direction, Observer};
 pub use permit::Permit;

@@ -8,7 +8,8 @@
 //! section costs two stores, and nobody can deadlock: a section never waits for anything, above all for no lock that a copy runs under.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::time::Duration;
+
+use crate::Backoff;
 
 /// Engines that a device may have.
 pub const MAX_ENGINES: usize = 16;
@@ -73,14 +74,9 @@ impl Quiesce {
         let used = self.used.load(Ordering::SeqCst);
         let before: Vec<u64> = self.slots.iter().take(used).map(|slot| slot.0.load(Ordering::SeqCst)).collect();
         for (slot, before) in self.slots.iter().zip(before) {
-            let mut rounds = 0u32;
+            let mut backoff = Backoff::new();
             while before & 1 == 1 && slot.0.load(Ordering::Acquire) == before {
-                rounds += 1;
-                match rounds {
-                    0..64 => std::hint::spin_loop(),
-                    64..256 => std::thread::yield_now(),
-                    _ => std::thread::sleep(Duration::from_micros(20)),
-                }
+                backoff.pause();
             }
         }
     }
@@ -98,6 +94,7 @@ impl Drop for Section<'_> {
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
 
     use super::*;
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::Match;
+use crate::{Match, Patience};
 pub use describe::{Lever, LeverError, LeverId, LeverState, MAX_LIMIT, MAX_TIMES, ReleaseReport, ReleaseWhy};
 
 /// Levers remembered by a device, spent ones included.
@@ -195,7 +195,7 @@ impl<H: Holdable> Holds<H> {
     /// # Errors
     /// They were not within `timeout` (at most [`MAX_LIMIT`]), or cannot be any more.
     pub fn wait_held(&self, id: LeverId, count: usize, timeout: Duration) -> Result<Vec<u64>, LeverError> {
-        let end = Instant::now() + timeout.min(MAX_LIMIT);
+        let mut patience = Patience::new(timeout.min(MAX_LIMIT));
         let mut table = self.table.lock();
         loop {
             let armed = table.find(id)?;
@@ -207,9 +207,10 @@ impl<H: Holdable> Holds<H> {
                 return Err(LeverError::Over { lever: id.0, why: armed.catches.last().and_then(Catch::ended) });
             }
             let matched = armed.matched;
-            if self.changed.wait_until(&mut table, end).timed_out() && Instant::now() >= end {
+            if patience.is_over() {
                 return Err(LeverError::Timeout { lever: id.0, waited: timeout, matched });
             }
+            self.changed.wait_for(&mut table, patience.glance());
         }
     }
 
@@ -266,12 +267,13 @@ impl<H: Holdable> Holds<H> {
     }
 
     fn settle(&self, id: LeverId, done: impl Fn(&Armed<H>) -> bool) -> Result<MutexGuard<'_, Table<H>>, LeverError> {
-        let end = Instant::now() + SETTLE;
+        let mut patience = Patience::new(SETTLE);
         let mut table = self.table.lock();
         while !done(table.find(id)?) {
-            if self.changed.wait_until(&mut table, end).timed_out() && Instant::now() >= end {
+            if patience.is_over() {
                 return Err(LeverError::Stuck(id.0));
             }
+            self.changed.wait_for(&mut table, patience.glance());
         }
         Ok(table)
     }

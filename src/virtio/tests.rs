@@ -384,14 +384,14 @@ fn half_by_half(first_half_within: bool) {
     let until = |count| {
         let end = Instant::now() + Duration::from_millis(100);
         while done.load(Ordering::Acquire) < count && Instant::now() < end {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_micros(20));
         }
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let wait = |flag: &AtomicBool| {
                 while !flag.load(Ordering::Acquire) {
-                    std::thread::yield_now();
+                    std::thread::sleep(Duration::from_micros(20));
                 }
             };
             wait(&first);

@@ -480,7 +480,7 @@ fn a21_idle_queue_pairs_cost_a_doorbell_nothing() {
             pair.one.post_one(write.clone().signaled());
             // Without the driver's naps, which are longer than what is measured.
             while !pair.one_cq.has_entry() && begun.elapsed() < PATIENCE {
-                std::thread::yield_now();
+                std::hint::spin_loop();
             }
             let spent = begun.elapsed();
             pair.one_cq.wait_ok().unwrap();

@@ -88,7 +88,7 @@ fn no_wake_up_is_lost_in_a_race_with_arming() {
         scope.spawn(|| {
             for round in 0..rounds {
                 while round - seen.load(Ordering::Relaxed) >= 32 {
-                    std::thread::yield_now();
+                    std::thread::sleep(Duration::from_micros(20));
                 }
                 pair.one.post_one(write(&pair).signaled());
                 // Sometimes faster than the consumer, sometimes slower.

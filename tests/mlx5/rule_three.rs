@@ -205,7 +205,7 @@ fn zap_stress(rules: &[NicRule], time: Duration, least: [u64; 3]) -> Seen {
                     lost.push_back((Instant::now(), gpa));
                     seen.zaps += 1;
                 }
-                None => std::thread::yield_now(),
+                None => std::thread::sleep(Duration::from_micros(20)),
             }
             while lost.front().is_some_and(|(when, _): &(Instant, u64)| when.elapsed() > QUARANTINE) {
                 lost.pop_front().into_iter().for_each(|(_, gpa)| release(&mut seen, gpa));

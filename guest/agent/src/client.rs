@@ -16,6 +16,10 @@ use crate::proto::{Event, Failure, Hello, JobState, Message, Op, Reply, Request,
 
 /// Events kept for [`Client::events`]; older ones go first.
 const MAX_EVENTS: usize = 4096;
+/// How long a wait sleeps at a time.
+const LOOK: Duration = Duration::from_millis(50);
+/// What such a sleep uses up of the wait's limit at most: a host that stood still, and the guest with it, is no guest that is late.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
 /// A call did not succeed.
 #[derive(Debug, Error)]
@@ -197,7 +201,7 @@ impl Client {
     }
 
     fn wait_for<T>(&self, limit: Duration, mut look: impl FnMut(&mut State) -> Option<T>) -> Result<T, CallError> {
-        let start = Instant::now();
+        let (mut left, mut seen) = (limit, Instant::now());
         let mut state = lock(&self.inner.state);
         loop {
             if let Some(found) = look(&mut state) {
@@ -206,9 +210,13 @@ impl Client {
             if state.closed {
                 return Err(CallError::Closed);
             }
-            let left = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
-            let Some(left) = left else { return Err(CallError::Timeout(limit)) };
-            state = match self.inner.changed.wait_timeout(state, left) {
+            let now = Instant::now();
+            left = left.saturating_sub(now.duration_since(seen).min(LONGEST_LOOK));
+            seen = now;
+            if left.is_zero() {
+                return Err(CallError::Timeout(limit));
+            }
+            state = match self.inner.changed.wait_timeout(state, left.min(LOOK)) {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };

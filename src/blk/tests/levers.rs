@@ -173,9 +173,17 @@ fn a_limit_that_passes_lets_go_and_says_so() {
 
 #[test]
 fn one_limit_covers_both_holds_of_a_stepped_request() {
-    let mut driver = Driver::new(64, |_| {});
     let limit = Duration::from_millis(1500);
     let before_step = Duration::from_millis(1000);
+    // With a limit of its own the second hold lasts at least until then, whatever the host does; without one a host that stands still
+    // makes it as long now and then.
+    let shorter = |_| stepped_hold(limit, before_step) < before_step + limit;
+    assert!((0..3).any(shorter));
+}
+
+/// How long a write is held that is stepped to its completion after `before_step`, with a limit of `limit`.
+fn stepped_hold(limit: Duration, before_step: Duration) -> Duration {
+    let mut driver = Driver::new(64, |_| {});
     let id = driver.handle.arm(Lever { limit, ..lever(BlkOp::Write, HoldPoint::BeforeData) });
     let start = Instant::now();
     let ticket = driver.submit(0, OUT, 0, &[(DATA, 4096)]);
@@ -183,8 +191,8 @@ fn one_limit_covers_both_holds_of_a_stepped_request() {
     std::thread::sleep(before_step);
     driver.handle.step_to(id, HoldPoint::BeforeComplete).unwrap();
     assert_eq!(driver.wait(ticket), S_OK);
-    // With a limit of its own the second hold would have lasted at least until then; a busy host is late by less.
-    assert!((limit..before_step + limit).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= limit, "{:?}", start.elapsed());
+    start.elapsed()
 }
 
 #[test]

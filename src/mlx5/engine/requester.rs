@@ -19,6 +19,7 @@ use crate::hca::Hca;
 use crate::levers::Gate;
 use crate::mkey::umr::{self, UmrError};
 use crate::qp::{Qp, QpAttrs};
+use dma::Backoff;
 use mlx5_spec::cq::syndrome;
 use mlx5_spec::qp::state;
 
@@ -61,6 +62,8 @@ pub struct Requester {
     faults: u32,
     /// When it was first seen in ERR.
     in_error: Option<Instant>,
+    /// Looks at a responder that another engine has.
+    busy: Backoff,
 }
 
 /// WQEs and bytes of one turn, so that a busy queue pair does not starve the others.
@@ -82,6 +85,7 @@ impl Requester {
             rnr_naks: 0,
             faults: 0,
             in_error: None,
+            busy: Backoff::new(),
         }
     }
 
@@ -110,10 +114,12 @@ impl Requester {
             }
             match self.step(cx) {
                 Step::Moved(moved) => {
+                    self.busy.reset();
                     bytes += moved;
                     self.moved(moved);
                 }
                 Step::Finished(moved) => {
+                    self.busy.reset();
                     wqes += 1;
                     bytes += moved;
                     self.retire();
@@ -121,7 +127,7 @@ impl Requester {
                 Step::Idle => break Turn::Idle,
                 Step::Busy => {
                     // Whoever has it may wait for this core.
-                    std::thread::yield_now();
+                    self.busy.pause();
                     break Turn::Again;
                 }
                 other => self.act(cx, other),

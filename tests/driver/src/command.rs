@@ -3,11 +3,12 @@
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::{self, Opcode, entry, mailbox};
 use mlx5_spec::{eq as eq_spec, init};
+use probe::Patience;
 
 use crate::eq::EventQueue;
 use crate::machine::Machine;
@@ -188,9 +189,9 @@ impl Commands {
 
     /// Waits a little until an entry that was written by hand is given back.
     pub fn settle(&self, slot: u32) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut patience = Patience::new(Duration::from_secs(1));
         while self.is_device_owned(slot) {
-            if Instant::now() > deadline {
+            if patience.is_over() {
                 return Err(Error::Timeout("command completion"));
             }
             std::thread::sleep(Duration::from_micros(5));
@@ -288,11 +289,11 @@ impl Commands {
     }
 
     fn wait(&self, slot: u32) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
         let events = self.lock().events.clone();
         let Some(eq) = events else {
+            let mut patience = Patience::new(PATIENCE);
             while self.is_device_owned(slot) {
-                if Instant::now() > deadline {
+                if patience.is_over() {
                     return Err(Error::Timeout("command completion"));
                 }
                 std::thread::sleep(Duration::from_micros(5));
@@ -300,8 +301,7 @@ impl Commands {
             return Ok(());
         };
         while self.lock().completed >> slot & 1 == 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let event = eq.wait(left, "command completion event")?;
+            let event = eq.wait(PATIENCE, "command completion event")?;
             let vector = eq_spec::eqe_cmd::VECTOR.get(&event.bytes);
             let mut state = self.lock();
             state.strays += (vector & state.completed).count_ones();
@@ -348,9 +348,9 @@ impl Commands {
 }
 
 fn wait_ready(bar: &Bar) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let mut patience = Patience::new(PATIENCE);
     while bar.read32(init::INITIALIZING as u64) >> 31 == 1 {
-        if Instant::now() > deadline {
+        if patience.is_over() {
             return Err(Error::Timeout("end of initialization"));
         }
         std::thread::sleep(Duration::from_millis(2));

@@ -3,11 +3,13 @@
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use dma::Backoff;
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, create_in, create_out, dbr, destroy_in, opcode, syndrome};
 use mlx5_spec::uar;
+use probe::Patience;
 
 use crate::command::Input;
 use crate::driver::Context;
@@ -179,16 +181,15 @@ impl Cq {
 
     /// The same, with a time.
     pub fn wait_for(&self, timeout: Duration) -> Result<Cqe> {
-        let begun = Instant::now();
+        let (mut backoff, mut patience) = (Backoff::new(), Patience::new(timeout));
         loop {
             if let Some(cqe) = self.poll() {
                 return Ok(cqe);
             }
-            match begun.elapsed() {
-                elapsed if elapsed > timeout => return Err(Error::Timeout("completion")),
-                elapsed if elapsed < Duration::from_micros(100) => std::thread::yield_now(),
-                _ => std::thread::sleep(Duration::from_micros(20)),
+            if patience.is_over() {
+                return Err(Error::Timeout("completion"));
             }
+            backoff.pause();
         }
     }
 

@@ -10,6 +10,7 @@ use mlx5_spec::caps::{self, cap_mode, cap_type, cmd_hca_cap};
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::eq::event;
 use mlx5_spec::{init, reg, small};
+use probe::Patience;
 
 use crate::command::{Bar, Commands, Input};
 use crate::cq::{Cq, CqSpec};
@@ -235,9 +236,9 @@ impl Driver {
     /// # Errors
     /// [`Error::Timeout`] with `what`.
     pub fn until(&self, what: &'static str, mut done: impl FnMut() -> bool) -> Result<()> {
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let mut patience = Patience::new(PATIENCE);
         while !done() {
-            if std::time::Instant::now() > deadline {
+            if patience.is_over() {
                 return Err(Error::Timeout(what));
             }
             std::thread::sleep(Duration::from_micros(50));

@@ -3,11 +3,12 @@
 
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::eq::{EQE_SIZE, create_in, create_out, destroy_in, eqc, eqe};
 use mlx5_spec::uar;
+use probe::Patience;
 
 use crate::command::{Bar, Commands, Input};
 use crate::machine::Machine;
@@ -132,16 +133,17 @@ impl EventQueue {
     /// # Errors
     /// None came, or one came without its interrupt: [`Error::LostInterrupt`].
     pub fn wait(&self, timeout: Duration, what: &'static str) -> Result<Eqe> {
-        let deadline = Instant::now() + timeout;
+        let mut patience = Patience::new(timeout);
         loop {
             let seen = self.machine.interrupts.count(self.vector);
             if let Some(event) = self.poll() {
                 return Ok(event);
             }
             self.arm();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !self.machine.interrupts.wait_beyond(self.vector, seen, left) {
-                return Err(self.poll().map_or(Error::Timeout(what), |_| Error::LostInterrupt(what)));
+            while !self.machine.interrupts.wait_beyond(self.vector, seen, patience.glance()) {
+                if patience.is_over() {
+                    return Err(self.poll().map_or(Error::Timeout(what), |_| Error::LostInterrupt(what)));
+                }
             }
         }
     }

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use pci::{Doorbell, DoorbellHost, MsiRouter};
+use probe::Patience;
 
 /// Counts messages by the data value that the vector's table entry held when it was sent.
 #[derive(Default)]
@@ -31,14 +32,13 @@ impl Interrupts {
 
     /// Waits until more than `seen` messages with this data have come; `false` when the time is over.
     pub fn wait_beyond(&self, data: u32, seen: u64, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
+        let mut patience = Patience::new(timeout);
         let mut state = self.state.lock();
         while state.counts.get(&data).copied().unwrap_or(0) <= seen {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if patience.is_over() {
                 return false;
             }
-            self.arrived.wait_for(&mut state, left);
+            self.arrived.wait_for(&mut state, patience.glance());
         }
         true
     }

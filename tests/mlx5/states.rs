@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A queue pair through its states (contract 6.3, 6.4).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::{Opcode, status};
+use mlx5_spec::cq::{opcode, syndrome};
 use mlx5_spec::qp::{PRIMARY_PATH, QPC_SIZE, ads, opt_param_mask, qpc, service_type, state};
-use rnic_testdrive::{Error, Qp, QpSpec};
+use rnic_testdrive::{Error, Qp, QpSpec, Wqe};
 
 use crate::scene::Pair;
 
@@ -60,4 +64,37 @@ fn a_service_that_is_not_offered_is_refused() {
         let spec = QpSpec { service, ..QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq) };
         assert!(Qp::create(&pair.driver.context, spec).is_err(), "{service:#x}");
     }
+}
+
+/// A broken WQE fails whatever MODIFY_QP does between its being read and its being completed. The device forgot the failure, and executed
+/// what had not been parsed.
+#[test]
+fn a_broken_wqe_fails_under_changes_that_leave_the_queue_pair_in_service() {
+    let pair = Pair::new();
+    let stop = AtomicBool::new(false);
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut context = vec![0; QPC_SIZE];
+            qpc::MIN_RNR_NAK.set(&mut context, 1);
+            while !stop.load(Ordering::Relaxed) {
+                // Refused while the queue pair is not in RTS.
+                pair.one.modify(Opcode::RTS2RTS_QP, opt_param_mask::RNR_TIMEOUT, &context).ok();
+            }
+        });
+        let round = |round: u64| {
+            // So that the next change is at another place of its way each time.
+            let spin = Instant::now();
+            while spin.elapsed() < Duration::from_micros(round % 100) {}
+            pair.one.post_one(Wqe::nop());
+            pair.one.post_one(Wqe::new(0x3c).signaled());
+            let outcome = pair.one_cq.wait().map(|cqe| cqe.outcome());
+            pair.one.to_reset().and_then(|()| pair.one.connect(pair.other.peer())).map(|()| outcome)
+        };
+        let outcomes = (0..10_000).map(round).take_while(|outcome| matches!(outcome, Ok(Ok(_)))).collect();
+        stop.store(true, Ordering::Relaxed);
+        outcomes
+    });
+    assert_eq!(outcomes.len(), 10_000, "a completion is missing");
+    let wrong = outcomes.into_iter().flatten().flatten().find(|it| *it != (opcode::REQ_ERR, syndrome::LOCAL_QP_OP_ERR));
+    assert_eq!(wrong, None);
 }

@@ -187,8 +187,12 @@ impl Requester {
             match self.fetch(hca) {
                 Ok(true) => {}
                 Ok(false) => return Step::Idle,
-                Err(failure) => return Step::Failed(failure),
+                // Of its WQE nothing else is known: whatever becomes of the attributes, it fails.
+                Err(failure) => self.work.effect = Effect::Refused(failure),
             }
+        }
+        if let Effect::Refused(failure) = self.work.effect {
+            return Step::Failed(failure);
         }
         if !self.passed_gate {
             if !hca.levers.idle() {
@@ -204,15 +208,11 @@ impl Requester {
             }
             self.passed_gate = true;
         }
-        match (self.work.effect, self.work.wqe.kind) {
-            (Effect::Refused(failure), _) => return Step::Failed(failure),
-            (Effect::Due, Kind::Umr) => {
-                // A UMR waits for sections itself.
-                drop(section);
-                self.umr(cx);
-                return Step::Again;
-            }
-            _ => {}
+        if self.work.effect == Effect::Due && self.work.wqe.kind == Kind::Umr {
+            // A UMR waits for sections itself.
+            drop(section);
+            self.umr(cx);
+            return Step::Again;
         }
         match self.work.is_datagram() {
             true => self.work.peer = self.work.addressee(hca),

@@ -94,7 +94,9 @@ fn resets_end_holds() {
     pair.one.post_one(write.clone().signaled());
     nic.wait_held(lever, PATIENCE).unwrap();
     pair.one.to_reset().unwrap();
-    assert_eq!(nic.hca().levers.state(lever).unwrap().ended, Some(ReleaseWhy::Reset));
+    let ended = || nic.hca().levers.state(lever).unwrap().ended;
+    pair.driver.until("the end of the hold", || ended().is_some()).unwrap();
+    assert_eq!(ended(), Some(ReleaseWhy::Reset));
     pair.one.connect(pair.other.peer()).unwrap();
     pair.other.to_reset().unwrap();
     pair.other.connect(pair.one.peer()).unwrap();

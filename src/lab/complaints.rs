@@ -1,59 +1,80 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest kernel says about a row. An oops, WARN, BUG or hung task is part of the verdict; messages of the file
-//! systems are evidence.
+//! What a guest's kernel says. A thread that died is a verdict, a warning part of one; messages of the file systems are evidence.
 
 use rnic_agent::proto::{Op, Value};
+use serde::{Deserialize, Serialize};
 
 use super::guest::Guest;
 
-/// Reports that the kernel makes about itself.
-const REPORTS: [&str; 8] = [
-    "WARNING: ",
-    "BUG: ",
-    "kernel BUG at",
-    "Oops: ",
-    "general protection fault",
-    "blocked for more than",
-    "UBSAN: ",
-    "watchdog: ",
+/// How much a line of the kernel weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gravity {
+    /// A file system or the block layer tells something.
+    Message,
+    /// The kernel found itself in a state that it had not expected, and went on.
+    Warning,
+    /// A task is blocked for longer than the kernel likes.
+    Hung,
+    /// A thread died, or memory was used that may not be.
+    Oops,
+}
+
+/// Beginnings of reports, the gravest first: a line counts by the first that it has.
+const REPORTS: [(&str, Gravity); 15] = [
+    ("Oops: ", Gravity::Oops),
+    ("kernel BUG at", Gravity::Oops),
+    ("BUG: unable to handle", Gravity::Oops),
+    ("BUG: kernel NULL pointer", Gravity::Oops),
+    ("BUG: KASAN", Gravity::Oops),
+    ("BUG: KFENCE", Gravity::Oops),
+    ("BUG: Bad page", Gravity::Oops),
+    ("general protection fault", Gravity::Oops),
+    ("invalid opcode: ", Gravity::Oops),
+    ("---[ end Kernel panic", Gravity::Oops),
+    ("blocked for more than", Gravity::Hung),
+    ("WARNING: ", Gravity::Warning),
+    ("BUG: ", Gravity::Warning),
+    ("UBSAN: ", Gravity::Warning),
+    ("watchdog: ", Gravity::Warning),
 ];
 /// Lines that are worth quoting although they are not reports.
 const QUOTED: [&str; 6] = ["EXT4-fs", "BTRFS", "XFS", "I/O error", "Buffer I/O", "JBD2"];
 /// Lines quoted per row.
 const MAX_QUOTED: usize = 6;
 
-/// The kernel's messages of one row.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Complaints {
-    /// First line of each WARN, BUG, oops or hung-task report.
-    pub reports: Vec<String>,
-    /// Messages of file systems and the block layer at warning level and worse.
-    pub quoted: Vec<String>,
+/// One line of a kernel that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// How much.
+    pub gravity: Gravity,
+    /// The line.
+    pub line: String,
 }
 
-impl Complaints {
-    /// Sorts messages, `<level>text` each.
-    pub fn sort(lines: &[String]) -> Self {
-        let mut complaints = Self::default();
-        for line in lines {
-            let text = line.split_once('>').map_or(line.as_str(), |(_, text)| text).trim();
-            if REPORTS.iter().any(|report| text.contains(report)) {
-                complaints.reports.push(text.into());
-            } else if QUOTED.iter().any(|word| text.contains(word)) && complaints.quoted.len() < MAX_QUOTED {
-                complaints.quoted.push(text.into());
-            }
-        }
-        complaints
-    }
+/// Sorts messages, `<level>text` each: the first line of each report, and some messages of file systems.
+pub fn sort<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<Complaint> {
+    let mut quoted = 0;
+    let mut judge = |line: &str| {
+        let text = line.split_once('>').map_or(line, |(_, text)| text).trim();
+        let report = REPORTS.iter().find(|(word, _)| text.contains(word)).map(|(_, gravity)| *gravity);
+        let gravity = report.or_else(|| {
+            let quote = QUOTED.iter().any(|word| text.contains(word)) && quoted < MAX_QUOTED;
+            quoted += usize::from(quote);
+            quote.then_some(Gravity::Message)
+        })?;
+        Some(Complaint { gravity, line: text.into() })
+    };
+    lines.into_iter().filter_map(&mut judge).collect()
+}
 
-    /// Messages of `guest` after `mark` (warning level and worse), oldest first. Empty when the guest does not answer: then the row
-    /// ends as a dead guest anyway.
-    pub fn since(guest: &Guest, mark: u64) -> Self {
-        let words = REPORTS.iter().map(|word| (*word).to_string()).collect();
-        match guest.call(Op::DmesgSince { mark, level: 4, words }) {
-            Ok(Value::Lines(lines)) => Self::sort(&lines.lines),
-            _ => Self::default(),
-        }
+/// What `guest`'s kernel has said after `mark` that counts, oldest first, and the newest mark. Empty when the guest does not answer: then
+/// its console tells.
+pub fn since(guest: &Guest, mark: u64) -> (Vec<Complaint>, u64) {
+    let words = REPORTS.iter().map(|(word, _)| (*word).to_string()).collect();
+    match guest.call(Op::DmesgSince { mark, level: 4, words }) {
+        Ok(Value::Lines(lines)) => (sort(lines.lines.iter().map(String::as_str)), lines.mark),
+        _ => (Vec::new(), mark),
     }
 }
 
@@ -62,16 +83,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reports_and_quotes_are_told_apart() {
+    fn lines_count_by_their_gravest_word() {
         let lines = [
             "<4>WARNING: CPU: 0 PID: 71 at fs/ext4/inode.c:3675 ext4_dirty_folio+0x7e/0x90 [ext4]",
             "<4>EXT4-fs warning (device vdb): ext4_writepages: page 100 does not have buffers attached",
-            "<6>INFO: task fsync:71 blocked for more than 120 seconds.",
+            "<3>INFO: task fsync:71 blocked for more than 120 seconds.",
             "<4>clocksource: something slow",
-        ]
-        .map(String::from);
-        let complaints = Complaints::sort(&lines);
-        assert_eq!((complaints.reports.len(), complaints.quoted.len()), (2, 1));
-        assert!(complaints.quoted[0].starts_with("EXT4-fs"));
+            "<1>BUG: kernel NULL pointer dereference, address: 0000000000000008",
+            "<4>Oops: invalid opcode: 0000 [#1] PREEMPT SMP NOPTI",
+            "<3>BUG: sleeping function called from invalid context at mm/memory.c:12",
+        ];
+        use Gravity::{Hung, Message, Oops, Warning};
+        let found: Vec<_> = sort(lines).iter().map(|complaint| complaint.gravity).collect();
+        assert_eq!(found, [Warning, Message, Hung, Oops, Oops, Warning]);
+        assert!(sort(lines)[1].line.starts_with("EXT4-fs"), "without its level");
     }
 }

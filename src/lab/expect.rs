@@ -50,18 +50,21 @@ const fn large(line: Line) -> Line {
 
 const TABLE: &[Line] = &[
     line("H12", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
+    // A race of fsync with the fixup worker (finding 2).
+    line("H12", "dio", "btrfs", ALL, "EXPOSED|LOST+LATE"),
     line("H12", "dio", ANY, ALL, "EXPOSED"),
     line("H12", "dio-held", "btrfs", ALL, "TORN"),
     line("H12", "dio-held", ANY, ALL, "BENIGN"),
     line("H03", "dio", "ext4", V6_1, "LOST+WARN"),
     large(line("H03", "dio", "ext4", EXT4_LARGE, "LOST+WARN")),
     line("H03", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
+    line("H03", "dio", "btrfs", ALL, "SAFE|LOST+LATE"),
     line("H03", "dio", ANY, ALL, "SAFE"),
     line("H04", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
-    line("H04", "dio", "btrfs", ALL, "LOST"),
+    line("H04", "dio", "btrfs", ALL, "LOST+LATE"),
     line("H18", "dio", "xfs", ALL, "LEAKTO"),
     line("H19", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)"),
-    line("H19", "dio", "btrfs", ALL, "SAFE"),
+    line("H19", "dio", "btrfs", ALL, "SAFE|LOST+LATE"),
     line("H01", "pinned", ANY, V6_1, "LOST"),
     line("H01", "pinned", ANY, REFUSING, REFUSED),
     line("H01", ANY, ANY, ALL, "SAFE"),
@@ -152,7 +155,9 @@ mod tests {
 
     #[test]
     fn every_planned_row_of_a_named_kernel_has_an_expectation() {
-        for row in super::super::plan::all_rows() {
+        // Of a guest that is broken on purpose nothing is expected.
+        let planted = |row: &Row| row.scenario.mode.starts_with("plant");
+        for row in super::super::plan::all_rows().into_iter().filter(|row| !planted(row)) {
             for version in [(6, 1, 192), (6, 12, 117), (7, 3, 4)] {
                 assert!(expected(&row, version).is_some(), "{row:?} {version:?}");
             }

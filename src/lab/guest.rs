@@ -6,19 +6,24 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rnic_agent::client::{CallError, Client};
 use rnic_agent::proto::{Hello, JobState, Op, Value};
 
+use super::fact::Role;
+use super::finding::Stop;
 use super::machine::{Devices, MachineConfig};
-use super::verdict::Stop;
 use blk::{DiskConfig, DiskHandle};
 use image::KernelSource;
 use mlx5::{NicConfig, NicHandle};
 use probe::ledger::Ledger;
 use vmm::{Console, Echo, Outcome, Vm};
+
+mod silence;
+
+use silence::tail;
 
 /// RAM of a lab guest.
 const MEMORY: u64 = 512 << 20;
@@ -26,6 +31,8 @@ const MEMORY: u64 = 512 << 20;
 const BOOT_LIMIT: Duration = Duration::from_secs(150);
 /// A step that waits for nothing that the lab holds.
 pub const STEP_LIMIT: Duration = Duration::from_secs(60);
+/// How long an agent takes to say that it is there, while one of its steps does not return.
+const PING_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of the disks that are exchanged; sparse. xfs wants 300 MiB.
 pub const DISK_SIZE: u64 = 512 << 20;
 /// Bytes of the disk that O_DIRECT reads come from.
@@ -59,10 +66,15 @@ pub struct Guest {
     console: Console,
     hello: Hello,
     work: PathBuf,
+    role: Role,
     name: String,
     made: u32,
     /// The agent once failed to answer in time: it is not asked, and not waited for, again.
     silent: AtomicBool,
+    /// Most for a step, milliseconds.
+    limit_ms: AtomicU64,
+    /// Mark of the kernel message up to which somebody has judged.
+    heard: AtomicU64,
     /// RDMA devices that are set up.
     rdma: Mutex<Vec<Via>>,
 }
@@ -89,8 +101,8 @@ const FS_DISK: usize = 1;
 const SOURCE_DISK: usize = 2;
 
 impl Guest {
-    /// Boots a guest; `name` is its role, for messages and the names of its files.
-    pub fn boot(parts: &GuestParts, name: &str) -> Result<Self, Stop> {
+    /// Boots a guest; `name` is for messages and the names of its files.
+    pub fn boot(parts: &GuestParts, role: Role, name: &str) -> Result<Self, Stop> {
         let failed = |error: &dyn std::fmt::Display| Stop::Failed(error.to_string());
         let console = Console::default();
         if parts.verbose {
@@ -135,18 +147,24 @@ impl Guest {
             let why = vm.outcome().map_or_else(places, |outcome| outcome.to_string());
             Stop::Failed(format!("the {name} guest did not come up: {why}; its console ends: {}", tail(&console)))
         })?;
-        Ok(Self {
+        let guest = Self {
             vm,
             devices,
             agent,
             console,
             hello,
             work,
+            role,
             name,
             made: 0,
             silent: AtomicBool::new(false),
+            limit_ms: AtomicU64::new(STEP_LIMIT.as_millis() as u64),
+            heard: AtomicU64::new(0),
             rdma: Mutex::default(),
-        })
+        };
+        // What a boot prints is no row's.
+        guest.heard.store(guest.must(Op::DmesgMark)?.num().unwrap_or(0), Ordering::Relaxed);
+        Ok(guest)
     }
 
     /// The agent's first message.
@@ -215,7 +233,26 @@ impl Guest {
 
     /// Runs `op` as a job; its handle.
     pub fn spawn(&self, op: Op) -> Result<u32, Stop> {
-        self.ask(|agent| agent.spawn(op, STEP_LIMIT)).map_err(|error| self.stop_for("starting a job", &error))
+        self.ask(|agent| agent.spawn(op, self.limit())).map_err(|error| self.stop_for("starting a job", &error))
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_millis(self.limit_ms.load(Ordering::Relaxed))
+    }
+
+    /// Steps are waited for no longer than `limit` from now on: for a guest that is broken on purpose.
+    pub fn limit_steps(&self, limit: Duration) {
+        self.limit_ms.store(limit.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Writes into its memory behind its back; false: there is none.
+    pub fn plant(&self, gpa: u64, bytes: &[u8]) -> bool {
+        self.vm.plant(gpa, bytes)
+    }
+
+    /// Stops its processors.
+    pub fn pause(&self) {
+        self.vm.pause();
     }
 
     /// Gives the machine away, its console echoed to standard output.
@@ -235,10 +272,9 @@ impl Guest {
             return Err(CallError::Closed);
         }
         let answer = question(&self.agent);
-        if matches!(answer, Err(CallError::Timeout(_))) {
+        // A step that hangs is one thing, an agent that says nothing another.
+        if matches!(answer, Err(CallError::Timeout(_))) && self.agent.call(Op::Ping, PING_LIMIT).is_err() {
             self.silent.store(true, Ordering::Relaxed);
-            let places = [self.vm.whereabouts(), self.vm.whereabouts()].concat();
-            log::warn!("the {} guest fell silent: {}", self.name, places.join("; "));
         }
         answer
     }
@@ -246,7 +282,7 @@ impl Guest {
     /// One step, with the usual limit.
     pub fn call(&self, op: Op) -> Result<Value, CallError> {
         let (name, begun) = (log::log_enabled!(log::Level::Debug).then(|| op_name(&op)), Instant::now());
-        let answer = self.ask(|agent| agent.call(op, STEP_LIMIT));
+        let answer = self.ask(|agent| agent.call(op, self.limit()));
         if let Some(name) = name {
             log::debug!("{}: {:.0} ms for {name}", self.name, begun.elapsed().as_secs_f64() * 1e3);
         }
@@ -263,19 +299,6 @@ impl Guest {
     pub fn handle(&self, op: Op) -> Result<u32, Stop> {
         let name = op_name(&op);
         self.must(op)?.handle().ok_or_else(|| Stop::Failed(format!("{name}: the agent gave no handle")))
-    }
-
-    /// A call's failure as a stop: the guest's end explains it better than the call can.
-    pub fn stop_for(&self, step: &str, error: &CallError) -> Stop {
-        match self.vm.outcome() {
-            _ if self.vm.has_panicked() => {
-                Stop::Panicked(format!("the guest kernel panicked during {step}: {}", tail(&self.console)))
-            }
-            Some(outcome) => {
-                Stop::Failed(format!("{outcome} during {step}; its console ends: {}", tail(&self.console)))
-            }
-            None => Stop::Failed(format!("step {step}: {error}")),
-        }
     }
 
     /// A new empty disk under test, and a source disk whose first bytes are `source`.
@@ -341,11 +364,4 @@ fn make_disk(work: &Path, name: &str, size: u64, head: &[u8]) -> std::io::Result
 fn op_name(op: &Op) -> String {
     let text = format!("{op:?}");
     text.chars().take(120).collect()
-}
-
-/// The last lines of a console, on one line.
-fn tail(console: &Console) -> String {
-    let text = console.text();
-    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(6)..].join(" | ")
 }

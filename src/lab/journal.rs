@@ -42,7 +42,7 @@ mod tests {
     use crate::verdict::{Observed, Verdict};
 
     fn result(index: usize, verdict: Verdict) -> RowResult {
-        RowResult::new(&all_rows()[index], "6.1", "6.1.192-2", Some("LOST"), &Observed::new(verdict))
+        RowResult::new(&all_rows()[index], "6.1", "6.1.192-2", Some("LOST"), &Observed::new(verdict), Vec::new())
     }
 
     #[test]

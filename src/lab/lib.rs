@@ -4,14 +4,17 @@
 //! * [`plan`]: which rows there are; [`scenarios`]: their steps, told at a [`mod@bench`].
 //! * [`machine`]: a machine with our devices, for guests of the lab and for `rnic run`. [`guest`]: one with an agent; each kernel gets a guest under test and a second one, the witness, which mounts
 //!   what a power cut left behind.
+//! * [`fact`]: what was seen, typed, in the ledger's order; everything that is reported is made of it.
 //! * [`oracle`]: judgements on the ledger; [`complaints`]: what the guest kernel had to say.
-//! * [`verdict`], [`expect`], [`report`]: words, expectations, tables and JSON. Oracles never see an expectation.
+//! * [`verdict`], [`finding`], [`expect`], [`report`]: words, expectations, tables and JSON. Oracles never see an expectation.
 //! * [`runner`]: puts it together; [`journal`]: what has ended, for a run that goes on after its host's death.
 
 pub mod bench;
 pub mod complaints;
 pub mod console;
 pub mod expect;
+pub mod fact;
+pub mod finding;
 pub mod guest;
 pub mod journal;
 pub mod machine;

@@ -6,8 +6,8 @@ use std::fmt;
 use rnic_agent::proto::{FsType, access};
 
 use super::bench::Bench;
+use super::finding::{Finding, Stop};
 use super::scenarios;
-use super::verdict::{Finding, Stop};
 
 /// Size of the page cache's units under test, which decides the unit of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::fact::{Fact, Facts};
+use super::finding::Found;
 use super::plan::{Row, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
@@ -18,6 +20,19 @@ pub struct Figure {
     pub value: f64,
     /// Of what.
     pub unit: String,
+}
+
+/// One attempt at a row. Field names are stable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Its verdict.
+    pub observed: String,
+    /// What was seen.
+    pub facts: Facts,
+    /// What that comes to, and which facts it rests on.
+    pub findings: Vec<Found>,
+    /// Duration.
+    pub seconds: f64,
 }
 
 /// A row that has run. Field names are stable.
@@ -39,8 +54,11 @@ pub struct RowResult {
     pub expected: String,
     /// Observed verdict.
     pub observed: String,
-    /// What the observation rests on.
+    /// What the observation rests on, for people: the attempts' facts in words.
     pub evidence: Vec<String>,
+    /// The attempts with their facts; the last is the one that counts unless the row is FLAKY. Reports of step 2 have none.
+    #[serde(default)]
+    pub attempts: Vec<Attempt>,
     /// Duration.
     pub seconds: f64,
     /// Measurements, in rows that measure.
@@ -68,17 +86,24 @@ impl Score {
     fn of(expected: Option<&str>, observed: &Observed) -> Self {
         match (observed.verdict, expected) {
             (Verdict::Inconclusive, _) => Self::Inconclusive,
-            (verdict, None) if verdict.harmful() || observed.complained => Self::Differs,
+            (verdict, None) if verdict.harmful() || verdict == Verdict::Flaky || observed.complained => Self::Differs,
             (_, None) => Self::Good,
-            (_, Some(expected)) if observed.to_string() == expected => Self::Good,
+            (_, Some(expected)) if expected.split('|').any(|one| observed.to_string() == one) => Self::Good,
             _ => Self::Differs,
         }
     }
 }
 
 impl RowResult {
-    /// A result of `row`, without its evidence.
-    pub fn new(row: &Row, kernel: &str, version: &str, expected: Option<&str>, observed: &Observed) -> Self {
+    /// A result of `row`.
+    pub fn new(
+        row: &Row,
+        kernel: &str,
+        version: &str,
+        expected: Option<&str>,
+        observed: &Observed,
+        attempts: Vec<Attempt>,
+    ) -> Self {
         Self {
             scenario: row.scenario.id.into(),
             fs: row.fs.name().into(),
@@ -88,8 +113,9 @@ impl RowResult {
             kernel_version: version.into(),
             expected: expected.unwrap_or("-").into(),
             observed: observed.to_string(),
-            evidence: Vec::new(),
-            seconds: 0.0,
+            evidence: evidence(&attempts),
+            seconds: attempts.iter().map(|attempt| attempt.seconds).sum(),
+            attempts,
             figures: Vec::new(),
             score: Score::of(expected, observed),
         }
@@ -100,6 +126,34 @@ impl RowResult {
         (self.scenario.as_str(), self.mode.as_str()) == (row.scenario.id, row.scenario.mode)
             && (self.fs.as_str(), self.folio.as_str()) == (row.fs.name(), row.folio.to_string().as_str())
             && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
+    }
+}
+
+/// The attempts in words.
+fn evidence(attempts: &[Attempt]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (attempt, number) in attempts.iter().zip(1..) {
+        if attempts.len() > 1 {
+            lines.push(format!("attempt {number} of {}: {}", attempts.len(), attempt.observed));
+        }
+        lines.extend(attempt.lines(|_| true));
+    }
+    lines
+}
+
+impl Attempt {
+    /// Its facts in words, in the ledger's order: those at the places that `wanted` says.
+    fn lines(&self, wanted: impl Fn(usize) -> bool) -> Vec<String> {
+        let mut facts: Vec<_> = self.facts.list().iter().zip(0..).filter(|(_, place)| wanted(*place)).collect();
+        facts.sort_by_key(|(fact, _)| if fact.seq == 0 { u64::MAX } else { fact.seq });
+        facts.into_iter().map(|(fact, _): (&Fact, usize)| fact.to_string()).collect()
+    }
+
+    /// What its verdict rests on, and what its kernels complained of.
+    fn grounds(&self) -> Vec<String> {
+        let own = self.findings.iter().find(|finding| self.observed.starts_with(&finding.verdict));
+        let rests = |place| own.is_some_and(|finding| finding.facts.iter().any(|fact| fact.place() == place));
+        self.lines(|place| rests(place) || self.facts.list().get(place).is_some_and(Fact::is_report))
     }
 }
 
@@ -148,7 +202,7 @@ pub fn print_head(out: &mut dyn Write) -> io::Result<()> {
     )
 }
 
-/// One row and its evidence below it.
+/// One row, and below it what its verdict rests on.
 pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
     let mark = match row.score {
         Score::Good => "",
@@ -167,7 +221,12 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
         row.observed,
         row.seconds
     )?;
-    row.evidence.iter().try_for_each(|line| writeln!(out, "         {line}"))?;
+    for (attempt, number) in row.attempts.iter().zip(1..) {
+        if row.attempts.len() > 1 {
+            writeln!(out, "         attempt {number} of {}: {}", row.attempts.len(), attempt.observed)?;
+        }
+        attempt.grounds().iter().try_for_each(|line| writeln!(out, "         {line}"))?;
+    }
     out.flush()
 }
 
@@ -225,9 +284,11 @@ pub fn print_list(out: &mut dyn Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fact::What;
+    use crate::finding::Finding;
 
     fn row(expected: Option<&str>, verdict: Verdict) -> RowResult {
-        RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", expected, &Observed::new(verdict))
+        RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", expected, &Observed::new(verdict), Vec::new())
     }
 
     fn status(rows: Vec<RowResult>) -> u8 {
@@ -264,12 +325,52 @@ mod tests {
         assert!(none.is_empty());
     }
 
+    /// What step 2 wrote, and the fields that its reader wants.
+    #[test]
+    fn reports_of_step_2_are_read_and_its_readers_can_read_ours() {
+        let old = r#"{"scenario":"H01","fs":"ext4","mode":"pinned","folio":"single","kernel":"6.1",
+            "kernel_version":"6.1.192-2","expected":"LOST","observed":"LOST","evidence":["power cut at #6740: the disk has B*8"],
+            "seconds":5.8,"score":"as_expected"}"#;
+        let read: RowResult = serde_json::from_str(old).unwrap();
+        assert_eq!((read.observed.as_str(), read.score, read.attempts.len()), ("LOST", Score::Good, 0));
+
+        #[derive(Deserialize)]
+        struct OldRow {
+            scenario: String,
+            fs: String,
+            mode: String,
+            folio: String,
+            kernel: String,
+            kernel_version: String,
+            expected: String,
+            observed: String,
+            evidence: Vec<String>,
+            seconds: f64,
+            score: String,
+        }
+        let mut facts = Facts::default();
+        let fact = facts.add(7, What::Returned { step: "fsync".into(), errno: None });
+        let findings = vec![(&Finding::new(Verdict::Lost, fact, [])).into()];
+        let attempt = Attempt { observed: "LOST".into(), facts, findings, seconds: 2.5 };
+        let ours =
+            RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", None, &Observed::new(Verdict::Lost), vec![attempt]);
+        let text = serde_json::to_string(&ours).unwrap();
+        let old: OldRow = serde_json::from_str(&text).unwrap();
+        let OldRow { scenario, fs, mode, folio, kernel, kernel_version, expected, observed, evidence, seconds, score } =
+            old;
+        let words = [scenario, fs, mode, folio, kernel, kernel_version, expected, observed, score].join(" ");
+        assert_eq!(words, "H12 ext4 dio single 6.1 6.1.192-2 - LOST differs");
+        assert_eq!((evidence, seconds), (vec!["#7: fsync returned 0".to_string()], 2.5));
+        let again: RowResult = serde_json::from_str(&text).unwrap();
+        assert_eq!(again.attempts, ours.attempts);
+    }
+
     #[test]
     fn json_has_the_stable_names() {
         let json = serde_json::to_value(row(None, Verdict::Safe)).unwrap();
         let mut names: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
         names.sort_unstable();
-        let stable = "evidence expected folio fs kernel kernel_version mode observed scenario score seconds";
+        let stable = "attempts evidence expected folio fs kernel kernel_version mode observed scenario score seconds";
         assert_eq!(names.join(" "), stable);
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Runs rows on kernels: two guests a kernel, rows told as they come.
 
+mod attempts;
 mod play;
 
 use parking_lot::Mutex;
@@ -9,17 +10,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
-use rnic_agent::proto::Op;
-
-use super::complaints::Complaints;
 use super::expect::{self, Version};
+use super::fact::{Facts, Role};
+use super::finding::Stop;
 use super::guest::{Guest, GuestParts};
 use super::plan::{Row, Writer};
-use super::report::{Report, RowResult};
-use super::verdict::{Observed, Stop, Verdict};
+use super::report::{Attempt, Figure, Report, RowResult};
+use super::verdict::Observed;
+use attempts::Attempts;
 use image::KernelSource;
 use mlx5::{EnginePolicy, NicConfig};
-use play::{Played, play};
+use play::play;
 
 /// A kernel with what its guests need.
 pub struct KernelPlan {
@@ -128,15 +129,11 @@ struct Guests {
 /// Data path threads of a lab guest's NIC: an odd number, since a process's UAR pages come by eights and decide which engine serves it.
 const ENGINES: u8 = 3;
 
-/// Roles of the two.
-const TEST: &str = "test";
-const WITNESS: &str = "witness";
-
 /// Workers of a file system run beside the step that they race with, as on real machines. The witness, which only mounts, has one vCPU.
 const TEST_CPUS: u8 = 2;
 
-/// Set in a row's index for its second attempt, so that its data differ.
-const RETRY: u64 = 1 << 32;
+/// Where an attempt's number goes in its row's index, so that its data differ.
+const RETRY_SHIFT: u32 = 32;
 
 struct KernelRun<'a> {
     config: &'a LabConfig,
@@ -144,8 +141,6 @@ struct KernelRun<'a> {
     version: Version,
     known: bool,
     label: String,
-    /// The host is a program, which has faults of its own.
-    emulated: bool,
     news: &'a Sender<News>,
 }
 
@@ -166,7 +161,6 @@ fn run_kernel(config: &LabConfig, plan: &KernelPlan, news: &Sender<News>) -> Opt
         version: named.and_then(expect::parse_version).unwrap_or_default(),
         known: named.is_some(),
         label: label(kernel).to_string(),
-        emulated: host_line().contains("QEMU TCG"),
         news,
     };
     run.rows()
@@ -201,7 +195,7 @@ impl KernelRun<'_> {
             }
         };
         for (at, &(row, index)) in rows.iter().enumerate() {
-            let (observed, ended) = self.row_with_retry(&mut guests, row, index);
+            let (observed, ended) = self.row(&mut guests, row, index);
             let last = at + 1 == rows.len();
             let renewed = if last { Ok(()) } else { self.renew(&mut guests, &observed) };
             self.tell(News::Row(Box::new(ended)));
@@ -214,68 +208,70 @@ impl KernelRun<'_> {
         Some(guests.test)
     }
 
-    /// Runs a row; once more when its evidence was not enough, saying so. Also after a panic on an emulated host, which brings panics
-    /// about itself (docs/findings.md): one that the kernel is to blame for comes again.
-    fn row_with_retry(&self, guests: &mut Guests, row: &Row, index: u64) -> (Observed, RowResult) {
-        let (observed, first) = self.row(guests, row, index);
-        let what = match observed.verdict {
-            Verdict::Inconclusive => "the first was inconclusive",
-            Verdict::Panic if self.emulated => {
-                "in the first the guest kernel panicked, which this emulated host brings about now and then"
+    /// Runs a row, once more if its evidence was not enough or the kernel broke.
+    fn row(&self, guests: &mut Guests, row: &Row, index: u64) -> (Observed, RowResult) {
+        self.phase(&format!("{} {} on {} ({} folios)", row.scenario.id, row.scenario.mode, row.fs.name(), row.folio));
+        let mut attempts = Attempts::default();
+        let mut figures;
+        loop {
+            let (begun, number) = (Instant::now(), attempts.count());
+            // Another attempt has other data.
+            let nonce = nonce(self.config.seed, self.name(), index | number << RETRY_SHIFT);
+            let played = play(&mut guests.test, &mut guests.witness, row, (nonce, number), &self.config.work);
+            attempts.add(&played, begun.elapsed().as_secs_f64());
+            figures = played.figures.clone();
+            if !attempts.another() || self.renew(guests, &played.observed()).is_err() {
+                break;
             }
-            _ => return (observed, first),
-        };
-        if self.renew(guests, &observed).is_err() {
-            return (observed, first);
         }
-        let (observed, mut second) = self.row(guests, row, index + RETRY);
-        let why = first.evidence.last().map_or("", String::as_str);
-        second.evidence.insert(0, format!("second attempt; {what}: {why}"));
-        second.seconds += first.seconds;
-        (observed, second)
+        let observed = attempts.observed();
+        // What the next row finds depends on how the last attempt left the guests.
+        let last = attempts.last();
+        (last, self.result(row, &observed, attempts.list(), figures))
     }
 
-    fn tag(&self, role: &str) -> String {
+    fn tag(&self, role: Role) -> String {
         format!("{}-{role}", self.name().replace('/', "_"))
     }
 
     fn boot_both(&self) -> Result<Guests, Stop> {
         // One after the other: two at once gain little, and are what an emulated host dies of (docs/findings.md).
         self.phase("booting the test guest");
-        let test = self.boot(TEST)?;
+        let test = self.boot(Role::Test)?;
         self.phase("booting the witness");
-        Ok(Guests { test, witness: self.boot(WITNESS)? })
+        Ok(Guests { test, witness: self.boot(Role::Witness)? })
     }
 
     /// Boots a guest; once more if it does not come up.
-    fn boot(&self, role: &str) -> Result<Guest, Stop> {
+    fn boot(&self, role: Role) -> Result<Guest, Stop> {
         // The witness only mounts images. Without RDMA rows nobody needs a NIC.
-        let rdma = role == TEST && self.config.rows.iter().any(|row| matches!(row.scenario.writer, Writer::Nic(_)));
+        let rdma =
+            role == Role::Test && self.config.rows.iter().any(|row| matches!(row.scenario.writer, Writer::Nic(_)));
         let parts = GuestParts {
-            cpus: if role == TEST { TEST_CPUS } else { 1 },
+            cpus: if role == Role::Test { TEST_CPUS } else { 1 },
             nic: rdma.then(|| NicConfig { engines: EnginePolicy::Threads(ENGINES), ..NicConfig::default() }),
             ..self.parts.clone()
         };
-        Guest::boot(&parts, &self.tag(role)).or_else(|stop| {
+        Guest::boot(&parts, role, &self.tag(role)).or_else(|stop| {
             log::warn!("{stop}; trying once more");
-            Guest::boot(&parts, &self.tag(role))
+            Guest::boot(&parts, role, &self.tag(role))
         })
     }
 
     /// New guests in place of those that are gone, and of one whose kernel has complained.
     fn renew(&self, guests: &mut Guests, after: &Observed) -> Result<(), Stop> {
-        if after.complained || !guests.test.alive() {
+        if after.complained || after.verdict.is_collapse() || !guests.test.alive() {
             self.phase("booting a new test guest");
-            self.replace(&mut guests.test, TEST)?;
+            self.replace(&mut guests.test, Role::Test)?;
         }
         if !guests.witness.alive() {
             self.phase("booting a new witness");
-            self.replace(&mut guests.witness, WITNESS)?;
+            self.replace(&mut guests.witness, Role::Witness)?;
         }
         Ok(())
     }
 
-    fn replace(&self, guest: &mut Guest, role: &str) -> Result<(), Stop> {
+    fn replace(&self, guest: &mut Guest, role: Role) -> Result<(), Stop> {
         std::mem::replace(guest, self.boot(role)?).stop();
         Ok(())
     }
@@ -284,58 +280,19 @@ impl KernelRun<'_> {
     fn none_run(&self, rows: &[(&Row, u64)], why: &Stop) {
         self.tell(News::Broken(self.name().into(), why.to_string()));
         for (row, _) in rows {
-            let mut result = self.result(row, &Observed::new(Verdict::Inconclusive));
-            result.evidence.push("not run: this kernel's guests did not come up".into());
-            self.tell(News::Row(Box::new(result)));
+            let mut facts = Facts::default();
+            let why = "not run: this kernel's guests did not come up".into();
+            let finding = Stop::Inconclusive(why).finding(&mut facts, 0);
+            let observed = finding.observed();
+            let attempt =
+                Attempt { observed: observed.to_string(), facts, findings: vec![(&finding).into()], seconds: 0.0 };
+            self.tell(News::Row(Box::new(self.result(row, &observed, vec![attempt], Vec::new()))));
         }
     }
 
-    fn result(&self, row: &Row, observed: &Observed) -> RowResult {
+    fn result(&self, row: &Row, observed: &Observed, attempts: Vec<Attempt>, figures: Vec<Figure>) -> RowResult {
         let expected = if self.known { expect::expected(row, self.version) } else { None };
-        RowResult::new(row, self.name(), &self.label, expected, observed)
-    }
-
-    fn row(&self, guests: &mut Guests, row: &Row, index: u64) -> (Observed, RowResult) {
-        let Guests { test: guest, witness } = guests;
-        self.phase(&format!("{} {} on {} ({} folios)", row.scenario.id, row.scenario.mode, row.fs.name(), row.folio));
-        let begun = Instant::now();
-        let marks = [&*guest, &*witness].map(|guest| match guest.call(Op::DmesgMark) {
-            Ok(value) => value.num().unwrap_or(0),
-            Err(_) => 0,
-        });
-        let nonce = nonce(self.config.seed, self.name(), index);
-        let Played { outcome, mut evidence, figures } = play(guest, witness, row, nonce, &self.config.work);
-        let mut observed = match outcome {
-            Ok(finding) => finding.observed,
-            Err(Stop::Panicked(what)) => {
-                evidence.push(what);
-                Observed::new(Verdict::Panic)
-            }
-            Err(Stop::NotRun(what)) => {
-                evidence.push(what);
-                Observed::new(Verdict::NotRun)
-            }
-            Err(stop) => {
-                evidence.push(stop.to_string());
-                Observed::new(Verdict::Inconclusive)
-            }
-        };
-        if guest.alive() {
-            let complaints = Complaints::since(guest, marks[0]);
-            observed.complained = !complaints.reports.is_empty();
-            evidence
-                .extend(complaints.reports.into_iter().chain(complaints.quoted).map(|line| format!("dmesg: {line}")));
-        }
-        if witness.alive() {
-            let complaints = Complaints::since(witness, marks[1]);
-            let lines = complaints.reports.into_iter().chain(complaints.quoted);
-            evidence.extend(lines.map(|line| format!("dmesg of the second guest: {line}")));
-        }
-        let mut result = self.result(row, &observed);
-        result.evidence = evidence;
-        result.figures = figures;
-        result.seconds = begun.elapsed().as_secs_f64();
-        (observed, result)
+        RowResult { figures, ..RowResult::new(row, self.name(), &self.label, expected, observed, attempts) }
     }
 }
 

@@ -21,6 +21,7 @@ use super::vcpu::Vcpus;
 use super::{boot, cpuid, layout, memory, sys};
 use dma::GuestRam;
 use pci::{PciBus, Plug};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Lines of the agent channel that may wait for a reader.
 const AGENT_LINES: usize = 4096;
@@ -186,6 +187,12 @@ impl Vm {
     /// Where its vCPUs are, in words: the machine stops for the moment that the question takes.
     pub fn whereabouts(&self) -> Vec<String> {
         self.vcpus.places()
+    }
+
+    /// Writes `bytes` into guest memory behind the guest's back, as no device does: for plants, which break a guest on purpose. False: not
+    /// all of them lie in memory.
+    pub fn plant(&self, gpa: u64, bytes: &[u8]) -> bool {
+        self.ram.write_slice(bytes, GuestAddress(gpa)).is_ok()
     }
 
     /// Stops all vCPUs where they are.

@@ -13,6 +13,7 @@ mod boot;
 mod config;
 mod endings;
 mod kill;
+mod lab;
 mod machine;
 mod nic;
 mod pty;

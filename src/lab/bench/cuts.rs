@@ -1,22 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Power cuts: the disk frozen as it would be, mounted and read by the second guest.
 
+use std::path::{Path, PathBuf};
+
 use rnic_agent::client::CallError;
 use rnic_agent::pattern::{Content, Pattern};
 use rnic_agent::proto::{FsType, Op, OpenFlags, Value};
 
 use super::{Bench, DIR, PAGE, PAGE_AT, mount};
-use crate::verdict::{Stop, errno_name};
+use crate::complaints;
+use crate::fact::{FactId, Role, What};
+use crate::finding::{Finding, Stop};
+use crate::verdict::Verdict;
 use blk::PowerCut;
 use probe::ledger::Seq;
 
 /// Where the second guest mounts what a power cut left.
 const CUT_DIR: &str = "/mnt/cut";
+/// What a kernel says of a page whose checksum is wrong.
+const CHECKSUM_LINES: [&str; 2] = ["csum failed", "checksum error"];
+
+/// What became of a promise.
+#[derive(Debug, Clone)]
+pub enum Promise {
+    /// The page is as promised after a cruel cut.
+    Kept(CutPage),
+    /// It is not; both cuts are of the same moment.
+    Broken {
+        /// Only what a flush covers.
+        cruel: CutPage,
+        /// Every completed write.
+        kind: CutPage,
+    },
+}
 
 impl Bench<'_> {
     /// Cuts the power now (the guest lives on, its disk is frozen) and has the second guest mount the image and read
     /// the page under test of `name`.
     pub fn cut_and_read(&mut self, cut: PowerCut, name: &str) -> Result<CutPage, Stop> {
+        let frozen = self.freeze(cut)?;
+        self.read_frozen(frozen, name)
+    }
+
+    /// Whether a power cut now leaves `page` in file `name`, whatever it does to the disk's cache. Where it does not, a kind cut of the same
+    /// moment tells more: what that lacks was never written.
+    pub fn promised(&mut self, page: &Content, name: &str) -> Result<Promise, Stop> {
+        let (cruel, kind) = (self.freeze(PowerCut::Cruel)?, self.freeze(PowerCut::Kind)?);
+        let cruel = self.read_frozen(cruel, name)?;
+        if cruel.holds(page) {
+            // Nobody asks any more what the other would have said.
+            drop(std::fs::remove_file(&kind.image));
+            return Ok(Promise::Kept(cruel));
+        }
+        Ok(Promise::Broken { cruel, kind: self.read_frozen(kind, name)? })
+    }
+
+    fn freeze(&mut self, cut: PowerCut) -> Result<Frozen, Stop> {
         self.cuts += 1;
         let image =
             self.work.join(format!("cut-{:?}-{}-{}", cut, std::process::id(), self.nonce ^ u64::from(self.cuts)));
@@ -24,40 +63,70 @@ impl Bench<'_> {
         if !frozen.exact {
             return Err(Stop::Inconclusive("the log of unflushed writes was too small for an exact power cut".into()));
         }
-        let content = self.read_cut(&image, name)?;
-        Ok(CutPage { at: frozen.at, content })
+        Ok(Frozen { cut, at: frozen.at, image })
     }
 
-    fn read_cut(&mut self, image: &std::path::Path, name: &str) -> Result<Result<Content, i32>, Stop> {
-        let witness = &mut *self.witness;
-        witness.must(Op::Reset)?;
-        witness.insert(image)?;
-        let mounted = witness.call(mount("/dev/vdb", CUT_DIR, self.row.fs, ""));
-        mounted.map_err(|error| witness.stop_for("mounting the power-cut image", &error))?;
-        let file = witness.handle(Op::Open { path: format!("{CUT_DIR}/{name}"), flags: OpenFlags::default() })?;
-        let read = witness.call(Op::Read { h: file, off: PAGE_AT, len: PAGE });
-        witness.must(Op::Reset)?;
-        witness.must(Op::Umount { dir: CUT_DIR.into() })?;
+    fn read_frozen(&mut self, frozen: Frozen, name: &str) -> Result<CutPage, Stop> {
+        let Frozen { cut, at, image } = frozen;
+        let mark = self.witness.must(Op::DmesgMark)?.num().unwrap_or(0);
+        let content = self.read_cut(cut, &image, name)?;
+        let fact = self.fact(at, What::cut(cut, name, PAGE_AT, &content));
+        let checksum = if content.is_err() { self.checksum_line(mark) } else { None };
+        Ok(CutPage { at, content, fact, checksum })
+    }
+
+    /// The witness's line about a wrong checksum, on record.
+    fn checksum_line(&mut self, mark: u64) -> Option<FactId> {
+        let (said, _) = complaints::since(self.witness, mark);
+        let line = said.into_iter().find(|said| CHECKSUM_LINES.iter().any(|word| said.line.contains(word)))?;
+        Some(self.now(What::Kernel { guest: Role::Witness, gravity: line.gravity, line: line.line }))
+    }
+
+    /// A step on a power cut's image has failed: the file system that was promised is not there.
+    fn corrupt(&mut self, cut: PowerCut, step: &str, error: &CallError) -> Stop {
+        let CallError::Failed(failure) = error else { return self.witness.stop_for(step, error) };
+        let step = format!("{step} of a {cut:?} power cut's image").to_lowercase();
+        let fact = self.now(What::Returned { step, errno: Some(failure.errno) });
+        Stop::Found(Finding::new(Verdict::Corrupt, fact, []).told(Some(failure.errno)))
+    }
+
+    fn read_cut(&mut self, cut: PowerCut, image: &Path, name: &str) -> Result<Result<Content, i32>, Stop> {
+        self.plant_image(image)?;
+        self.witness.must(Op::Reset)?;
+        self.witness.insert(image)?;
+        if let Err(error) = self.witness.call(mount("/dev/vdb", CUT_DIR, self.row.fs, "")) {
+            return Err(self.corrupt(cut, "mount", &error));
+        }
+        let opened = self.witness.call(Op::Open { path: format!("{CUT_DIR}/{name}"), flags: OpenFlags::default() });
+        let read = opened.map(|value| {
+            let h = value.handle().unwrap_or_default();
+            self.witness.call(Op::Read { h, off: PAGE_AT, len: PAGE })
+        });
+        self.witness.must(Op::Reset)?;
+        self.witness.must(Op::Umount { dir: CUT_DIR.into() })?;
         if self.row.fs == FsType::Btrfs {
             // Else the kernel remembers this file system's identity and takes the next image for a stale copy of it.
             let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
-            witness.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 })?;
+            self.witness.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 })?;
         }
         match read {
-            Ok(Value::Content(content)) => Ok(Ok(content)),
-            Err(CallError::Failed(failure)) => Ok(Err(failure.errno)),
-            Ok(_) => Err(Stop::Failed("the witness gave no content".into())),
-            Err(error) => Err(witness.stop_for("reading the power-cut image", &error)),
+            Ok(Ok(Value::Content(content))) => Ok(Ok(content)),
+            Ok(Ok(_)) => Err(Stop::Failed("the witness gave no content".into())),
+            Ok(Err(CallError::Failed(failure))) => Ok(Err(failure.errno)),
+            Ok(Err(error)) => Err(self.witness.stop_for("reading the power-cut image", &error)),
+            Err(error) => Err(self.corrupt(cut, "open", &error)),
         }
     }
 
     /// The page under test of another file of the guest, past its page cache.
-    pub fn read_direct(&self, name: &str) -> Result<Content, Stop> {
+    pub fn read_direct(&mut self, name: &str) -> Result<(Content, FactId), Stop> {
         let flags = OpenFlags { direct: true, ..Default::default() };
         let file = self.guest.handle(Op::Open { path: format!("{DIR}/{name}"), flags })?;
         let value = self.guest.must(Op::Read { h: file, off: PAGE_AT, len: PAGE })?;
         self.guest.must(Op::Close { h: file })?;
-        value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))
+        let content = value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))?;
+        let fact = self.seen("an O_DIRECT read", name, &Ok(content.clone()));
+        Ok((content, fact))
     }
 
     /// FICLONE of the file into a new file; the clone's first state.
@@ -72,6 +141,13 @@ impl Bench<'_> {
     }
 }
 
+/// A disk as a power cut left it.
+struct Frozen {
+    cut: PowerCut,
+    at: Seq,
+    image: PathBuf,
+}
+
 /// What the second guest found after a power cut.
 #[derive(Debug, Clone)]
 pub struct CutPage {
@@ -79,6 +155,10 @@ pub struct CutPage {
     pub at: Seq,
     /// The page's content, or the errno of reading it.
     pub content: Result<Content, i32>,
+    /// It is on record.
+    pub fact: FactId,
+    /// The line of the witness's kernel about a wrong checksum, if it could not be read because of one.
+    pub checksum: Option<FactId>,
 }
 
 impl CutPage {
@@ -92,11 +172,22 @@ impl CutPage {
         self.content.as_ref().is_ok_and(|content| content == page)
     }
 
-    /// For evidence: "B*8" or "EIO".
-    pub fn text(&self) -> String {
+    /// A page that cannot be read is TORN if its checksum is wrong, and CORRUPT otherwise. `None`: it can be read.
+    pub fn unreadable(&self) -> Option<Finding> {
+        let errno = self.content.as_ref().err()?;
+        Some(match self.checksum {
+            Some(line) => Finding::new(Verdict::Torn, self.fact, [line]),
+            None => Finding::new(Verdict::Corrupt, self.fact, []).told(Some(*errno)),
+        })
+    }
+
+    /// The page can be read and is nothing that was possible: what nobody wrote is CORRUPT, a mixture of `letters` cannot be judged.
+    pub fn impossible(&self, letters: &str) -> Stop {
         match &self.content {
-            Ok(content) => content.to_string(),
-            Err(errno) => errno_name(*errno),
+            Ok(content) if content.letters().chars().all(|letter| letters.contains(letter)) => {
+                Stop::Inconclusive(format!("the disk had {content}, which the order of steps does not explain"))
+            }
+            _ => Stop::Found(Finding::new(Verdict::Corrupt, self.fact, [])),
         }
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::Bench;
 use super::verbs::{COMPLETION_LIMIT, wqe};
-use crate::verdict::Stop;
+use crate::fact::{FactId, What};
+use crate::finding::Stop;
 use mlx5::NicHandle;
 use mlx5::hooks::NicRule;
 use mlx5::hooks::{NicLedger, NicRecord};
@@ -91,6 +92,11 @@ impl Bench<'_> {
             nic.disarm_all();
             nic.injections().clear();
         }
+    }
+
+    /// Puts an event of the NIC on record.
+    pub fn nic(&mut self, record: &NicRecord) -> FactId {
+        self.fact(record.seq, What::nic(record))
     }
 
     /// What the NIC did since `since`, oldest first.

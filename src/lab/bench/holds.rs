@@ -6,7 +6,9 @@ use std::time::Duration;
 use rnic_agent::proto::{JobState, Op, Value};
 
 use super::{Bench, Disk, Fsync, PAGE_AT};
-use crate::verdict::Stop;
+use crate::fact::{FactId, What};
+use crate::finding::{Finding, Stop};
+use crate::verdict::Verdict;
 use blk::{BlkOp, DiskLedger, RequestRecord};
 use blk::{HoldPoint, Lever, LeverId, RequestMatch};
 
@@ -78,12 +80,16 @@ impl Bench<'_> {
         Ok(HeldRead { job, lever, id, len })
     }
 
-    /// Ends a held read: completion, and the job's own result.
-    pub fn finish_read(&self, read: &HeldRead) -> Result<(), Stop> {
+    /// Ends a held read: completion, and the job's own result. The request is on record then.
+    pub fn finish_read(&mut self, read: &HeldRead) -> Result<FactId, Stop> {
         self.release(Disk::Source, read.lever)?;
         let state = self.wait_job(read.job, PROMPT)?;
         match state.result.as_deref() {
-            Some(Ok(Value::Num(n))) if *n == read.len => Ok(()),
+            Some(Ok(Value::Num(n))) if *n == read.len => {
+                let record = self.record(read.id)?;
+                Ok(self.block(&record))
+            }
+            None => Err(self.waits("the O_DIRECT read", PROMPT)),
             other => Err(Stop::Inconclusive(format!("the O_DIRECT read did not end well: {other:?}"))),
         }
     }
@@ -98,19 +104,61 @@ impl Bench<'_> {
         self.guest.wait_job(job, limit)
     }
 
-    /// fsync of the file, which must return within the prompt limit; its errno otherwise.
-    pub fn fsync(&self) -> Result<Fsync, Stop> {
+    /// fsync of the file. One that does not return ends the row: BLOCKED while something is held, HUNG otherwise.
+    pub fn fsync(&mut self) -> Result<Fsync, Stop> {
         self.mark("fsync begin");
         let job = self.spawn(Op::Fsync { h: self.file })?;
-        let state = self.wait_job(job, PROMPT)?;
-        let result = errno_of(&state);
-        let text = match &result {
-            None => "fsync still waits".into(),
-            Some(Ok(())) => "fsync returned 0".to_string(),
-            Some(Err(errno)) => format!("fsync returned errno {errno}"),
+        self.await_fsync(job, PROMPT)
+    }
+
+    /// Waits for an fsync that runs as `job`.
+    pub fn await_fsync(&mut self, job: u32, limit: Duration) -> Result<Fsync, Stop> {
+        let state = self.wait_job(job, limit)?;
+        let Some(result) = errno_of(&state) else { return Err(self.waits("fsync", limit)) };
+        let errno = result.err();
+        let at = self.mark(&errno.map_or("fsync returned 0".into(), |errno| format!("fsync returned errno {errno}")));
+        let fact = self.fact(at, What::Returned { step: "fsync".into(), errno });
+        Ok(Fsync { errno, fact })
+    }
+
+    /// A step has not returned for `so_long`. While something is held that is an answer: the kernel waits for the device.
+    pub fn waits(&mut self, step: &str, so_long: Duration) -> Stop {
+        match self.what_is_held() {
+            None => self.guest.hung(step),
+            Some(_) => {
+                let fact = self.waited(step, so_long);
+                Stop::Found(Finding::new(Verdict::Blocked, fact, []))
+            }
+        }
+    }
+
+    /// Puts on record that a step had not returned after `so_long`.
+    pub fn waited(&mut self, step: &str, so_long: Duration) -> FactId {
+        let held = self.what_is_held();
+        self.now(What::Waits { step: step.into(), seconds: so_long.as_secs_f64(), held })
+    }
+
+    fn what_is_held(&self) -> Option<String> {
+        let holds = |&(disk, lever): &(Disk, LeverId)| {
+            let held = self.disk(disk).lever_state(lever).ok()?.held;
+            let record = self.guest.ledger().request(held.first()?.0)?;
+            Some(crate::oracle::describe(&record))
         };
-        self.mark(&text);
-        result.ok_or_else(|| Stop::Inconclusive("fsync did not return while the O_DIRECT read was held".into()))
+        self.holds.iter().find_map(holds)
+    }
+
+    /// Puts a disk's request on record.
+    pub fn block(&mut self, record: &RequestRecord) -> FactId {
+        self.fact(record.arrived, What::block(record, self.gpa))
+    }
+
+    /// Puts the page's later write on record, or that there is none since `since`.
+    pub fn newer_write(&mut self, newer: Option<&RequestRecord>, since: probe::ledger::Seq) -> FactId {
+        let gpa = self.gpa;
+        match newer {
+            Some(write) => self.block(write),
+            None => self.now(What::NoBlock { op: "write".into(), gpa, since }),
+        }
     }
 }
 
@@ -128,7 +176,7 @@ pub struct HeldRead {
 }
 
 /// The outcome of a job that returns nothing; `None` while it runs.
-pub fn errno_of(state: &JobState) -> Option<Fsync> {
+pub fn errno_of(state: &JobState) -> Option<Result<(), i32>> {
     match state.result.as_deref()? {
         Ok(_) => Some(Ok(())),
         Err(failure) => Some(Err(failure.errno)),

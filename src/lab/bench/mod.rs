@@ -9,11 +9,12 @@
 use rnic_agent::pattern::{Pattern, fill};
 use rnic_agent::proto::{Advice, Fadvice, FsType, Op, OpenFlags, Page};
 
+use super::fact::{FactId, Facts};
+use super::finding::{Finding, Stop};
 use super::guest::Guest;
 use super::oracle;
 use super::plan::{Folio, Injected, Row};
 use super::report::Figure;
-use super::verdict::Stop;
 use blk::DiskLedger;
 use blk::LeverId;
 use mlx5::hooks::NicLedger;
@@ -23,11 +24,15 @@ use probe::ledger::{Note, Seq};
 mod cuts;
 mod gates;
 mod holds;
+mod plant;
+mod record;
 mod verbs;
 
-pub use cuts::CutPage;
+pub use cuts::{CutPage, Promise};
 pub use gates::Gate;
 pub use holds::{HeldRead, errno_of};
+pub use plant::Plant;
+pub use verbs::Completion;
 pub use verbs::{status, wqe};
 
 /// Bytes of the file.
@@ -46,6 +51,8 @@ pub struct Bench<'a> {
     witness: &'a mut Guest,
     row: Row,
     nonce: u64,
+    attempt: u64,
+    planted: Option<Plant>,
     /// Ledger number at the row's begin.
     pub begun: Seq,
     unrecorded: Vec<(u8, u64)>,
@@ -55,7 +62,8 @@ pub struct Bench<'a> {
     source: u32,
     /// Guest physical address of the page under test.
     pub gpa: u64,
-    evidence: Vec<String>,
+    facts: Facts,
+    findings: Vec<Finding>,
     holds: Vec<(Disk, LeverId)>,
     cuts: u32,
     work: std::path::PathBuf,
@@ -74,7 +82,20 @@ pub enum Disk {
 }
 
 /// What fsync said.
-pub type Fsync = Result<(), i32>;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fsync {
+    /// Its error, if it failed.
+    pub errno: Option<i32>,
+    /// It is on record.
+    pub fact: FactId,
+}
+
+impl Fsync {
+    /// Whether it returned 0: whatever the file had been given before is on disk.
+    pub fn ok(&self) -> bool {
+        self.errno.is_none()
+    }
+}
 
 impl<'a> Bench<'a> {
     /// A fresh disk, file system, file and mapping.
@@ -82,7 +103,7 @@ impl<'a> Bench<'a> {
         guest: &'a mut Guest,
         witness: &'a mut Guest,
         row: Row,
-        nonce: u64,
+        (nonce, attempt): (u64, u64),
         work: &std::path::Path,
     ) -> Result<Self, Stop> {
         let mut source = vec![0; FILE_LEN as usize];
@@ -101,6 +122,8 @@ impl<'a> Bench<'a> {
             witness,
             row,
             nonce,
+            attempt,
+            planted: None,
             begun,
             unrecorded,
             unrecorded_nic,
@@ -108,7 +131,8 @@ impl<'a> Bench<'a> {
             map: 0,
             source: 0,
             gpa: 0,
-            evidence: Vec::new(),
+            facts: Facts::default(),
+            findings: Vec::new(),
             holds: Vec::new(),
             cuts: 0,
             work,
@@ -189,6 +213,11 @@ impl<'a> Bench<'a> {
         self.row.scenario.inject
     }
 
+    /// Which attempt at the row this is; the first is 0.
+    pub fn attempt(&self) -> u64 {
+        self.attempt
+    }
+
     /// The file's handle.
     pub fn file(&self) -> u32 {
         self.file
@@ -197,16 +226,6 @@ impl<'a> Bench<'a> {
     /// The mapping's handle.
     pub fn map(&self) -> u32 {
         self.map
-    }
-
-    /// Adds a line to the row's evidence.
-    pub fn say(&mut self, line: impl Into<String>) {
-        self.evidence.push(line.into());
-    }
-
-    /// The evidence so far.
-    pub fn take_evidence(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.evidence)
     }
 
     /// Adds a measurement to the row.
@@ -253,20 +272,18 @@ impl<'a> Bench<'a> {
 
     // ---- the end ----
 
-    /// Lets everything go, unmounts, and looks at the evidence as a whole: every hold sound, the ledger without a gap.
+    /// Lets everything go and unmounts.
     pub fn close(&mut self) -> Result<(), Stop> {
         self.guest.fs_disk().disarm_all();
         self.guest.source_disk().disarm_all();
         self.quiet_nic();
         self.guest.must(Op::Reset)?;
+        self.plant_hang();
         // A file system that refuses to unmount is reported by the next row's swap at the latest.
         let unmounted = self.guest.call(Op::Umount { dir: DIR.into() });
         if self.row.fs == FsType::Btrfs && unmounted.is_ok() {
             let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
             self.guest.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 })?;
-        }
-        if let Some(broken) = self.broken_evidence() {
-            return Err(Stop::Inconclusive(broken));
         }
         unmounted.map(drop).map_err(|error| self.guest.stop_for("unmounting", &error))
     }

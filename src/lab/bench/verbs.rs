@@ -9,9 +9,10 @@ use rnic_agent::pattern::Content;
 use rnic_agent::proto::{MrInfo, NicInfo, Op, PairInfo, Value, VerbsOp, Wc, Wr, WrKind, access};
 
 use super::{Bench, FILE_LEN, PAGE, PAGE_AT};
+use crate::fact::{FactId, What};
+use crate::finding::Stop;
 use crate::guest::Via;
 use crate::plan::{Registration, Writer};
-use crate::verdict::Stop;
 
 /// Entries of each queue.
 const DEPTH: u32 = 16;
@@ -266,29 +267,28 @@ impl Bench<'_> {
     }
 
     /// RDMA WRITE of `tag` to the page under test, and its completion.
-    pub fn rdma_write(&mut self, tag: char) -> Result<Wc, Stop> {
+    pub fn rdma_write(&mut self, tag: char) -> Result<Completion, Stop> {
         let source = self.source(tag)?;
         let wr = self.wr(WrKind::Write, source)?;
         self.finish_wr(wr, &format!("RDMA WRITE {tag}"))
     }
 
     /// RDMA READ of the page under test: its completion, and what was read.
-    pub fn rdma_read(&mut self) -> Result<(Wc, Content), Stop> {
+    pub fn rdma_read(&mut self) -> Result<(Completion, Content, FactId), Stop> {
         let sink = self.sink()?;
         let wr = self.wr(WrKind::Read, sink)?;
         let wc = self.finish_wr(wr, "RDMA READ")?;
         let value = self.guest.must(Op::Load { m: sink.map, off: PAGE_AT, len: PAGE })?;
         let content = value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))?;
-        Ok((wc, content))
+        let fact = self.seen("RDMA READ", "file", &Ok(content.clone()));
+        Ok((wc, content, fact))
     }
 
-    fn finish_wr(&self, wr: Wr, what: &str) -> Result<Wc, Stop> {
+    fn finish_wr(&mut self, wr: Wr, what: &str) -> Result<Completion, Stop> {
         let (p, limit_ms) = (self.verbs()?.pair.handle, COMPLETION_LIMIT.as_millis() as u32);
         self.mark(&format!("{what} begin"));
         let result = self.guest.call(Op::Verbs(VerbsOp::Do { p, wr, limit_ms }));
-        let wc = self.completion(what, result)?;
-        self.mark(&format!("{what} end: {}", status(&wc)));
-        Ok(wc)
+        self.completion(what, result)
     }
 
     /// Posts an RDMA WRITE of `tag` and does not wait; the job that waits for its completion.
@@ -302,7 +302,7 @@ impl Bench<'_> {
     }
 
     /// The completion that `job` waits for, if it comes within `limit`.
-    pub fn wait_write(&self, job: u32, limit: Duration) -> Result<Option<Wc>, Stop> {
+    pub fn wait_write(&mut self, job: u32, limit: Duration) -> Result<Option<Completion>, Stop> {
         let state = self.wait_job(job, limit)?;
         match state.result {
             None => Ok(None),
@@ -310,9 +310,14 @@ impl Bench<'_> {
         }
     }
 
-    fn completion(&self, what: &str, result: Result<Value, CallError>) -> Result<Wc, Stop> {
+    fn completion(&mut self, what: &str, result: Result<Value, CallError>) -> Result<Completion, Stop> {
         match result {
-            Ok(value) => value.wc().ok_or_else(|| Stop::Failed("the agent gave no completion".into())),
+            Ok(value) => {
+                let wc = value.wc().ok_or_else(|| Stop::Failed("the agent gave no completion".into()))?;
+                let at = self.mark(&format!("{what} completed: {}", status(&wc)));
+                let fact = self.fact(at, What::completion(what, &wc));
+                Ok(Completion { wc, fact })
+            }
             Err(CallError::Failed(failure)) if failure.errno == libc::ETIMEDOUT => {
                 Err(Stop::Inconclusive(format!("{what}: {}", failure.what)))
             }
@@ -321,9 +326,32 @@ impl Bench<'_> {
     }
 
     /// What the mapping shows.
-    pub fn load(&self) -> Result<Content, Stop> {
+    pub fn load(&mut self) -> Result<(Content, FactId), Stop> {
         let value = self.guest.must(Op::Load { m: self.map, off: PAGE_AT, len: PAGE })?;
-        value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))
+        let content = value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))?;
+        let fact = self.seen("the mapping", "file", &Ok(content.clone()));
+        Ok((content, fact))
+    }
+
+    /// Puts on record what somebody read of the page under test of `file`.
+    pub fn seen(&mut self, by: &str, file: &str, read: &Result<Content, i32>) -> FactId {
+        self.now(What::Seen { by: by.into(), file: file.into(), at: PAGE_AT, found: crate::fact::Found::of(read) })
+    }
+}
+
+/// A work request's completion.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// As the device gave it.
+    pub wc: Wc,
+    /// It is on record.
+    pub fact: FactId,
+}
+
+impl Completion {
+    /// Whether it is of a success.
+    pub fn ok(&self) -> bool {
+        self.wc.ok()
     }
 }
 

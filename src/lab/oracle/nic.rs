@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Judgements on what the NIC did, from its records in the same order as those of the disks.
 
+use crate::fact::What;
 use blk::RequestRecord;
 use mlx5::hooks::{NicKind, NicLedger, NicRecord};
 use probe::ledger::{Ledger, PAGE_SIZE, Seq};
@@ -104,13 +105,13 @@ fn answered(records: &[NicRecord], raised: Seq, of: u32) -> Option<Seq> {
 }
 
 /// How many faults were raised and answered, how often translations were written or taken away: the cycle of on-demand paging, for evidence.
-pub fn paging(records: &[NicRecord], key: u32) -> String {
+pub fn paging(records: &[NicRecord], key: u32) -> What {
     let index = key >> 8;
-    let count = |wanted: &dyn Fn(&NicKind) -> bool| records.iter().filter(|r| wanted(&r.kind)).count();
+    let count = |wanted: &dyn Fn(&NicKind) -> bool| records.iter().filter(|r| wanted(&r.kind)).count() as u64;
     let faults = count(&|kind| matches!(kind, NicKind::Fault { key, .. } if key >> 8 == index));
     let updates = count(&|kind| matches!(kind, NicKind::Updated { index: of, .. } if *of == index));
     let answered = count(&|kind| matches!(kind, NicKind::Resumed { error: false, .. }));
-    format!("{faults} page faults raised, {answered} answered, {updates} updates of translations")
+    What::Paging { faults, answered, updates }
 }
 
 /// "nic write qp 0x41 wrote GPA 0x5000 at #12".

@@ -1,29 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One row: its story is run at a bench, and its evidence judged as a whole.
+//! One attempt at a row: its story is run at a bench, and its evidence judged as a whole.
 
 use std::path::Path;
 
 use crate::bench::Bench;
+use crate::fact::{FactId, Facts, What};
+use crate::finding::{Finding, Stop, heaviest};
 use crate::guest::Guest;
 use crate::plan::{Injected, Row};
 use crate::report::Figure;
-use crate::verdict::{Finding, Stop, Verdict};
+use crate::verdict::{Observed, Verdict};
 use blk::BlkOp;
 use blk::{DiskAction, DiskRule, RequestMatch};
 
-/// What came of a row's story.
+/// What came of an attempt.
 pub(super) struct Played {
-    pub(super) outcome: Result<Finding, Stop>,
-    pub(super) evidence: Vec<String>,
+    pub(super) facts: Facts,
+    /// Never empty.
+    pub(super) findings: Vec<Finding>,
+    pub(super) warned: bool,
     pub(super) figures: Vec<Figure>,
 }
 
-/// Runs one row's story and judges its evidence as a whole.
-pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, nonce: u64, work: &Path) -> Played {
+impl Played {
+    /// The heaviest finding, with what qualifies it.
+    pub(super) fn observed(&self) -> Observed {
+        let verdict = heaviest(&self.findings).map_or(Observed::new(Verdict::Inconclusive), Finding::observed);
+        Observed { complained: self.warned, ..verdict }
+    }
+}
+
+/// Runs one row's story and judges its evidence as a whole. `data`: the nonce, and which attempt this is.
+pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64, u64), work: &Path) -> Played {
     guest.fs_disk().injections().clear();
-    let mut bench = match Bench::prepare(guest, witness, *row, nonce, work) {
+    let mut bench = match Bench::prepare(guest, witness, *row, data, work) {
         Ok(bench) => bench,
-        Err(stop) => return Played { outcome: Err(stop), evidence: Vec::new(), figures: Vec::new() },
+        Err(stop) => {
+            let mut facts = Facts::default();
+            let finding = stop.finding(&mut facts, 0);
+            return Played { facts, findings: vec![finding], warned: false, figures: Vec::new() };
+        }
     };
     let action = match row.scenario.inject {
         Some(Injected::LyingLever) => Some(DiskAction::LieAboutHold),
@@ -39,38 +55,55 @@ pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, nonce: u64
         Some(Injected::Nic) => bench.injections_fired(),
         _ => rule.and_then(|id| bench.guest.fs_disk().injections().rule(id)).is_some_and(|rule| rule.fired > 0),
     };
-    let closed = bench.close();
-    let evidence = bench.take_evidence();
+    // A guest that hangs would hang here as well.
+    let hangs = matches!(told, Err(Stop::Hung(_)) | Err(Stop::Silent(_)) | Err(Stop::Panicked(_)));
+    let closed = if hangs { Ok(()) } else { bench.close() };
+    let broken = if hangs { None } else { bench.broken_evidence() };
     bench.guest.fs_disk().injections().clear();
-    let (outcome, evidence) = match row.scenario.inject {
-        None => (told.and_then(|finding| closed.map(|()| finding)), evidence),
-        Some(_) => control(&bench, fired, told, evidence),
-    };
-    Played { outcome, evidence, figures: bench.take_figures() }
+    match row.scenario.inject {
+        None => conclude(&mut bench, told, broken),
+        Some(_) => control(&mut bench, fired, told, broken),
+    }
+    closed.err().into_iter().for_each(|stop| bench.stop(stop));
+    let warned = bench.hear_kernels();
+    let (facts, findings) = bench.take_findings();
+    Played { facts, findings, warned, figures: bench.take_figures() }
+}
+
+/// The story's own finding; beside it, evidence that cannot be used is one too.
+fn conclude(bench: &mut Bench<'_>, told: Result<Finding, Stop>, broken: Option<String>) {
+    match told {
+        Ok(finding) => bench.find(finding),
+        Err(stop) => bench.stop(stop),
+    }
+    if let Some(why) = broken {
+        bench.stop(Stop::Inconclusive(why));
+    }
 }
 
 /// Judges a negative control: was the injection noticed? By the checks that every row passes; or, where the device itself misbehaves,
 /// by the scenario, which then has to find harm.
-fn control(
-    bench: &Bench<'_>,
-    fired: bool,
-    told: Result<Finding, Stop>,
-    mut evidence: Vec<String>,
-) -> (Result<Finding, Stop>, Vec<String>) {
+fn control(bench: &mut Bench<'_>, fired: bool, told: Result<Finding, Stop>, noticed: Option<String>) {
     if !fired {
-        return (Err(Stop::Inconclusive("the injection did not act".into())), evidence);
+        return bench.stop(Stop::Inconclusive("the injection did not act".into()));
     }
     let device = bench.injection() == Some(Injected::Nic);
-    let noticed = bench.broken_evidence();
-    let (alone, harmful) = match told {
-        Ok(finding) => (format!("would have said {}", finding.observed), finding.observed.verdict.harmful()),
+    let alone = match told {
         // What the device was to do wrong did not come about.
-        Err(Stop::Inconclusive(why)) if device && noticed.is_none() => return (Err(Stop::Inconclusive(why)), evidence),
-        Err(Stop::Inconclusive(why)) => (format!("would have stopped: {why}"), false),
-        Err(stop) => return (Err(stop), evidence),
+        Err(Stop::Inconclusive(why)) if device && noticed.is_none() => return bench.stop(Stop::Inconclusive(why)),
+        Err(stop @ (Stop::Inconclusive(_) | Stop::Found(_))) => bench.finding_of(stop),
+        Err(stop) => return bench.stop(stop),
+        Ok(finding) => finding,
     };
-    evidence.push(format!("alone, the scenario {alone}"));
-    let caught = noticed.is_some() || device && harmful;
-    evidence.extend(noticed.map(|what| format!("noticed: {what}")));
-    (Ok(Finding::new(if caught { Verdict::Caught } else { Verdict::Missed })), evidence)
+    let verdict = alone.verdict();
+    let note = bench.note(format!("alone, the scenario would have said {}", alone.observed()));
+    let seen: Option<FactId> = noticed.map(|why| bench.now(What::Unsound { why }));
+    let caught = seen.is_some() || device && verdict.harmful();
+    let facts = [note].into_iter().chain(alone.facts().iter().copied());
+    bench.forget_findings();
+    bench.find(match (caught, seen) {
+        (true, Some(seen)) => Finding::new(Verdict::Caught, seen, facts),
+        (true, None) => Finding::new(Verdict::Caught, note, alone.facts().iter().copied()),
+        (false, _) => Finding::new(Verdict::Missed, note, alone.facts().iter().copied()),
+    });
 }

@@ -5,7 +5,9 @@
 mod control_store;
 mod out_of_band;
 mod overlap;
+mod plants;
 mod price;
+mod promise;
 pub mod rdma;
 mod rdma_cache;
 mod rdma_clean;
@@ -23,7 +25,7 @@ const SINGLE: &[Folio] = &[Folio::Single];
 
 /// Every scenario there is.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    DISK.iter().chain(rdma::TABLE)
+    DISK.iter().chain(rdma::TABLE).chain(plants::TABLE)
 }
 
 const DISK: &[Scenario] = &[

@@ -8,7 +8,8 @@ use rnic_agent::client::CallError;
 use rnic_agent::proto::{Between, MrInfo, Op, Timed, VerbsOp, Wr, WrKind};
 
 use crate::bench::{Bench, PAGE, PAGE_AT};
-use crate::verdict::{Finding, Stop, Verdict};
+use crate::finding::{Finding, Stop};
+use crate::verdict::Verdict;
 
 /// Bytes of the memory that is registered.
 const REGION: u64 = 16 << 20;
@@ -70,7 +71,8 @@ pub fn measure(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let name = "MADV_DONTNEED and RDMA WRITE, 1 MiB, again and again: each";
     bench.figure(name, micros(storm.ns) / f64::from(STORM), "us");
     file(bench, wr)?;
-    Ok(Finding::new(Verdict::Measured))
+    let fact = bench.note("measured in the guest's time");
+    Ok(Finding::new(Verdict::Measured, fact, []))
 }
 
 /// Registration of memory that was never touched (pinning has to make it), and of the same memory again.
@@ -101,7 +103,7 @@ fn target(bench: &mut Bench<'_>) -> Result<Target, Stop> {
 /// A page of a file: RDMA WRITE and fsync. Where the kernel refuses to pin it there is no figure.
 fn file(bench: &mut Bench<'_>, wr: Wr) -> Result<(), Stop> {
     let Ok(mr) = bench.register()? else {
-        bench.say("no figure of a file: this kernel refuses to pin it");
+        bench.note("no figure of a file: this kernel refuses to pin it");
         return Ok(());
     };
     let wr = Wr { len: PAGE as u32, remote: mr.handle, remote_off: PAGE_AT, ..wr };

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The scenarios in which an RDMA device reaches the page, and what they have in common.
 
+use rnic_agent::pattern::Content;
 use rnic_agent::proto::FsType::{self, Btrfs, Ext4, Xfs};
-use rnic_agent::proto::{Op, Wc};
+use rnic_agent::proto::Op;
 
+use super::promise::{expected_page, failed};
 use super::{price, rdma_cache, rdma_clean, rdma_exit, rdma_held};
-use crate::bench::{Bench, Fsync, status};
+use crate::bench::{Bench, Completion, PAGE};
+use crate::fact::{FactId, What};
+use crate::finding::{Finding, Stop};
 use crate::oracle;
 use crate::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
 use crate::plan::{Folio, Injected, Scenario, Writer};
-use crate::verdict::{Finding, Stop, Verdict, errno_name};
+use crate::verdict::Verdict;
 
 type Run = fn(&mut Bench<'_>) -> Result<Finding, Stop>;
 
@@ -116,53 +120,46 @@ pub const TABLE: &[Scenario] = &[
 /// The row's end where the kernel refuses the registration.
 pub(super) fn refused(bench: &mut Bench<'_>, errno: i32) -> Finding {
     let access = bench.registration().access();
-    bench.say(format!(
-        "ibv_reg_mr of the shared mapping with access flags {access:#x} failed with {}; nothing of it reached the NIC",
-        errno_name(errno)
-    ));
-    Finding::with_errno(Verdict::Refused, Some(errno))
+    let step = format!("ibv_reg_mr of the shared mapping with access flags {access:#x}");
+    let fact = bench.now(What::Returned { step, errno: Some(errno) });
+    Finding::new(Verdict::Refused, fact, []).told(Some(errno))
 }
 
-/// fsync that has to succeed for the row to go on; the page is then looked up again.
-pub(super) fn clean(bench: &mut Bench<'_>) -> Result<Fsync, Stop> {
+/// fsync that has to succeed for the row to go on; the page is then looked up again. Else the finding with which it ends.
+pub(super) fn clean(bench: &mut Bench<'_>) -> Result<Result<FactId, Finding>, Stop> {
     let fsync = bench.fsync()?;
+    if !fsync.ok() {
+        let page = expected_page(bench, 'B', PAGE);
+        return failed(bench, &fsync, &page).map(Err);
+    }
     bench.locate()?;
-    Ok(fsync)
+    Ok(Ok(fsync.fact))
 }
 
-/// The end of a row whose work request failed: was the file harmed?
-pub(super) fn error_completion(
-    bench: &mut Bench<'_>,
-    wc: &Wc,
-    page: &rnic_agent::pattern::Content,
-    tag: char,
-) -> Finding {
-    bench.say(format!("the RDMA WRITE ended with \"{}\"; the file has {page}", status(wc)));
-    let intact = page.is(&bench.pattern(tag), crate::bench::PAGE_AT);
-    Finding::new(if intact { Verdict::ErrCqe } else { Verdict::Lost })
+/// The end of a row whose work request failed. What it may have left of its bytes C is legal; anything else but what was there is not.
+pub(super) fn error_completion(completion: &Completion, (page, seen): (&Content, FactId)) -> Finding {
+    let legal = page.letters().chars().all(|letter| "BC".contains(letter));
+    let verdict = if legal { Verdict::ErrCqe } else { Verdict::Corrupt };
+    Finding::new(verdict, completion.fact, [seen])
 }
 
-/// For evidence: the NIC's write of the page since `since`, or that it is not in our ledger. The write's number, if there is one.
-pub(super) fn landed(bench: &Bench<'_>, since: u64) -> Result<(String, Option<u64>), Stop> {
+/// The NIC's write of the page since `since`, on record. `None` where the device is not ours: then the ledger knows nothing of it.
+pub(super) fn landed(bench: &mut Bench<'_>, since: u64) -> Result<Option<(FactId, u64)>, Stop> {
     if !bench.nic_is_ours() {
-        return Ok((
-            format!("{} wrote GPA {:#x} (by the CPU: not in the ledger)", bench.writer_name(), bench.gpa),
-            None,
-        ));
+        return Ok(None);
     }
     let records = bench.nic_records(since);
-    let write = oracle::nic::last_write(&records, bench.gpa);
-    let write = write.ok_or_else(|| {
+    let write = oracle::nic::last_write(&records, bench.gpa).ok_or_else(|| {
         Stop::Inconclusive(format!(
             "the completion says success and the ledger has no NIC write of GPA {:#x}",
             bench.gpa
         ))
     })?;
-    Ok((oracle::nic::describe(write), Some(write.seq)))
+    Ok(Some((bench.nic(write), write.seq)))
 }
 
 /// sync_file_range(2) of the page under test: starts its write and does not wait for it.
 pub(super) fn start_writeback(bench: &Bench<'_>) -> Op {
-    use crate::bench::{PAGE, PAGE_AT};
+    use crate::bench::PAGE_AT;
     Op::SyncFileRange { h: bench.file(), off: PAGE_AT, len: PAGE, wait_before: false, write: true, wait_after: false }
 }

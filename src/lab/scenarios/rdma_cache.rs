@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! H13 and H36: what the page cache does to a registration, and what a registration does to the page cache.
 
-use rnic_agent::proto::{Op, OpenFlags};
+use rnic_agent::proto::{Op, OpenFlags, Page};
 
 use super::rdma::{clean, refused};
-use crate::bench::{Bench, DIR, FILE_LEN, PAGE, PAGE_AT, status};
+use crate::bench::{Bench, DIR, FILE_LEN, PAGE, PAGE_AT};
+use crate::fact::What;
+use crate::finding::{Finding, Stop};
 use crate::oracle;
-use crate::verdict::{Finding, Stop, Verdict};
+use crate::verdict::Verdict;
 
 /// H13: an O_DIRECT write takes the clean page out of the page cache; the mapping gets a new one, a pin keeps the old.
 pub fn replaced(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
@@ -14,42 +16,53 @@ pub fn replaced(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     if let Err(errno) = bench.register()? {
         return Ok(refused(bench, errno));
     }
-    if let Err(errno) = clean(bench)? {
-        return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));
+    if let Err(harm) = clean(bench)? {
+        return Ok(harm);
     }
+    let before = bench.page()?;
+    let mut facts = vec![bench.now(What::folio("before the O_DIRECT write", &before, None))];
     let old = bench.gpa;
     direct_write(bench)?;
-    let mapping = bench.load()?;
+    // Without a pin the frame is free, and the next page may get it: that the page has left the mapping is what shows.
+    let taken = !bench.page()?.present;
+    let shown = Page { present: !taken, ..before };
+    facts.push(bench.now(What::folio("after the O_DIRECT write", &shown, None)));
+    let (mapping, seen) = bench.load()?;
     bench.locate()?;
+    let after = bench.page()?;
+    facts.extend([bench.now(What::folio("read again", &after, None)), seen]);
     let new = bench.gpa;
-    let since = bench.mark("page replaced");
-    let (wc, read) = bench.rdma_read()?;
-    if !wc.ok() {
-        return Err(Stop::Inconclusive(format!("the RDMA READ ended with \"{}\"", status(&wc))));
-    }
-    let records = bench.nic_records(since);
-    let source = [new, old].into_iter().find_map(|page| oracle::nic::last_read(&records, page));
-    let source = source.map_or("not in the ledger".into(), oracle::nic::describe);
-    bench.say(format!(
-        "an O_DIRECT write of D moved the page from GPA {old:#x} to {new:#x}; the mapping shows {mapping}; RDMA READ gave {read} ({source})"
-    ));
     if !mapping.is(&bench.pattern('D'), PAGE_AT) {
         return Err(Stop::Inconclusive("the mapping does not show what was written by O_DIRECT".into()));
     }
+    if !taken && new == old {
+        return Err(Stop::Inconclusive("the O_DIRECT write did not take the page out of the page cache".into()));
+    }
+    let since = bench.mark("page replaced");
+    let (completion, read, seen) = bench.rdma_read()?;
+    if !completion.ok() {
+        return Err(Stop::Inconclusive("the RDMA READ failed".into()));
+    }
+    let records = bench.nic_records(since);
+    let source = [new, old].into_iter().find_map(|page| oracle::nic::last_read(&records, page));
+    facts.extend(source.map(|source| bench.nic(source)));
     let fresh = read.is(&bench.pattern('D'), PAGE_AT);
+    if !fresh {
+        bench.find(Finding::new(Verdict::Stale, seen, facts.clone()));
+    }
     if !bench.registration().writable() {
-        return Ok(Finding::new(if fresh { Verdict::Safe } else { Verdict::Stale }));
+        return Ok(Finding::new(if fresh { Verdict::Safe } else { Verdict::Stale }, seen, facts));
     }
-    let wc = bench.rdma_write('C')?;
-    let seen = bench.load()?;
-    bench.say(format!("then RDMA WRITE C ended with {}; the mapping shows {seen}", status(&wc)));
-    let visible = seen.is(&bench.pattern('C'), PAGE_AT);
-    match (wc.ok(), visible, fresh) {
-        (true, true, true) => Ok(Finding::new(Verdict::Safe)),
-        (true, true, false) => Ok(Finding::new(Verdict::Stale)),
-        (true, false, _) => Ok(Finding::new(Verdict::Split)),
-        (false, ..) => Ok(Finding::new(Verdict::ErrCqe)),
-    }
+    let completion = bench.rdma_write('C')?;
+    let (page, shown) = bench.load()?;
+    facts.extend([seen, completion.fact]);
+    let visible = page.is(&bench.pattern('C'), PAGE_AT);
+    let verdict = match (completion.ok(), visible) {
+        (true, true) => Verdict::Safe,
+        (true, false) => Verdict::Split,
+        (false, _) => Verdict::ErrCqe,
+    };
+    Ok(Finding::new(verdict, shown, facts))
 }
 
 fn direct_write(bench: &mut Bench<'_>) -> Result<(), Stop> {
@@ -81,23 +94,27 @@ pub fn hole(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     if !before.is_empty() {
         return Err(Stop::Inconclusive(format!("registration alone allocated {} extents", before.len())));
     }
-    let (wc, read) = bench.rdma_read()?;
-    if !wc.ok() {
-        return Err(Stop::Inconclusive(format!("the RDMA READ ended with \"{}\"", status(&wc))));
+    let (completion, read, seen) = bench.rdma_read()?;
+    if !completion.ok() {
+        return Err(Stop::Inconclusive("the RDMA READ failed".into()));
     }
     bench.guest.must(Op::Fsync { h: file })?;
     let after = blocks(bench)?;
     let covers = after.iter().any(|e| e.logical <= PAGE_AT && PAGE_AT - e.logical < e.len);
     let paging = oracle::nic::paging(&bench.nic_records(bench.begun), mr.rkey);
-    bench.say(format!(
-        "RDMA READ of a hole gave {read} ({paging}); after fsync the file has {} extents{}",
-        after.len(),
-        if covers { ", one of them where the hole was: the READ allocated it" } else { "" },
-    ));
+    let paging = bench.now(paging);
+    let extents = after.len();
+    let allocated = bench.note(match covers {
+        true => {
+            format!("after fsync the file has {extents} extents, one of them where the hole was: the READ allocated it")
+        }
+        false => format!("after fsync the file has {extents} extents, none where the hole was"),
+    });
     let zero = read == rnic_agent::pattern::identify(&vec![0; PAGE as usize]);
-    match (zero, covers) {
-        (false, _) => Ok(Finding::new(Verdict::Stale)),
-        (true, true) => Ok(Finding::new(Verdict::Benign)),
-        (true, false) => Ok(Finding::new(Verdict::Safe)),
-    }
+    let verdict = match (zero, covers) {
+        (false, _) => Verdict::Stale,
+        (true, true) => Verdict::Benign,
+        (true, false) => Verdict::Safe,
+    };
+    Ok(Finding::new(verdict, seen, [paging, allocated]))
 }

@@ -4,13 +4,16 @@
 
 use std::time::Duration;
 
-use rnic_agent::proto::{Op, Wc};
+use rnic_agent::client::CallError;
+use rnic_agent::proto::Op;
 
+use super::promise::{expected_page, failed, fsync_brings};
 use super::rdma::{clean, error_completion, landed, refused};
-use crate::bench::{Bench, DIR, PAGE_AT, mount, status, wqe};
+use crate::bench::{Bench, Completion, DIR, PAGE, PAGE_AT, mount, wqe};
+use crate::fact::What;
+use crate::finding::{Finding, Stop};
 use crate::oracle;
-use crate::verdict::{Finding, Stop, Verdict, errno_name};
-use blk::PowerCut;
+use crate::verdict::Verdict;
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 
 /// enum ibv_wc_status: the key does not allow it.
@@ -26,53 +29,38 @@ pub fn after_clean(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     if let Err(errno) = bench.register()? {
         return Ok(refused(bench, errno));
     }
-    if let Err(errno) = clean(bench)? {
-        return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));
+    if let Err(harm) = clean(bench)? {
+        return Ok(harm);
     }
     let since = bench.mark("page is clean");
-    let wc = bench.rdma_write('C')?;
-    durable(bench, &wc, since, 'C')
+    let completion = bench.rdma_write('C')?;
+    durable(bench, &completion, since)
 }
 
-/// After an RDMA WRITE of `tag`, which completed as `wc`: fsync, power cut, and the bytes must be there.
-fn durable(bench: &mut Bench<'_>, wc: &Wc, since: u64, tag: char) -> Result<Finding, Stop> {
-    if !wc.ok() {
-        let page = bench.load()?;
-        return Ok(error_completion(bench, wc, &page, 'B'));
+/// After an RDMA WRITE of C has completed: fsync, power cut, and the bytes must be there.
+fn durable(bench: &mut Bench<'_>, completion: &Completion, since: u64) -> Result<Finding, Stop> {
+    if !completion.ok() {
+        let (page, seen) = bench.load()?;
+        return Ok(error_completion(completion, (&page, seen)));
     }
-    let (write, landed) = landed(bench, since)?;
-    let before = oracle::last_write_before(bench.guest.ledger(), bench.gpa, bench.begun, landed.unwrap_or(since));
-    let memory = bench.load()?;
-    let errno = bench.fsync()?.err();
-    let newer = oracle::newer_write(bench.guest.ledger(), bench.gpa, landed.unwrap_or(since));
-    let said = errno.map_or("0".into(), errno_name);
-    let paging = if bench.registration().is_odp() && bench.nic_is_ours() {
-        format!(" ({})", oracle::nic::paging(&bench.nic_records(bench.begun), bench.rkey()?))
-    } else {
-        String::new()
-    };
-    let before = before.map_or("no blk write of that page came before".into(), |blk| {
-        format!(
-            "the last blk write of that page, {}, took its bytes at {}",
-            oracle::describe(&blk),
-            oracle::seq(blk.data)
-        )
-    });
-    let after = newer.as_ref().map_or("no blk write of it followed".into(), |blk| {
-        format!("{} took its bytes at {}", oracle::describe(blk), oracle::seq(blk.data))
-    });
-    bench.say(format!("{write}{paging}; {before}; completion: {}; fsync returned {said}; {after}", status(wc)));
-    // Where the bytes are in what was flushed, nothing more is to be shown; else they must be missing from everything written.
-    let cut = bench.cut_and_read(PowerCut::Cruel, "file")?;
-    let pattern = bench.pattern(tag);
-    let safe = cut.is(&pattern) && errno.is_none();
-    let cut = if safe { cut } else { bench.cut_and_read(PowerCut::Kind, "file")? };
-    bench.say(format!("power cut at #{}: the disk has {}, memory has {memory}", cut.at, cut.text()));
-    match (safe, &cut.content) {
-        (true, _) => Ok(Finding::new(Verdict::Safe)),
-        (false, Err(_)) => Ok(Finding::with_errno(Verdict::Torn, errno)),
-        (false, Ok(_)) => Ok(Finding::with_errno(Verdict::Lost, errno)),
+    let landed = landed(bench, since)?;
+    let at = landed.map_or(since, |(_, at)| at);
+    let mut facts = vec![completion.fact];
+    facts.extend(landed.map(|(fact, _)| fact));
+    let before = oracle::last_write_before(bench.guest.ledger(), bench.gpa, bench.begun, at);
+    if let Some(before) = before {
+        facts.push(bench.block(&before));
     }
+    facts.push(bench.load()?.1);
+    if bench.registration().is_odp() && bench.nic_is_ours() {
+        let paging = oracle::nic::paging(&bench.nic_records(bench.begun), bench.rkey()?);
+        facts.push(bench.now(paging));
+    }
+    let page = expected_page(bench, 'C', PAGE);
+    Ok(match fsync_brings(bench, &page, at)? {
+        Ok(kept) => Finding::new(Verdict::Safe, completion.fact, facts.into_iter().skip(1).chain(kept)),
+        Err(harm) => harm,
+    })
 }
 
 /// H01 with a key that gives no right to write: the device sees every store, and can harm nothing.
@@ -81,44 +69,43 @@ pub fn read_only(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     if let Err(errno) = bench.register()? {
         return Ok(refused(bench, errno));
     }
-    if let Err(errno) = clean(bench)? {
-        return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));
+    if let Err(harm) = clean(bench)? {
+        return Ok(harm);
     }
+    let mut facts = Vec::new();
     for tag in ['B', 'D'] {
         if tag == 'D' {
             bench.store('D')?;
         }
         let since = bench.mark("before RDMA READ");
-        let (wc, read) = bench.rdma_read()?;
-        if !wc.ok() {
-            return Err(Stop::Inconclusive(format!("the RDMA READ ended with \"{}\"", status(&wc))));
+        let (completion, read, seen) = bench.rdma_read()?;
+        if !completion.ok() {
+            return Err(Stop::Inconclusive("the RDMA READ failed".into()));
         }
         let records = bench.nic_records(since);
-        let from =
-            oracle::nic::last_read(&records, bench.gpa).map_or("not in the ledger".into(), oracle::nic::describe);
-        bench.say(format!("RDMA READ after store {tag}: {read} ({from})"));
-        if !read.is(&bench.pattern(tag), PAGE_AT) {
-            return Ok(Finding::new(Verdict::Stale));
+        if let Some(from) = oracle::nic::last_read(&records, bench.gpa) {
+            facts.push(bench.nic(from));
         }
+        if !read.is(&bench.pattern(tag), PAGE_AT) {
+            return Ok(Finding::new(Verdict::Stale, seen, facts));
+        }
+        facts.push(seen);
     }
-    let wc = bench.rdma_write('C')?;
-    if wc.ok() {
+    let since = bench.mark("before the RDMA WRITE without a right");
+    let completion = bench.rdma_write('C')?;
+    if completion.ok() {
         return Err(Stop::Failed(
             "a key without the right to write let an RDMA WRITE through: the device is broken".into(),
         ));
     }
-    let errno = bench.fsync()?.err();
-    let cut = bench.cut_and_read(PowerCut::Cruel, "file")?;
-    let refused = if wc.code == REMOTE_ACCESS_ERROR { "refused" } else { "not done" };
-    bench.say(format!(
-        "RDMA WRITE was {refused}: \"{}\"; fsync returned {}; power cut at #{}: the disk has {}",
-        status(&wc),
-        errno.map_or("0".into(), errno_name),
-        cut.at,
-        cut.text()
-    ));
-    let there = cut.is(&bench.pattern('D')) && errno.is_none();
-    Ok(Finding::with_errno(if there { Verdict::Safe } else { Verdict::Lost }, errno))
+    if completion.wc.code != REMOTE_ACCESS_ERROR {
+        return Err(Stop::Inconclusive("the RDMA WRITE without a right failed for another reason".into()));
+    }
+    let page = expected_page(bench, 'D', PAGE);
+    Ok(match fsync_brings(bench, &page, since)? {
+        Ok(kept) => Finding::new(Verdict::Safe, completion.fact, facts.into_iter().chain(kept)),
+        Err(harm) => harm,
+    })
 }
 
 /// H02: the registration outlives mapping, file and mount.
@@ -127,33 +114,38 @@ pub fn after_umount(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     if let Err(errno) = bench.register()? {
         return Ok(refused(bench, errno));
     }
-    if let Err(errno) = clean(bench)? {
-        return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));
+    if let Err(harm) = clean(bench)? {
+        return Ok(harm);
     }
     bench.prepare_write('C')?;
     let (file, map) = (bench.file(), bench.map());
     bench.guest.must(Op::Munmap { m: map })?;
     bench.guest.must(Op::Close { h: file })?;
     if let Err(error) = bench.guest.call(Op::Umount { dir: DIR.into() }) {
-        return Err(Stop::Inconclusive(format!("umount with a live registration: {error}")));
+        let CallError::Failed(failure) = &error else { return Err(bench.guest.stop_for("umount", &error)) };
+        let step = "umount with a live registration".into();
+        let fact = bench.now(What::Returned { step, errno: Some(failure.errno) });
+        return Ok(Finding::new(Verdict::Refused, fact, []).told(Some(failure.errno)));
     }
     let since = bench.mark("unmounted");
-    let wc = bench.rdma_write('C')?;
-    let write = if wc.ok() { landed(bench, since)?.0 } else { "no NIC write".into() };
+    let completion = bench.rdma_write('C')?;
+    let landed = if completion.ok() { landed(bench, since)? } else { None };
     bench.deregister()?;
     bench.guest.must(mount("/dev/vdb", DIR, bench.fs(), ""))?;
-    let page = bench.read_direct("file")?;
-    let healed = oracle::newer_write(bench.guest.ledger(), bench.gpa, since).is_some();
-    bench.say(format!(
-        "after munmap, close and umount (at #{since}): {write}; completion: {}; after dereg and mount the file reads {page}; {}",
-        status(&wc),
-        if healed { "a blk write of that page followed" } else { "no blk write of that page followed" },
-    ));
-    if !wc.ok() {
-        return Ok(error_completion(bench, &wc, &page, 'B'));
+    let (page, seen) = bench.read_direct("file")?;
+    if !completion.ok() {
+        return Ok(error_completion(&completion, (&page, seen)));
     }
+    let newer = oracle::newer_write(bench.guest.ledger(), bench.gpa, since);
+    let newer = bench.newer_write(newer.as_ref(), since);
     let there = page.is(&bench.pattern('C'), PAGE_AT);
-    Ok(Finding::new(if there { Verdict::Safe } else { Verdict::Lost }))
+    let verdict = match page.is(&bench.pattern('B'), PAGE_AT) {
+        _ if there => Verdict::Safe,
+        true => Verdict::Lost,
+        false => Verdict::Corrupt,
+    };
+    let facts = landed.map(|(fact, _)| fact).into_iter().chain([completion.fact, newer]);
+    Ok(Finding::new(verdict, seen, facts))
 }
 
 /// H37: a translation for writing exists; an RDMA WRITE's payload hangs in flight while fsync takes the translation away.
@@ -176,7 +168,7 @@ fn beside_fsync(bench: &mut Bench<'_>, faults: &[NicRule]) -> Result<Finding, St
     bench.prepare_write('C')?;
     let first = bench.rdma_write('E')?;
     if !first.ok() {
-        return Err(Stop::Inconclusive(format!("the first RDMA WRITE ended with \"{}\"", status(&first))));
+        return Err(Stop::Inconclusive("the first RDMA WRITE failed".into()));
     }
     bench.locate()?;
     for fault in faults {
@@ -186,22 +178,23 @@ fn beside_fsync(bench: &mut Bench<'_>, faults: &[NicRule]) -> Result<Finding, St
     let job = bench.start_write('C')?;
     // Until it has been translated: from then on it is in flight.
     std::thread::sleep(FLIGHT / 4);
-    let fsynced = bench.fsync()?;
-    let returned = bench.mark("fsync beside the flight returned");
-    if let Err(errno) = fsynced {
-        return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));
+    let fsync = bench.fsync()?;
+    bench.mark("fsync beside the flight returned");
+    if !fsync.ok() {
+        let page = expected_page(bench, 'E', PAGE);
+        return failed(bench, &fsync, &page);
     }
-    let wc = bench.wait_write(job, FLIGHT * 5)?;
-    let wc = wc.ok_or_else(|| Stop::Inconclusive("the RDMA WRITE in flight did not complete".into()))?;
+    let completion = bench.wait_write(job, FLIGHT * 5)?;
+    let completion =
+        completion.ok_or_else(|| Stop::Inconclusive("the RDMA WRITE in flight did not complete".into()))?;
     let records = bench.nic_records(since);
     let write =
         oracle::nic::last_write(&records, bench.gpa).filter(|write| oracle::nic::met_in_flight(&records, write));
     let Some(write) = write else {
         return Err(Stop::Inconclusive("the payload was not in flight when fsync took its translation away".into()));
     };
-    let order = if write.seq < returned { "before" } else { "only after" };
-    bench.say(format!("the payload in flight landed at #{}, {order} fsync returned at #{returned}", write.seq));
-    durable(bench, &wc, since, 'C')
+    bench.nic(write);
+    durable(bench, &completion, since)
 }
 
 /// An RDMA WRITE that meets a translation made from a clean page, which the CPU may only read.
@@ -211,8 +204,8 @@ pub fn read_only_page(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         return Ok(refused(bench, errno));
     }
     let since = bench.mark("registered");
-    let wc = bench.rdma_write('C')?;
-    durable(bench, &wc, since, 'C')
+    let completion = bench.rdma_write('C')?;
+    durable(bench, &completion, since)
 }
 
 /// Control: the payload of an RDMA WRITE waits until fsync has taken its translation away, and then goes through it.

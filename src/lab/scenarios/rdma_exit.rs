@@ -6,8 +6,11 @@ use std::time::Duration;
 use rnic_agent::proto::{MrInfo, Op, Value, VerbsOp, Wr, WrKind, access};
 
 use crate::bench::{Bench, PAGE, errno_of};
+use crate::fact::{FactId, What};
+use crate::finding::{Finding, Stop};
 use crate::oracle;
-use crate::verdict::{Finding, Stop, Verdict};
+use crate::verdict::Verdict;
+use mlx5::hooks::NicRecord;
 use probe::ledger::Seq;
 
 /// Pairs of queue pairs in each of the two processes.
@@ -41,37 +44,38 @@ pub fn killed(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let before = bench.nic_objects();
     let first = Process::start(bench, 'F')?;
     let second = Process::start(bench, 'S')?;
-    let (dead, undisturbed) = kill_first(bench, &first, &second)?;
+    let (dead, well, undisturbed) = kill_first(bench, &first, &second)?;
     second.run(bench, ENDLESS)?;
     std::thread::sleep(WHILE);
     let dead_too = second.kill(bench)?;
     std::thread::sleep(WHILE);
     let left = bench.nic_objects();
-    let late: Vec<_> = [first.late(bench, dead), second.late(bench, dead_too)].into_iter().flatten().collect();
-    bench.say(match (late.is_empty(), bench.nic_is_ours()) {
-        (true, true) => format!("no NIC write reached their pages after the deaths at #{dead} and #{dead_too}"),
-        (true, false) => format!("what {} wrote after the deaths is not in the ledger", bench.writer_name()),
-        (false, _) => late.join("; "),
-    });
-    let clean = left == before;
-    let list = |of: &[(&str, u64)]| of.iter().map(|(kind, n)| format!("{n} {kind}")).collect::<Vec<_>>().join(", ");
+    let late = [(&first, dead), (&second, dead_too)].map(|(process, dead)| process.late(bench, dead));
+    let late: Vec<FactId> = late.into_iter().flatten().map(|write| bench.nic(&write)).collect();
+    let mut facts = vec![bench.fact(dead, What::Returned { step: "kill -9 of process 1".into(), errno: None })];
+    facts.push(bench.fact(dead_too, What::Returned { step: "kill -9 of process 2".into(), errno: None }));
     if bench.nic_is_ours() {
-        bench.say(format!("the NIC has {}; before the processes it had {}", list(&left), list(&before)));
+        let list = |of: &[(&str, u64)]| of.iter().map(|(kind, n)| format!("{n} {kind}")).collect::<Vec<_>>().join(", ");
+        let text = format!("the NIC has {}; before the processes it had {}", list(&left), list(&before));
+        facts.push(bench.note(text));
     }
     // The device must serve a newcomer as before.
     let again = Process::start(bench, 'N')?;
     let works = again.works(bench, 'N')?;
     again.kill(bench)?;
-    bench.say(format!("a new process with {} QPs {}", 2 * PAIRS, if works { "works" } else { "does not work" }));
-    match (late.is_empty(), undisturbed && works && clean) {
-        (false, _) => Ok(Finding::new(Verdict::LeakTo)),
-        (true, true) => Ok(Finding::new(Verdict::Safe)),
-        (true, false) => Ok(Finding::new(Verdict::Lost)),
+    let verb = if works { "works" } else { "does not work" };
+    facts.push(bench.note(format!("a new process with {} QPs {verb}", 2 * PAIRS)));
+    facts.push(undisturbed);
+    if let Some(first) = late.first() {
+        return Ok(Finding::new(Verdict::LeakTo, *first, late.iter().skip(1).copied().chain(facts)));
     }
+    let well = well && works && left == before;
+    let last = facts.pop().unwrap_or(undisturbed);
+    Ok(Finding::new(if well { Verdict::Safe } else { Verdict::Lost }, last, facts))
 }
 
 /// Kills the first process while both are busy: when it had ended, and whether the second was undisturbed.
-fn kill_first(bench: &mut Bench<'_>, first: &Process, second: &Process) -> Result<(Seq, bool), Stop> {
+fn kill_first(bench: &mut Bench<'_>, first: &Process, second: &Process) -> Result<(Seq, bool, FactId), Stop> {
     first.run(bench, ENDLESS)?;
     let job = second.run(bench, SOME)?;
     std::thread::sleep(WHILE);
@@ -79,12 +83,10 @@ fn kill_first(bench: &mut Bench<'_>, first: &Process, second: &Process) -> Resul
     let during = errno_of(&bench.wait_job(job, JOB)?) == Some(Ok(()));
     let after = second.works(bench, 'S')?;
     let well = during && after;
-    bench.say(format!(
-        "process 1 was killed with {PAIRS} busy pairs; process 2 went on: its {} QPs {}",
-        2 * PAIRS,
-        if well { "all work, and its memory has what they wrote" } else { "do not all work" },
-    ));
-    Ok((dead, well))
+    let text = if well { "all work, and its memory has what they wrote" } else { "do not all work" };
+    let fact = bench
+        .note(format!("process 1 was killed with {PAIRS} busy pairs; process 2 went on: its {} QPs {text}", 2 * PAIRS));
+    Ok((dead, well, fact))
 }
 
 impl Process {
@@ -151,10 +153,9 @@ impl Process {
     }
 
     /// A NIC write of its page after its end.
-    fn late(&self, bench: &Bench<'_>, dead: Seq) -> Option<String> {
+    fn late(&self, bench: &Bench<'_>, dead: Seq) -> Option<NicRecord> {
         let records = bench.nic_records(dead);
-        let write = oracle::nic::last_write(&records, self.gpa).filter(|write| write.seq > dead)?;
-        Some(format!("{}, after the process had ended at #{dead}", oracle::nic::describe(write)))
+        oracle::nic::last_write(&records, self.gpa).filter(|write| write.seq > dead).cloned()
     }
 }
 

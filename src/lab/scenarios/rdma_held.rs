@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
-use rnic_agent::proto::{Op, Wc};
+use rnic_agent::proto::{FsType, Op};
 
-use super::rdma::{refused, start_writeback};
-use crate::bench::{Bench, Disk, errno_of, status};
+use super::promise::{expected_page, failed, fsync_brings};
+use super::rdma::{error_completion, refused, start_writeback};
+use crate::bench::{Bench, Completion, Disk, Fsync, PAGE, errno_of};
+use crate::fact::{FactId, What};
+use crate::finding::{Finding, Stop};
 use crate::oracle;
-use crate::verdict::{Finding, Stop, Verdict, errno_name};
+use crate::verdict::Verdict;
 use blk::{BlkOp, RequestRecord};
 use blk::{HoldPoint, LeverId, PowerCut};
 use mlx5::hooks::NicRecord;
@@ -25,15 +28,17 @@ struct Window {
     /// The held write, after it went on.
     write: RequestRecord,
     /// The RDMA WRITE's completion.
-    wc: Wc,
+    completion: Completion,
     /// It completed while the write was held.
     during: bool,
     /// The NIC's write of the page, where the NIC is ours.
     landed: Option<NicRecord>,
     /// The page fault that was open when the window closed.
-    pending: Option<NicRecord>,
-    /// What started the writeback: its result.
-    writeback: Result<(), i32>,
+    pending: bool,
+    /// What started the writeback failed.
+    errno: Option<i32>,
+    /// All of it on record.
+    facts: Vec<FactId>,
 }
 
 /// Holds the write that `writeback` starts at `point`, lets the RDMA WRITE of C at its page, lets the write go. `None`: the kernel
@@ -53,14 +58,22 @@ fn meet(bench: &mut Bench<'_>, point: HoldPoint, writeback: Op) -> Result<Result
     let write_job = bench.open_gate(gate, gated, 'C')?;
     let early = bench.wait_write(write_job, WINDOW)?;
     let closed = bench.mark("window closed");
+    let mut facts = Vec::new();
+    if early.is_none() {
+        facts.push(bench.waited("RDMA WRITE C", WINDOW));
+    }
     let pending = match (&early, bench.nic_is_ours()) {
         (None, true) => oracle::nic::fault_open_at(&bench.nic_records(since), bench.rkey()?, closed).cloned(),
         _ => None,
     };
-    let (wc, during, writeback) = let_go(bench, lever, started, write_job, early)?;
+    facts.extend(pending.as_ref().map(|fault| bench.nic(fault)));
+    let (completion, during, errno) = let_go(bench, lever, started, write_job, early)?;
     let landed = oracle::nic::last_write(&bench.nic_records(since), bench.gpa).cloned();
+    facts.extend(landed.as_ref().map(|landed| bench.nic(landed)));
     let write = bench.record(held)?;
-    Ok(Ok(Window { write, wc, during, landed, pending, writeback }))
+    facts.push(bench.block(&write));
+    facts.push(completion.fact);
+    Ok(Ok(Window { write, completion, during, landed, pending: pending.is_some(), errno, facts }))
 }
 
 fn let_go(
@@ -68,123 +81,95 @@ fn let_go(
     lever: LeverId,
     started: u32,
     write_job: u32,
-    early: Option<Wc>,
-) -> Result<(Wc, bool, Result<(), i32>), Stop> {
+    early: Option<Completion>,
+) -> Result<(Completion, bool, Option<i32>), Stop> {
     bench.release(Disk::Fs, lever)?;
     let state = bench.wait_job(started, AFTER)?;
-    let writeback =
-        errno_of(&state).ok_or_else(|| Stop::Inconclusive("writeback did not end after its release".into()))?;
+    let Some(writeback) = errno_of(&state) else { return Err(bench.waits("writeback", AFTER)) };
     let during = early.is_some();
-    let wc = match early {
-        Some(wc) => Some(wc),
+    let completion = match early {
+        Some(completion) => Some(completion),
         None => bench.wait_write(write_job, AFTER)?,
     };
-    let wc = wc.ok_or_else(|| Stop::Inconclusive("the RDMA WRITE did not complete after the release".into()))?;
-    Ok((wc, during, writeback))
+    match completion {
+        Some(completion) => Ok((completion, during, writeback.err())),
+        None => Err(bench.waits("RDMA WRITE C", AFTER)),
+    }
 }
 
 impl Window {
-    /// Why nothing can be concluded: the NIC's access to the page was not attempted during the hold (rule 9).
-    fn missed(&self, ours: bool) -> Option<String> {
-        let attempted = self.during || self.pending.is_some() || !ours;
-        (!attempted).then(|| "the RDMA WRITE neither landed nor faulted while the write was held".into())
-    }
-
-    fn text(&self, point: HoldPoint) -> String {
-        let nic = self.landed.as_ref().map_or("the RDMA WRITE (not in the ledger)".into(), oracle::nic::describe);
-        let write = oracle::describe(&self.write);
-        let hold = format!(
-            "{write} of that page was held ({point:?}; arrived #{}, data at {}, completed at {})",
-            self.write.arrived,
-            oracle::seq(self.write.data),
-            oracle::seq(self.write.completed)
-        );
-        match (self.during, &self.pending) {
-            (true, _) => format!("{nic} while {hold}; completion: {}", status(&self.wc)),
-            (false, Some(fault)) => format!(
-                "{} and was still open {} s later, when {hold}; after the release: {nic}; completion: {}",
-                oracle::nic::describe(fault),
-                WINDOW.as_secs(),
-                status(&self.wc)
-            ),
-            (false, None) => format!("the RDMA WRITE waited while {hold}; after the release: {nic}"),
+    /// Why nothing can be concluded: the NIC's access to the page was not attempted during the hold (rule 9), or fell outside of what the
+    /// row asks for. A device whose accesses nobody sees has attempted it when its WRITE completed, and not otherwise.
+    fn missed(&self, order: fn(&NicRecord, &RequestRecord) -> bool) -> Option<&'static str> {
+        if !self.during && !self.pending {
+            return Some("the RDMA WRITE neither landed nor faulted while the write was held");
         }
+        let outside = self.during && self.landed.as_ref().is_some_and(|landed| !order(landed, &self.write));
+        outside.then_some("the NIC's write did not fall into the hold")
     }
 }
 
 /// H06: a file system with data checksums.
 pub fn checksummed(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let fsync = Op::Fsync { h: bench.file() };
-    let window = match meet(bench, HoldPoint::BeforeData, fsync)? {
-        Ok(window) => window,
-        Err(errno) => return Ok(refused(bench, errno)),
-    };
-    bench.say(window.text(HoldPoint::BeforeData));
-    if let Some(why) = window.missed(bench.nic_is_ours()) {
-        return Err(Stop::Inconclusive(why));
-    }
-    if let Some(landed) = window.landed.as_ref().filter(|_| window.during)
-        && !oracle::nic::landed_before_data(landed, &window.write)
-    {
-        return Err(Stop::Inconclusive(
-            "the NIC's write did not fall between arrival and data of the held write".into(),
-        ));
-    }
-    if let Err(errno) = window.writeback {
-        return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));
-    }
-    let first = bench.cut_and_read(PowerCut::Kind, "file")?;
-    bench.say(format!("fsync returned 0; power cut at #{}: the disk has {}", first.at, first.text()));
-    if first.content.is_err() {
-        return Ok(Finding::new(Verdict::Torn));
-    }
-    settled(bench, &window)
+    judge(bench, HoldPoint::BeforeData, fsync, oracle::nic::landed_before_data)
 }
 
 /// H10, the NIC's write before the held write's data is read.
 pub fn before_data(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    plain(bench, HoldPoint::BeforeData)
+    let writeback = start_writeback(bench);
+    judge(bench, HoldPoint::BeforeData, writeback, oracle::nic::landed_before_data)
 }
 
 /// H10, the NIC's write after the held write's data was read.
 pub fn before_completion(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    plain(bench, HoldPoint::BeforeComplete)
+    let writeback = start_writeback(bench);
+    judge(bench, HoldPoint::BeforeComplete, writeback, oracle::nic::landed_before_completion)
 }
 
-fn plain(bench: &mut Bench<'_>, point: HoldPoint) -> Result<Finding, Stop> {
-    let writeback = start_writeback(bench);
+fn judge(
+    bench: &mut Bench<'_>,
+    point: HoldPoint,
+    writeback: Op,
+    order: fn(&NicRecord, &RequestRecord) -> bool,
+) -> Result<Finding, Stop> {
     let window = match meet(bench, point, writeback)? {
         Ok(window) => window,
         Err(errno) => return Ok(refused(bench, errno)),
     };
-    bench.say(window.text(point));
-    if let Some(why) = window.missed(bench.nic_is_ours()) {
-        return Err(Stop::Inconclusive(why));
+    if let Some(why) = window.missed(order) {
+        return Err(Stop::Inconclusive(why.into()));
     }
-    let order = match point {
-        HoldPoint::BeforeComplete => oracle::nic::landed_before_completion,
-        _ => oracle::nic::landed_before_data,
+    if let Some(errno) = window.errno {
+        let step = "writeback".into();
+        let fact = bench.now(What::Returned { step, errno: Some(errno) });
+        let page = expected_page(bench, 'C', PAGE);
+        return failed(bench, &Fsync { errno: Some(errno), fact }, &page);
+    }
+    // A cut now, before anything heals it: a checksum that is wrong on disk at this moment is harm, whatever comes later.
+    let torn = match point {
+        HoldPoint::BeforeData if bench.fs() == FsType::Btrfs => {
+            bench.cut_and_read(PowerCut::Kind, "file")?.unreadable()
+        }
+        _ => None,
     };
-    if window.landed.as_ref().is_some_and(|landed| window.during && !order(landed, &window.write)) {
-        return Err(Stop::Inconclusive("the NIC's write did not fall into the hold".into()));
-    }
-    settled(bench, &window)
+    torn.into_iter().for_each(|torn| bench.find(torn));
+    settled(bench, window)
 }
 
 /// fsync after the overlap, power cut: C must be there. Overlap without harm is BENIGN, a NIC that had to wait is SAFE.
-fn settled(bench: &mut Bench<'_>, window: &Window) -> Result<Finding, Stop> {
-    if !window.wc.ok() {
-        let page = bench.load()?;
-        return Ok(super::rdma::error_completion(bench, &window.wc, &page, 'B'));
+fn settled(bench: &mut Bench<'_>, window: Window) -> Result<Finding, Stop> {
+    if !window.completion.ok() {
+        let (page, seen) = bench.load()?;
+        return Ok(error_completion(&window.completion, (&page, seen)));
     }
-    let errno = bench.fsync()?.err();
-    let cut = bench.cut_and_read(PowerCut::Cruel, "file")?;
-    let there = cut.is(&bench.pattern('C')) && errno.is_none();
-    let said = errno.map_or("0".into(), errno_name);
-    bench.say(format!("then fsync returned {said}; power cut at #{}: the disk has {}", cut.at, cut.text()));
-    Ok(match (there, window.during) {
-        (true, true) => Finding::new(Verdict::Benign),
-        (true, false) => Finding::new(Verdict::Safe),
-        (false, _) => Finding::with_errno(Verdict::Lost, errno),
+    let page = expected_page(bench, 'C', PAGE);
+    let since = window.landed.as_ref().map_or(window.write.arrived, |landed| landed.seq);
+    Ok(match fsync_brings(bench, &page, since)? {
+        Err(harm) => harm,
+        Ok(kept) => {
+            let verdict = if window.during { Verdict::Benign } else { Verdict::Safe };
+            Finding::new(verdict, window.completion.fact, window.facts.into_iter().chain(kept))
+        }
     })
 }

@@ -1,50 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! H18 and H19: a clone is made while the device still writes to the original's page.
 
+use rnic_agent::pattern::Content;
 use rnic_agent::proto::Op;
 
-use super::overlap::{expected_page, heal};
+use super::promise::{expected_page, failed, fsync_brings};
 use crate::bench::{Bench, PAGE};
+use crate::fact::FactId;
+use crate::finding::{Finding, Stop};
 use crate::oracle;
-use crate::verdict::{Finding, Stop, Verdict};
+use crate::verdict::Verdict;
 use blk::PowerCut;
 
 /// fsync and FICLONE while the read is held; then the read lands, completes, and fsync writes it: where to?
 pub fn clone_under_read(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     bench.store('B')?;
+    let (intact, page) = (expected_page(bench, 'B', PAGE), expected_page(bench, 'C', PAGE));
     let read = bench.hold_read(PAGE)?;
-    if let Err(errno) = bench.fsync()? {
-        return Ok(Finding::with_errno(Verdict::Lost, Some(errno)));
+    let fsync = bench.fsync()?;
+    if !fsync.ok() {
+        return failed(bench, &fsync, &intact);
     }
     bench.clone_file("clone")?;
     let cloned = bench.mark("clone is durable");
     let original = oracle::last_write_before(bench.guest.ledger(), bench.gpa, bench.begun, cloned);
     bench.finish_read(&read)?;
-    let page = expected_page(bench, 'C', PAGE);
-    let lost = heal(bench, &page)?.lost();
-    if let (Some(original), Some(late)) = (original, oracle::newer_write(bench.guest.ledger(), bench.gpa, cloned)) {
-        bench.say(format!(
-            "{} wrote LBA {} before the clone; {} wrote LBA {} after it{}",
-            oracle::describe(&original),
-            lba_of(&original, bench.gpa),
-            oracle::describe(&late),
-            lba_of(&late, bench.gpa),
-            if lba_of(&original, bench.gpa) == lba_of(&late, bench.gpa) { ": the shared block, in place" } else { "" },
-        ));
+    let since = bench.mark("read complete");
+    let healed = fsync_brings(bench, &page, since)?;
+    let late = oracle::newer_write(bench.guest.ledger(), bench.gpa, cloned);
+    let mut writes = Vec::new();
+    for write in [&original, &late].into_iter().flatten() {
+        writes.push(bench.block(write));
     }
     bench.guest.must(Op::DropCaches { what: 3 })?;
-    let live = bench.read_direct("clone")?;
+    let (live, seen) = bench.read_direct("clone")?;
     let cut = bench.cut_and_read(PowerCut::Cruel, "clone")?;
-    bench.say(format!(
-        "the clone was made of B*8; it now reads {live}, and {} after a power cut at #{}",
-        cut.text(),
-        cut.at
-    ));
-    let intact = expected_page(bench, 'B', PAGE);
-    if live != intact || !cut.holds(&intact) {
-        return Ok(Finding::new(Verdict::LeakTo));
+    if live == intact && cut.holds(&intact) {
+        return Ok(match healed {
+            Err(harm) => harm,
+            Ok(facts) => Finding::new(Verdict::Safe, cut.fact, [seen].into_iter().chain(writes).chain(facts)),
+        });
     }
-    Ok(lost.unwrap_or(Finding::new(Verdict::Safe)))
+    healed.err().into_iter().for_each(|harm| bench.find(harm));
+    if let Some(unreadable) = cut.unreadable() {
+        return Ok(unreadable);
+    }
+    let lba = |write: &blk::RequestRecord| lba_of(write, bench.gpa);
+    let in_place = original.as_ref().map(lba).is_some_and(|at| late.as_ref().map(lba) == Some(at));
+    Ok(changed(&page, (&live, seen), &cut, in_place, writes))
+}
+
+/// The clone is not what it was. It is LEAKTO if it holds the read's bytes, and they went to the block that it shares.
+fn changed(
+    page: &Content,
+    (live, seen): (&Content, FactId),
+    cut: &crate::bench::CutPage,
+    in_place: bool,
+    writes: Vec<FactId>,
+) -> Finding {
+    let leaked = in_place && (live == page || cut.holds(page));
+    let verdict = if leaked { Verdict::LeakTo } else { Verdict::Corrupt };
+    Finding::new(verdict, cut.fact, [seen].into_iter().chain(writes))
 }
 
 /// Sector on the disk to which `record` moved page `gpa`.

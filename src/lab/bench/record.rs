@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a row puts on record: facts, and the findings that rest on them.
+
+use super::Bench;
+use crate::complaints::{Complaint, Gravity};
+use crate::fact::{FactId, Facts, What};
+use crate::finding::{Finding, Stop};
+use crate::verdict::Verdict;
+use probe::ledger::Seq;
+
+impl Bench<'_> {
+    /// Puts a fact on record, as of `seq` in the ledger's order.
+    pub fn fact(&mut self, seq: Seq, what: What) -> FactId {
+        self.facts.add(seq, what)
+    }
+
+    /// The same, as of now.
+    pub fn now(&mut self, what: What) -> FactId {
+        let seq = self.guest.ledger().now();
+        self.facts.add(seq, what)
+    }
+
+    /// A sentence beside the facts.
+    pub fn note(&mut self, text: impl Into<String>) -> FactId {
+        self.now(What::Note { text: text.into() })
+    }
+
+    /// A finding beside that with which the scenario ends: the heaviest is the row's.
+    pub fn find(&mut self, finding: Finding) {
+        self.findings.push(finding);
+    }
+
+    /// The row ended before its story did.
+    pub fn stop(&mut self, stop: Stop) {
+        let finding = self.finding_of(stop);
+        self.findings.push(finding);
+    }
+
+    /// What a stop comes to.
+    pub fn finding_of(&mut self, stop: Stop) -> Finding {
+        let now = self.guest.ledger().now();
+        stop.finding(&mut self.facts, now)
+    }
+
+    /// A negative control judges what was found; it is not the row's.
+    pub fn forget_findings(&mut self) {
+        self.findings.clear();
+    }
+
+    /// Takes down what both kernels have said since the last row. A thread that died is a finding, and so is a task that does not get on.
+    /// Whether there were warnings.
+    pub fn hear_kernels(&mut self) -> bool {
+        let said = [&*self.guest, &*self.witness].map(|guest| (guest.role(), guest.hear()));
+        let mut warned = false;
+        for (guest, complaint) in said.into_iter().flat_map(|(role, said)| said.into_iter().map(move |one| (role, one)))
+        {
+            let Complaint { gravity, line } = complaint;
+            let fact = self.fact(0, What::Kernel { guest, gravity, line });
+            let verdict = match gravity {
+                Gravity::Oops => Verdict::Oops,
+                Gravity::Hung => Verdict::Hung,
+                Gravity::Warning | Gravity::Message => {
+                    warned |= gravity == Gravity::Warning;
+                    continue;
+                }
+            };
+            self.find(Finding::new(verdict, fact, []));
+        }
+        warned
+    }
+
+    /// The facts and findings so far.
+    pub fn take_findings(&mut self) -> (Facts, Vec<Finding>) {
+        (std::mem::take(&mut self.facts), std::mem::take(&mut self.findings))
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The attempts at one row, and what they come to together. None is forgotten.
+
+use super::play::Played;
+use crate::report::Attempt;
+use crate::verdict::{Observed, Verdict};
+
+/// Most attempts at a row.
+const MOST: usize = 2;
+
+/// What there was so far.
+#[derive(Default)]
+pub(super) struct Attempts(Vec<(Observed, Attempt)>);
+
+impl Attempts {
+    /// Takes down one that has ended.
+    pub(super) fn add(&mut self, played: &Played, seconds: f64) {
+        let observed = played.observed();
+        let findings = played.findings.iter().map(Into::into).collect();
+        let attempt = Attempt { observed: observed.to_string(), facts: played.facts.clone(), findings, seconds };
+        self.0.push((observed, attempt));
+    }
+
+    /// Whether one more is due: the evidence was not enough, or the kernel broke, which may be its host's fault.
+    pub(super) fn another(&self) -> bool {
+        let again = |observed: &Observed| observed.verdict == Verdict::Inconclusive || observed.verdict.is_collapse();
+        self.0.len() < MOST && self.0.last().is_some_and(|(observed, _)| again(observed))
+    }
+
+    /// The row's verdict: the last attempt's, unless the kernel broke in an earlier one and not again.
+    pub(super) fn observed(&self) -> Observed {
+        let last = self.last();
+        let broke = self.0.iter().map(|(observed, _)| observed.verdict).filter(|verdict| verdict.is_collapse()).min();
+        match broke {
+            Some(harm) if !last.verdict.is_collapse() => {
+                let hits = self.0.iter().filter(|(observed, _)| observed.verdict.is_collapse()).count();
+                let flaky = Observed::flaky(harm, hits as u32, self.0.len() as u32);
+                // Harm that is certain outranks harm that is not.
+                if last.verdict < flaky.verdict { last } else { flaky }
+            }
+            _ => last,
+        }
+    }
+
+    /// How many there were.
+    pub(super) fn count(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// What the last one came to.
+    pub(super) fn last(&self) -> Observed {
+        self.0.last().map_or(Observed::new(Verdict::Inconclusive), |(observed, _)| observed.clone())
+    }
+
+    /// All of them.
+    pub(super) fn list(self) -> Vec<Attempt> {
+        self.0.into_iter().map(|(_, attempt)| attempt).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fact::{Facts, What};
+    use crate::finding::Finding;
+
+    fn after(verdicts: &[Verdict]) -> (String, bool) {
+        let mut attempts = Attempts::default();
+        for verdict in verdicts {
+            let mut facts = Facts::default();
+            let fact = facts.add(1, What::Unsound { why: "a test".into() });
+            let findings = vec![Finding::new(*verdict, fact, [])];
+            attempts.add(&Played { facts, findings, warned: false, figures: Vec::new() }, 0.0);
+        }
+        (attempts.observed().to_string(), attempts.another())
+    }
+
+    #[test]
+    fn a_kernel_that_breaks_is_tried_again_and_what_does_not_come_again_is_flaky() {
+        assert_eq!(after(&[Verdict::Oops]), ("OOPS".into(), true));
+        assert_eq!(after(&[Verdict::Oops, Verdict::Oops]), ("OOPS".into(), false));
+        assert_eq!(after(&[Verdict::Hung, Verdict::Safe]), ("FLAKY(HUNG 1 of 2)".into(), false));
+        assert_eq!(after(&[Verdict::Panic, Verdict::Inconclusive]), ("FLAKY(PANIC 1 of 2)".into(), false));
+        assert_eq!(after(&[Verdict::Panic, Verdict::Lost]), ("LOST".into(), false));
+    }
+
+    #[test]
+    fn doubt_is_tried_again_and_harm_to_data_is_not() {
+        assert_eq!(after(&[Verdict::Inconclusive]), ("INCONCLUSIVE".into(), true));
+        assert_eq!(after(&[Verdict::Inconclusive, Verdict::Safe]), ("SAFE".into(), false));
+        assert_eq!(after(&[Verdict::Lost]), ("LOST".into(), false));
+    }
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guests that are broken on purpose: the lab has to say so. The story around each is that of H12's last part, which alone is SAFE.
+
+use std::time::Duration;
+
+use rnic_agent::proto::{FsType, Op};
+
+use super::promise::{expected_page, fsync_brings};
+use crate::bench::{Bench, PAGE, Plant};
+use crate::finding::{Finding, Stop};
+use crate::plan::{Folio, Scenario, Writer};
+use crate::verdict::Verdict;
+
+/// How long a step of a broken guest is waited for.
+const SOON: Duration = Duration::from_secs(10);
+
+const fn plant(id: &'static str, mode: &'static str, title: &'static str, run: Run) -> Scenario {
+    Scenario {
+        id,
+        mode,
+        writer: Writer::Disk,
+        title,
+        filesystems: &[FsType::Ext4],
+        core: &[],
+        inject: None,
+        folios: &[Folio::Single],
+        core_folios: &[],
+        named: true,
+        run,
+    }
+}
+
+type Run = fn(&mut Bench<'_>) -> Result<Finding, Stop>;
+
+const OOPS: &str = "plant: a thread of the kernel dies while an O_DIRECT read is held; must be OOPS";
+const ONCE: &str = "plant: the same, in the first attempt only; must be FLAKY";
+const HANG: &str = "plant: umount does not return; must be HUNG";
+const IMAGE: &str = "plant: what a power cut leaves does not mount; must be CORRUPT";
+const SILENT: &str = "plant: the guest falls silent; must be HUNG";
+
+/// Only when they are named.
+pub(super) const TABLE: &[Scenario] = &[
+    plant("C-oops", "plant", OOPS, |bench| held_read(bench, Some(Plant::Oops))),
+    plant("C-oops", "plant-once", ONCE, |bench| {
+        let plant = (bench.attempt() == 0).then_some(Plant::Oops);
+        held_read(bench, plant)
+    }),
+    plant("C-hang", "plant", HANG, |bench| held_read(bench, Some(Plant::Hang))),
+    plant("C-image", "plant", IMAGE, |bench| held_read(bench, Some(Plant::Image))),
+    plant("C-silent", "plant", SILENT, |bench| held_read(bench, Some(Plant::Silence))),
+];
+
+/// An O_DIRECT read is held while sync(2) runs; then it completes, and the next fsync must bring it.
+fn held_read(bench: &mut Bench<'_>, plant: Option<Plant>) -> Result<Finding, Stop> {
+    bench.store('B')?;
+    let read = bench.hold_read(PAGE)?;
+    if let Some(plant) = plant {
+        bench.plant(plant)?;
+    }
+    let sync = bench.spawn(Op::Sync)?;
+    if !bench.wait_job(sync, SOON)?.done {
+        return Err(bench.waits("sync", SOON));
+    }
+    bench.finish_read(&read)?;
+    let since = bench.mark("read complete");
+    let page = expected_page(bench, 'C', PAGE);
+    Ok(match fsync_brings(bench, &page, since)? {
+        Ok(facts) => {
+            let read = bench.record(read.id)?;
+            let read = bench.block(&read);
+            Finding::new(Verdict::Safe, read, facts)
+        }
+        Err(harm) => harm,
+    })
+}

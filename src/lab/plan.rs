@@ -4,13 +4,16 @@
 use std::fmt;
 
 use rnic_agent::proto::{FsType, access};
+use serde::Deserialize;
 
 use super::bench::Bench;
 use super::finding::{Finding, Stop};
 use super::scenarios;
+use super::story::Story;
 
 /// Size of the page cache's units under test, which decides the unit of damage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Folio {
     /// One page each.
     Single,
@@ -39,7 +42,8 @@ pub enum Injected {
 }
 
 /// How memory is registered with an RDMA device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Registration {
     /// Pinned, with all rights.
     Pinned,
@@ -57,6 +61,16 @@ impl Registration {
         let write = access::LOCAL_WRITE | access::REMOTE_WRITE;
         let odp = if self.is_odp() { access::ON_DEMAND } else { 0 };
         access::REMOTE_READ | odp | if self.writable() { write } else { 0 }
+    }
+
+    /// Its name as a mode of a row.
+    pub fn name(self) -> &'static str {
+        match self {
+            Registration::Pinned => "pinned",
+            Registration::PinnedRo => "pinned-ro",
+            Registration::Odp => "odp",
+            Registration::OdpRo => "odp-ro",
+        }
     }
 
     /// On-demand paging.
@@ -113,6 +127,8 @@ pub struct Scenario {
     pub core_folios: &'static [Folio],
     /// Runs only when the user names it.
     pub named: bool,
+    /// The steps, where they are data: then `run` is what plays them.
+    pub story: Option<&'static Story>,
     /// The steps and the judgement.
     pub run: fn(&mut Bench<'_>) -> Result<Finding, Stop>,
 }
@@ -163,6 +179,36 @@ impl Row {
     fn is_core(&self) -> bool {
         self.scenario.core.contains(&self.fs) && self.scenario.core_folios.contains(&self.folio)
     }
+}
+
+/// The rows of a story of the user's own. What they refer to lives as long as the program.
+pub fn rows_of(story: Story) -> Vec<Row> {
+    let story: &'static Story = Box::leak(Box::new(story));
+    let modes = match story.registrations.as_slice() {
+        [] => vec![(Writer::Disk, "disk")],
+        list => list.iter().map(|registration| (Writer::Nic(*registration), registration.name())).collect(),
+    };
+    let mut rows = Vec::new();
+    for (writer, mode) in modes {
+        let scenario: &'static Scenario = Box::leak(Box::new(Scenario {
+            id: &story.id,
+            mode,
+            writer,
+            title: &story.title,
+            filesystems: &story.filesystems,
+            core: &[],
+            inject: None,
+            folios: &story.folios,
+            core_folios: &[],
+            named: true,
+            story: Some(story),
+            run: super::story::play::run,
+        }));
+        for &fs in &story.filesystems {
+            rows.extend(story.folios.iter().map(|&folio| Row { scenario, fs, folio }));
+        }
+    }
+    rows
 }
 
 /// The rows of `selection`, or a sentence about what does not exist.

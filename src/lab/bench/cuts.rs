@@ -67,12 +67,37 @@ impl Bench<'_> {
     }
 
     fn read_frozen(&mut self, frozen: Frozen, name: &str) -> Result<CutPage, Stop> {
+        let mut pages = self.read_pages(frozen, &[(name.to_string(), PAGE_AT)])?;
+        pages.pop().ok_or_else(|| Stop::Failed("the witness read no page".into()))
+    }
+
+    /// Both cuts of this moment: what the cruel one leaves of each page; the other is read only if `wanted` says so.
+    pub fn cut_pages(
+        &mut self,
+        pages: &[(String, u64)],
+        wanted: impl FnOnce(&[CutPage]) -> bool,
+    ) -> Result<(Vec<CutPage>, Option<Vec<CutPage>>), Stop> {
+        let (cruel, kind) = (self.freeze(PowerCut::Cruel)?, self.freeze(PowerCut::Kind)?);
+        let cruel = self.read_pages(cruel, pages)?;
+        if !wanted(&cruel) {
+            drop(std::fs::remove_file(&kind.image));
+            return Ok((cruel, None));
+        }
+        let kind = self.read_pages(kind, pages)?;
+        Ok((cruel, Some(kind)))
+    }
+
+    fn read_pages(&mut self, frozen: Frozen, pages: &[(String, u64)]) -> Result<Vec<CutPage>, Stop> {
         let Frozen { cut, at, image } = frozen;
         let mark = self.witness.must(Op::DmesgMark)?.num().unwrap_or(0);
-        let content = self.read_cut(cut, &image, name)?;
-        let fact = self.fact(at, What::cut(cut, name, PAGE_AT, &content));
-        let checksum = if content.is_err() { self.checksum_line(mark) } else { None };
-        Ok(CutPage { at, content, fact, checksum })
+        let contents = self.read_cut(cut, &image, pages)?;
+        let mut found = Vec::new();
+        for (content, (name, place)) in contents.into_iter().zip(pages) {
+            let fact = self.fact(at, What::cut(cut, name, *place, &content));
+            let checksum = if content.is_err() { self.checksum_line(mark) } else { None };
+            found.push(CutPage { at, content, fact, checksum });
+        }
+        Ok(found)
     }
 
     /// The witness's line about a wrong checksum, on record.
@@ -90,18 +115,19 @@ impl Bench<'_> {
         Stop::Found(Finding::new(Verdict::Corrupt, fact, []).told(Some(failure.errno)))
     }
 
-    fn read_cut(&mut self, cut: PowerCut, image: &Path, name: &str) -> Result<Result<Content, i32>, Stop> {
+    fn read_cut(
+        &mut self,
+        cut: PowerCut,
+        image: &Path,
+        pages: &[(String, u64)],
+    ) -> Result<Vec<Result<Content, i32>>, Stop> {
         self.plant_image(image)?;
         self.witness.must(Op::Reset)?;
         self.witness.insert(image)?;
         if let Err(error) = self.witness.call(mount("/dev/vdb", CUT_DIR, self.row.fs, "")) {
             return Err(self.corrupt(cut, "mount", &error));
         }
-        let opened = self.witness.call(Op::Open { path: format!("{CUT_DIR}/{name}"), flags: OpenFlags::default() });
-        let read = opened.map(|value| {
-            let h = value.handle().unwrap_or_default();
-            self.witness.call(Op::Read { h, off: PAGE_AT, len: PAGE })
-        });
+        let read = pages.iter().map(|(name, at)| self.read_cut_page(cut, name, *at)).collect::<Vec<_>>();
         self.witness.must(Op::Reset)?;
         self.witness.must(Op::Umount { dir: CUT_DIR.into() })?;
         if self.row.fs == FsType::Btrfs {
@@ -109,12 +135,20 @@ impl Bench<'_> {
             let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
             self.witness.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 })?;
         }
-        match read {
-            Ok(Ok(Value::Content(content))) => Ok(Ok(content)),
-            Ok(Ok(_)) => Err(Stop::Failed("the witness gave no content".into())),
-            Ok(Err(CallError::Failed(failure))) => Ok(Err(failure.errno)),
-            Ok(Err(error)) => Err(self.witness.stop_for("reading the power-cut image", &error)),
-            Err(error) => Err(self.corrupt(cut, "open", &error)),
+        read.into_iter().collect()
+    }
+
+    fn read_cut_page(&mut self, cut: PowerCut, name: &str, at: u64) -> Result<Result<Content, i32>, Stop> {
+        let opened = self.witness.call(Op::Open { path: format!("{CUT_DIR}/{name}"), flags: OpenFlags::default() });
+        let h = match opened {
+            Ok(value) => value.handle().unwrap_or_default(),
+            Err(error) => return Err(self.corrupt(cut, "open", &error)),
+        };
+        match self.witness.call(Op::Read { h, off: at, len: PAGE }) {
+            Ok(Value::Content(content)) => Ok(Ok(content)),
+            Ok(_) => Err(Stop::Failed("the witness gave no content".into())),
+            Err(CallError::Failed(failure)) => Ok(Err(failure.errno)),
+            Err(error) => Err(self.witness.stop_for("reading the power-cut image", &error)),
         }
     }
 

@@ -15,12 +15,17 @@ use blk::{HoldPoint, Lever, LeverId, RequestMatch};
 /// Longest hold. Far below the guest's 120 s hung-task limit.
 const HOLD: Duration = Duration::from_secs(45);
 /// How long a step may take that should not wait for anything held.
-const PROMPT: Duration = Duration::from_secs(20);
+pub const PROMPT: Duration = Duration::from_secs(20);
 
 impl Bench<'_> {
     /// Holds the next request of kind `op` on `disk` that touches the page under test.
     pub fn arm(&mut self, disk: Disk, op: BlkOp, point: HoldPoint) -> LeverId {
-        let lever = Lever::new(RequestMatch { page: Some(self.gpa), ..op.into() }, point, HOLD);
+        self.arm_at(disk, op, point, self.gpa)
+    }
+
+    /// The same for any page.
+    pub fn arm_at(&mut self, disk: Disk, op: BlkOp, point: HoldPoint, gpa: u64) -> LeverId {
+        let lever = Lever::new(RequestMatch { page: Some(gpa), ..op.into() }, point, HOLD);
         let id = self.disk(disk).arm(lever);
         self.holds.push((disk, id));
         id
@@ -106,8 +111,13 @@ impl Bench<'_> {
 
     /// fsync of the file. One that does not return ends the row: BLOCKED while something is held, HUNG otherwise.
     pub fn fsync(&mut self) -> Result<Fsync, Stop> {
+        self.fsync_of(self.file)
+    }
+
+    /// The same of any file.
+    pub fn fsync_of(&mut self, h: u32) -> Result<Fsync, Stop> {
         self.mark("fsync begin");
-        let job = self.spawn(Op::Fsync { h: self.file })?;
+        let job = self.spawn(Op::Fsync { h })?;
         self.await_fsync(job, PROMPT)
     }
 

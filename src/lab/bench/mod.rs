@@ -30,7 +30,7 @@ mod verbs;
 
 pub use cuts::{CutPage, Promise};
 pub use gates::Gate;
-pub use holds::{HeldRead, errno_of};
+pub use holds::{HeldRead, PROMPT, errno_of};
 pub use plant::Plant;
 pub use verbs::Completion;
 pub use verbs::{status, wqe};
@@ -106,8 +106,14 @@ impl<'a> Bench<'a> {
         (nonce, attempt): (u64, u64),
         work: &std::path::Path,
     ) -> Result<Self, Stop> {
-        let mut source = vec![0; FILE_LEN as usize];
-        fill(&Pattern::new(nonce, 'C'), 0, &mut source);
+        let source = match row.scenario.story {
+            Some(story) => crate::story::play::source(story, nonce),
+            None => {
+                let mut source = vec![0; FILE_LEN as usize];
+                fill(&Pattern::new(nonce, 'C'), 0, &mut source);
+                source
+            }
+        };
         guest.must(Op::Reset)?;
         // A row that ended early has left its file system mounted; usually there is none.
         drop(guest.call(Op::Umount { dir: DIR.into() }));
@@ -140,14 +146,17 @@ impl<'a> Bench<'a> {
             injected: Vec::new(),
             figures: Vec::new(),
         };
-        bench.make_file()?;
-        bench.map_file()?;
+        bench.make_fs()?;
+        if row.scenario.story.is_none() {
+            bench.make_file()?;
+            bench.map_file()?;
+        }
         bench.quiet_nic();
         bench.open_verbs()?;
         Ok(bench)
     }
 
-    fn make_file(&mut self) -> Result<(), Stop> {
+    fn make_fs(&mut self) -> Result<(), Stop> {
         // The flusher would heal behind the row's back; xfs and btrfs have timers of their own, see mount options.
         self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
         let made = self.guest.must(Op::Mkfs { fs: self.row.fs, dev: "/dev/vdb".into(), opts: vec![] })?;
@@ -156,6 +165,12 @@ impl<'a> Bench<'a> {
         }
         let opts = if self.row.fs == FsType::Btrfs { "commit=300" } else { "" };
         self.guest.must(mount("/dev/vdb", DIR, self.row.fs, opts))?;
+        let direct = OpenFlags { direct: true, ..Default::default() };
+        self.source = self.guest.handle(Op::Open { path: "/dev/vdc".into(), flags: direct })?;
+        Ok(())
+    }
+
+    fn make_file(&mut self) -> Result<(), Stop> {
         self.file = self.open("file", true)?;
         let pattern = self.pattern('A');
         self.guest.must(Op::Write { h: self.file, off: 0, len: FILE_LEN, pattern })?;
@@ -186,9 +201,6 @@ impl<'a> Bench<'a> {
                 page.folio_pages, self.row.folio
             )));
         }
-        self.source = self
-            .guest
-            .handle(Op::Open { path: "/dev/vdc".into(), flags: OpenFlags { direct: true, ..Default::default() } })?;
         self.locate()
     }
 
@@ -221,6 +233,21 @@ impl<'a> Bench<'a> {
     /// The file's handle.
     pub fn file(&self) -> u32 {
         self.file
+    }
+
+    /// The disk that O_DIRECT reads come from.
+    pub fn source_handle(&self) -> u32 {
+        self.source
+    }
+
+    /// The row.
+    pub fn row(&self) -> Row {
+        self.row
+    }
+
+    /// Its nonce.
+    pub fn nonce(&self) -> u64 {
+        self.nonce
     }
 
     /// The mapping's handle.

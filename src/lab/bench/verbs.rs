@@ -225,6 +225,11 @@ impl Bench<'_> {
         Ok(region)
     }
 
+    /// `len` bytes of registered anonymous memory, pinned: its mapping, and the registration.
+    pub fn anonymous_map(&self, len: u64) -> Result<(u32, MrInfo), Stop> {
+        self.region_of(len).map(|region| (region.map, region.mr))
+    }
+
     /// The device's name.
     pub fn device_name(&self) -> Result<String, Stop> {
         Ok(self.verbs()?.info.name.clone())
@@ -284,7 +289,8 @@ impl Bench<'_> {
         Ok((wc, content, fact))
     }
 
-    fn finish_wr(&mut self, wr: Wr, what: &str) -> Result<Completion, Stop> {
+    /// Posts a work request and waits for its completion.
+    pub fn finish_wr(&mut self, wr: Wr, what: &str) -> Result<Completion, Stop> {
         let (p, limit_ms) = (self.verbs()?.pair.handle, COMPLETION_LIMIT.as_millis() as u32);
         self.mark(&format!("{what} begin"));
         let result = self.guest.call(Op::Verbs(VerbsOp::Do { p, wr, limit_ms }));

@@ -40,6 +40,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: overlap::after_writeback,
     },
     Scenario {
@@ -53,6 +54,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: overlap::during_writeback,
     },
     Scenario {
@@ -66,6 +68,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: BOTH,
         named: false,
+        story: None,
         run: out_of_band::stripped,
     },
     Scenario {
@@ -79,6 +82,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: out_of_band::dirtied,
     },
     Scenario {
@@ -92,6 +96,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: reflink::clone_under_read,
     },
     Scenario {
@@ -105,6 +110,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: reflink::clone_under_read,
     },
     Scenario {
@@ -118,6 +124,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: control_store::before_data,
     },
     Scenario {
@@ -131,6 +138,7 @@ const DISK: &[Scenario] = &[
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: control_store::before_completion,
     },
     Scenario {
@@ -144,6 +152,7 @@ const DISK: &[Scenario] = &[
         folios: SINGLE,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: overlap::during_writeback,
     },
     Scenario {
@@ -157,6 +166,7 @@ const DISK: &[Scenario] = &[
         folios: SINGLE,
         core_folios: SINGLE,
         named: false,
+        story: None,
         run: overlap::after_writeback,
     },
 ];

@@ -26,6 +26,7 @@ const fn plant(id: &'static str, mode: &'static str, title: &'static str, run: R
         folios: &[Folio::Single],
         core_folios: &[],
         named: true,
+        story: None,
         run,
     }
 }

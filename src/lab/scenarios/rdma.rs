@@ -34,7 +34,7 @@ const fn row(
 ) -> Scenario {
     let (core, inject) = (&[], None);
     let (folios, core_folios) = (SINGLE, SINGLE);
-    Scenario { id, mode, writer, title, filesystems, core, inject, folios, core_folios, named: false, run }
+    Scenario { id, mode, writer, title, filesystems, core, inject, folios, core_folios, named: false, story: None, run }
 }
 
 const fn core(on: &'static [FsType], scenario: Scenario) -> Scenario {

@@ -11,9 +11,10 @@ use clap::Args;
 use image::{self, KernelSource};
 use indicatif::{ProgressBar, ProgressStyle};
 use lab::journal::Journal;
-use lab::plan::{Selection, select};
+use lab::plan::{Row, Selection, rows_of, select};
 use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
 use lab::runner::{self, KernelPlan, LabConfig, News};
+use lab::story::Story;
 
 use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, own_initramfs};
@@ -35,6 +36,9 @@ pub struct LabArgs {
     /// Only these scenarios (all their rows), for example H12. May be given several times.
     #[arg(long)]
     scenario: Vec<String>,
+    /// A scenario of your own: a TOML file (docs/stories.md). May be given several times; then only these run.
+    #[arg(long, value_name = "FILE")]
+    scenario_file: Vec<PathBuf>,
     /// Only these file systems.
     #[arg(long)]
     fs: Vec<String>,
@@ -88,12 +92,14 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         Some(path) => open_journal(path).map(|(journal, done)| (Some(journal), done))?,
         None => (None, Vec::new()),
     };
-    let rows = select(&Selection {
+    let own = args.scenario_file.iter().map(|path| story(path)).collect::<Result<Vec<_>, _>>()?;
+    let selection = Selection {
         all: args.all,
         scenarios: args.scenario.clone(),
         filesystems: args.fs.clone(),
         modes: args.mode.clone(),
-    })?;
+    };
+    let rows = if own.is_empty() { select(&selection)? } else { own.into_iter().flatten().collect() };
     let names: Vec<String> = match (args.kernel.is_empty(), args.all) {
         (false, _) => args.kernel.clone(),
         (true, true) => ALL_KERNELS.map(String::from).into(),
@@ -158,6 +164,7 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], why: &str) -> Result<ExitCo
             [Some(&kernel.image), kernel.modules.as_ref(), kernel.root.as_ref()].into_iter().flatten().cloned(),
         );
     }
+    errand.reads.extend(args.scenario_file.iter().cloned());
     errand.writes.extend(args.json_file.clone());
     let mut own = None;
     let journal = match &args.journal {
@@ -174,6 +181,13 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], why: &str) -> Result<ExitCo
     errand.writes.push(journal.clone());
     errand.progress = Some(journal);
     errand.run(why)
+}
+
+/// The rows of a file of the user's.
+fn story(path: &Path) -> Result<Vec<Row>, super::Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("the scenario {} cannot be read: {error}", path.display()))?;
+    Ok(rows_of(Story::parse(&text).map_err(|mistake| format!("{}, {mistake}", path.display()))?))
 }
 
 fn version(kernel: &KernelSource) -> String {

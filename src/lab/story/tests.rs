@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Mistakes in stories get one sentence with line and key.
+
+use super::*;
+
+const GOOD: &str = r#"
+id = "H12"
+title = "a read lands in a clean page"
+filesystems = ["ext4", "btrfs"]
+[files]
+f = { pages = 256 }
+[pages]
+k = { file = "f", at = 100 }
+next = { file = "f", at = 101 }
+[[step]]
+store = { page = "k", tag = "B" }
+[[step]]
+dio_read = { page = "k", tag = "C", name = "read" }
+[[step]]
+fsync = { file = "f" }
+[[step]]
+advise = { advice = "pageout", page = "next", range = "half_folio" }
+[[step]]
+finish = { name = "read" }
+[[step]]
+cut = {}
+"#;
+
+#[test]
+fn a_story_is_read() {
+    let story = Story::parse(GOOD).unwrap();
+    assert_eq!((story.steps.len(), story.folios.len(), story.pages["next"].at), (6, 1, 101));
+    let Step::DioRead(read) = story.steps[1].get_ref() else { panic!("{:?}", story.steps[1]) };
+    assert_eq!((read.bytes, read.tag), (4096, 'C'));
+}
+
+#[test]
+fn a_mistake_gets_one_sentence_with_line_and_key() {
+    for (good, bad, said) in [
+        ("tag = \"B\"", "tga = \"B\"", "line 11: unknown field `tga`"),
+        ("tag = \"B\"", "tag = \"b\"", "line 10, `tag`: 'b' is not a letter from B to Z"),
+        (
+            "page = \"k\", tag = \"B\"",
+            "page = \"q\", tag = \"B\"",
+            "line 10, `page`: there is no page \"q\"; there are k, next",
+        ),
+        (
+            "finish = { name = \"read\" }",
+            "finish = { name = \"raed\" }",
+            "line 18, `name`: no earlier step that has not ended is called \"raed\"; there are read",
+        ),
+        ("fsync = {", "fsnyc = {", "line 15: unknown variant `fsnyc`"),
+        ("at = 101", "at = 300", "line 1, `pages`: page \"next\" is page 300 of a file of 256 pages"),
+        ("cut = {}", "rdma_read = { page = \"k\" }", "line 20, `step`: this step wants an RDMA device"),
+        ("pages = 256", "pages = 256, mode = 1", "line 6: unknown field `mode`"),
+        ("\"btrfs\"", "\"btrsf\"", "line 4: unknown variant `btrsf`"),
+        ("[[step]]\ncut = {}\n", "[[step]\ncut = {}\n", "line 20: "),
+    ] {
+        let text = GOOD.replacen(good, bad, 1);
+        assert_ne!(text, GOOD, "{good}");
+        let error = Story::parse(&text).unwrap_err();
+        assert!(error.starts_with(said) && !error.contains('\n'), "{bad}: {error}");
+    }
+}
+
+/// Every story in the repository is one.
+#[test]
+fn shipped_stories_are_read() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../stories");
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let story = Story::parse(&std::fs::read_to_string(&path).unwrap());
+        ids.push(story.unwrap_or_else(|mistake| panic!("{}, {mistake}", path.display())).id);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, ["H01", "H03n", "H12", "H12h"]);
+}

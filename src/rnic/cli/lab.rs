@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use image::{self, KernelSource};
 use indicatif::{ProgressBar, ProgressStyle};
-use lab::journal::Journal;
+use lab::journal::{Header, Journal};
 use lab::plan::{Row, Selection, rows_of, select};
 use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
 use lab::runner::{self, KernelPlan, LabConfig, News};
@@ -88,9 +88,9 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     if let Some(path) = &args.json_file {
         report_place(path)?;
     }
-    let (mut journal, done) = match &args.journal {
-        Some(path) => open_journal(path).map(|(journal, done)| (Some(journal), done))?,
-        None => (None, Vec::new()),
+    let (mut journal, seed, done) = match &args.journal {
+        Some(path) => open_journal(path, args.seed).map(|(journal, seed, done)| (Some(journal), seed, done))?,
+        None => (None, args.seed.unwrap_or_else(clock_seed), Vec::new()),
     };
     let own = args.scenario_file.iter().map(|path| story(path)).collect::<Result<Vec<_>, _>>()?;
     let selection = Selection {
@@ -114,7 +114,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         })
         .collect::<Result<Vec<_>, super::Error>>()?;
     if let Way::Emulated(why) = args.host.way()? {
-        return elsewhere(&args, &kernels, &why);
+        return elsewhere(&args, &kernels, seed, &why);
     }
     let work = WorkDir::new("lab")?;
     let left = work.0.clone();
@@ -123,7 +123,6 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         drop(std::fs::remove_dir_all(&left));
         std::process::exit(128 + signal);
     })?;
-    let seed = args.seed.unwrap_or_else(clock_seed);
     let total = rows.len() * kernels.len();
     let mut screen = Screen::new(args.json, total)?;
     screen.line(&format!("rnic {} on {}; seed {seed}", env!("CARGO_PKG_VERSION"), runner::host_line()));
@@ -157,7 +156,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
 }
 
 /// Runs this command in an emulated host, which now and then dies: with a journal and one seed it is gone on with in the next one.
-fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], why: &str) -> Result<ExitCode, super::Error> {
+fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Result<ExitCode, super::Error> {
     let mut errand = Errand::default();
     for KernelPlan { kernel, .. } in kernels {
         errand.reads.extend(
@@ -176,7 +175,7 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], why: &str) -> Result<ExitCo
         }
     };
     if args.seed.is_none() {
-        errand.options.extend(["--seed".into(), clock_seed().to_string().into()]);
+        errand.options.extend(["--seed".into(), seed.to_string().into()]);
     }
     errand.writes.push(journal.clone());
     errand.progress = Some(journal);
@@ -202,14 +201,28 @@ fn clock_seed() -> u64 {
     now.map_or(1, |now| now.as_nanos() as u64)
 }
 
-fn open_journal(path: &Path) -> Result<(Journal, Vec<RowResult>), super::Error> {
-    Journal::open(path).map_err(|error| {
-        format!(
-            "the journal {} cannot be used: {error}; give --journal a file in a directory that exists",
-            path.display()
+/// The journal, the run's seed and the rows that have ended. A run goes on with the seed that it began with.
+fn open_journal(path: &Path, seed: Option<u64>) -> Result<(Journal, u64, Vec<RowResult>), super::Error> {
+    let place = path.display();
+    let failed = |error: std::io::Error| {
+        format!("the journal {place} cannot be used: {error}; give --journal a file in a directory that exists")
+    };
+    let (mut journal, header, done) = Journal::open(path).map_err(failed)?;
+    let seed = seed.or(header.as_ref().map(|header| header.seed)).unwrap_or_else(clock_seed);
+    let ours = Header::of(seed);
+    match header {
+        Some(header) if header == ours => Ok((journal, seed, done)),
+        None if done.is_empty() => {
+            journal.begin(&ours).map_err(failed)?;
+            Ok((journal, seed, done))
+        }
+        Some(header) => Err(format!(
+            "the journal {place} is of rnic {} with seed {}: give --seed {} to that program, or --journal another file",
+            header.rnic, header.seed, header.seed
         )
-        .into()
-    })
+        .into()),
+        None => Err(format!("{place} is no journal: its first line does not say of which run it is").into()),
+    }
 }
 
 /// Refuses a report's path that cannot work before the guests have run for minutes.

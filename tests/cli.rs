@@ -403,3 +403,13 @@ fn the_list_of_scenarios() {
         assert!(done.out.contains(scenario), "{scenario} is not in\n{}", done.out);
     }
 }
+
+/// A story's mistake is told before anything boots, in one sentence with the file, the line and the key.
+#[test]
+fn a_mistake_in_a_scenario_file_is_one_sentence() {
+    let place = Place::new();
+    let path = place.path("mine.toml");
+    fs::write(&path, "id = \"X\"\ntitle = \"t\"\nfilesystems = [\"ext4\"]\nsteps = []\n").unwrap();
+    place.refuses(&["lab", "--scenario-file", path.to_str().unwrap()], &["mine.toml, line 4: ", "steps"]);
+    place.refuses(&["lab", "--scenario-file", "/nowhere.toml"], &["/nowhere.toml", "cannot be read"]);
+}

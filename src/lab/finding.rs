@@ -35,6 +35,12 @@ impl Finding {
         Self { late: true, ..self }
     }
 
+    /// The same, with what came before.
+    pub fn beside(mut self, more: impl IntoIterator<Item = FactId>) -> Self {
+        self.facts.extend(more);
+        self
+    }
+
     /// The word.
     pub fn verdict(&self) -> Verdict {
         self.verdict

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The lab: scenarios on unmodified kernels, judged by evidence.
 //!
-//! * [`plan`]: which rows there are; [`scenarios`]: their steps, told at a [`mod@bench`].
+//! * [`plan`]: which rows there are; [`scenarios`]: their steps, told at a [`mod@bench`]. [`story`]: scenarios as data, judged by [`model`].
 //! * [`machine`]: a machine with our devices, for guests of the lab and for `rnic run`. [`guest`]: one with an agent; each kernel gets a guest under test and a second one, the witness, which mounts
 //!   what a power cut left behind.
 //! * [`fact`]: what was seen, typed, in the ledger's order; everything that is reported is made of it.

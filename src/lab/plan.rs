@@ -163,6 +163,16 @@ pub struct Selection {
     pub modes: Vec<String>,
 }
 
+impl Selection {
+    /// Whether scenario, file system and mode are among those that are named, if any are.
+    pub fn names(&self, row: &Row) -> bool {
+        let wants = |list: &[String], name: &str| list.is_empty() || list.iter().any(|w| w.eq_ignore_ascii_case(name));
+        wants(&self.scenarios, row.scenario.id)
+            && wants(&self.filesystems, row.fs.name())
+            && wants(&self.modes, row.scenario.mode)
+    }
+}
+
 /// Every row there is.
 pub fn all_rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -223,12 +233,10 @@ pub fn select(selection: &Selection) -> Result<Vec<Row>, String> {
     known(&selection.modes, distinct(|scenario| scenario.mode), "mode")?;
     known(&selection.filesystems, vec!["ext4", "xfs", "btrfs"], "file system")?;
     let named = !selection.scenarios.is_empty() || !selection.modes.is_empty();
-    let wants = |list: &[String], name: &str| list.is_empty() || list.iter().any(|w| w.eq_ignore_ascii_case(name));
     let rows: Vec<_> = all_rows()
         .into_iter()
         .filter(|row| named || row.is_core() || selection.all && !row.scenario.named)
-        .filter(|row| wants(&selection.scenarios, row.scenario.id) && wants(&selection.filesystems, row.fs.name()))
-        .filter(|row| wants(&selection.modes, row.scenario.mode))
+        .filter(|row| selection.names(row))
         .collect();
     if rows.is_empty() {
         return Err(

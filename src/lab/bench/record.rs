@@ -47,6 +47,13 @@ impl Bench<'_> {
         self.findings.clear();
     }
 
+    /// Lines of the test guest's dump of blocked tasks that have one of `words`, on record.
+    pub fn blocked(&mut self, words: &[&str]) -> Vec<FactId> {
+        let lines = self.guest.blocked_tasks().into_iter().filter(|line| words.iter().any(|word| line.contains(word)));
+        let guest = self.guest.role();
+        lines.map(|line| self.now(What::Kernel { guest, gravity: Gravity::Message, line })).collect()
+    }
+
     /// Takes down what both kernels have said since the last row. A thread that died is a finding, and so is a task that does not get on.
     /// Whether there were warnings.
     pub fn hear_kernels(&mut self) -> bool {

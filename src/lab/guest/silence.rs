@@ -46,7 +46,7 @@ impl Guest {
     }
 
     /// Which tasks wait in the kernel, and where (sysrq-w). Empty if the guest does not say.
-    fn blocked_tasks(&self) -> Vec<String> {
+    pub fn blocked_tasks(&self) -> Vec<String> {
         let dump = || {
             let mark = self.call(Op::DmesgMark).ok()?.num()?;
             self.call(Op::WriteSys { path: "/proc/sysrq-trigger".into(), text: "w".into() }).ok()?;

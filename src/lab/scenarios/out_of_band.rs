@@ -55,7 +55,7 @@ pub fn stripped(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         bench.finish_read(&read)?;
         let since = bench.mark("read complete");
         match fsync_brings(bench, &page, since)? {
-            Err(harm) => return Ok(harm),
+            Err(harm) => return Ok(harm.beside(facts)),
             Ok(kept) if taken => {
                 let trials = trials(bench, "MADV_PAGEOUT took the page or what was attached to it", 1, trial);
                 return Ok(Finding::new(Verdict::Safe, trials, facts.into_iter().chain(kept)));

@@ -48,10 +48,10 @@ pub fn after_writeback(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let since = bench.mark("read complete");
     let healed = match fsync_brings(bench, &after, since)? {
         Ok(facts) => facts,
-        Err(harm) => return Ok(harm),
+        Err(harm) => return Ok(harm.beside([written, read])),
     };
     if let Some(unreadable) = cut.unreadable() {
-        return Ok(unreadable);
+        return Ok(unreadable.beside([written, read]));
     }
     match (cut.holds(&before) && newer.is_none(), cut.holds(&after)) {
         (true, _) => Ok(Finding::new(Verdict::Exposed, cut.fact, [written, read, second.fact, followed])),
@@ -90,11 +90,12 @@ pub fn during_writeback(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let since = bench.mark("read complete");
     let healed = fsync_brings(bench, &mixed, since)?;
     match (torn, healed) {
-        (Some(torn), healed) => {
-            healed.err().into_iter().for_each(|harm| bench.find(harm));
-            Ok(torn)
+        (Some(torn), Ok(_)) => Ok(torn.beside(overlap)),
+        (Some(torn), Err(harm)) => {
+            bench.find(torn.beside(overlap));
+            Ok(harm)
         }
-        (None, Err(harm)) => Ok(harm),
+        (None, Err(harm)) => Ok(harm.beside(overlap)),
         (None, Ok(facts)) => Ok(Finding::new(Verdict::Benign, cut.fact, overlap.into_iter().chain(facts))),
     }
 }

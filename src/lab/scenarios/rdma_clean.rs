@@ -59,7 +59,7 @@ fn durable(bench: &mut Bench<'_>, completion: &Completion, since: u64) -> Result
     let page = expected_page(bench, 'C', PAGE);
     Ok(match fsync_brings(bench, &page, at)? {
         Ok(kept) => Finding::new(Verdict::Safe, completion.fact, facts.into_iter().skip(1).chain(kept)),
-        Err(harm) => harm,
+        Err(harm) => harm.beside(facts),
     })
 }
 

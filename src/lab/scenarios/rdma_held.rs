@@ -33,7 +33,7 @@ struct Window {
     during: bool,
     /// The NIC's write of the page, where the NIC is ours.
     landed: Option<NicRecord>,
-    /// The page fault that was open when the window closed.
+    /// A page fault was open when the window closed.
     pending: bool,
     /// What started the writeback failed.
     errno: Option<i32>,
@@ -67,13 +67,17 @@ fn meet(bench: &mut Bench<'_>, point: HoldPoint, writeback: Op) -> Result<Result
         _ => None,
     };
     facts.extend(pending.as_ref().map(|fault| bench.nic(fault)));
+    // Of a device that is not ours its kernel tells: what does its work there waits in a page fault.
+    let stands = if early.is_none() && !bench.nic_is_ours() { bench.blocked(&["rxe", "odp"]) } else { Vec::new() };
+    let pending = pending.is_some() || !stands.is_empty();
+    facts.extend(stands);
     let (completion, during, errno) = let_go(bench, lever, started, write_job, early)?;
     let landed = oracle::nic::last_write(&bench.nic_records(since), bench.gpa).cloned();
     facts.extend(landed.as_ref().map(|landed| bench.nic(landed)));
     let write = bench.record(held)?;
     facts.push(bench.block(&write));
     facts.push(completion.fact);
-    Ok(Ok(Window { write, completion, during, landed, pending: pending.is_some(), errno, facts }))
+    Ok(Ok(Window { write, completion, during, landed, pending, errno, facts }))
 }
 
 fn let_go(
@@ -99,7 +103,7 @@ fn let_go(
 
 impl Window {
     /// Why nothing can be concluded: the NIC's access to the page was not attempted during the hold (rule 9), or fell outside of what the
-    /// row asks for. A device whose accesses nobody sees has attempted it when its WRITE completed, and not otherwise.
+    /// row asks for.
     fn missed(&self, order: fn(&NicRecord, &RequestRecord) -> bool) -> Option<&'static str> {
         if !self.during && !self.pending {
             return Some("the RDMA WRITE neither landed nor faulted while the write was held");
@@ -153,7 +157,7 @@ fn judge(
         }
         _ => None,
     };
-    torn.into_iter().for_each(|torn| bench.find(torn));
+    torn.into_iter().for_each(|torn| bench.find(torn.beside(window.facts.iter().copied())));
     settled(bench, window)
 }
 
@@ -166,7 +170,7 @@ fn settled(bench: &mut Bench<'_>, window: Window) -> Result<Finding, Stop> {
     let page = expected_page(bench, 'C', PAGE);
     let since = window.landed.as_ref().map_or(window.write.arrived, |landed| landed.seq);
     Ok(match fsync_brings(bench, &page, since)? {
-        Err(harm) => harm,
+        Err(harm) => harm.beside(window.facts),
         Ok(kept) => {
             let verdict = if window.during { Verdict::Benign } else { Verdict::Safe };
             Finding::new(verdict, window.completion.fact, window.facts.into_iter().chain(kept))

@@ -99,7 +99,13 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         filesystems: args.fs.clone(),
         modes: args.mode.clone(),
     };
-    let rows = if own.is_empty() { select(&selection)? } else { own.into_iter().flatten().collect() };
+    let rows = match own.is_empty() {
+        true => select(&selection)?,
+        false => own.into_iter().flatten().filter(|row| selection.names(row)).collect::<Vec<_>>(),
+    };
+    if rows.is_empty() {
+        return Err("--fs, --mode and --scenario leave no row of the scenario files".into());
+    }
     let names: Vec<String> = match (args.kernel.is_empty(), args.all) {
         (false, _) => args.kernel.clone(),
         (true, true) => ALL_KERNELS.map(String::from).into(),

@@ -34,9 +34,7 @@ impl Attempts {
         match broke {
             Some(harm) if !last.verdict.is_collapse() => {
                 let hits = self.0.iter().filter(|(observed, _)| observed.verdict.is_collapse()).count();
-                let flaky = Observed::flaky(harm, hits as u32, self.0.len() as u32);
-                // Harm that is certain outranks harm that is not.
-                if last.verdict < flaky.verdict { last } else { flaky }
+                Observed::flaky(harm, hits as u32, self.0.len() as u32)
             }
             _ => last,
         }
@@ -81,7 +79,8 @@ mod tests {
         assert_eq!(after(&[Verdict::Oops, Verdict::Oops]), ("OOPS".into(), false));
         assert_eq!(after(&[Verdict::Hung, Verdict::Safe]), ("FLAKY(HUNG 1 of 2)".into(), false));
         assert_eq!(after(&[Verdict::Panic, Verdict::Inconclusive]), ("FLAKY(PANIC 1 of 2)".into(), false));
-        assert_eq!(after(&[Verdict::Panic, Verdict::Lost]), ("LOST".into(), false));
+        // Whatever the other found.
+        assert_eq!(after(&[Verdict::Oops, Verdict::Lost]), ("FLAKY(OOPS 1 of 2)".into(), false));
     }
 
     #[test]

@@ -76,14 +76,8 @@ pub fn describe(record: &RequestRecord) -> String {
 }
 
 /// "#1204", or "never".
-pub fn seq(at: Option<Seq>) -> String {
+fn seq(at: Option<Seq>) -> String {
     at.map_or_else(|| "never".into(), |at| format!("#{at}"))
-}
-
-/// How the bytes that `record` moved for page `gpa` compare with those at its arrival.
-pub fn changed_since_arrival(record: &RequestRecord, gpa: u64) -> Option<bool> {
-    let touch = record.pages.iter().find(|touch| touch.gpa == gpa)?;
-    Some(touch.at_arrival? != touch.at_data?)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub use gates::Gate;
 pub use holds::{HeldRead, PROMPT, errno_of};
 pub use plant::Plant;
 pub use verbs::Completion;
-pub use verbs::{status, wqe};
+pub use verbs::wqe;
 
 /// Bytes of the file.
 pub const FILE_LEN: u64 = 1 << 20;

@@ -362,6 +362,6 @@ impl Completion {
 }
 
 /// "success", or the error in words with the device's own code.
-pub fn status(wc: &Wc) -> String {
+fn status(wc: &Wc) -> String {
     if wc.ok() { "success".into() } else { format!("{} (vendor error {:#x})", wc.status, wc.vendor_err) }
 }

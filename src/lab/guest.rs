@@ -71,6 +71,8 @@ pub struct Guest {
     made: u32,
     /// The agent once failed to answer in time: it is not asked, and not waited for, again.
     silent: AtomicBool,
+    /// It answers, and its kernel is broken: it takes no further row.
+    broken: AtomicBool,
     /// Most for a step, milliseconds.
     limit_ms: AtomicU64,
     /// Mark of the kernel message up to which somebody has judged.
@@ -158,6 +160,7 @@ impl Guest {
             name,
             made: 0,
             silent: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
             limit_ms: AtomicU64::new(STEP_LIMIT.as_millis() as u64),
             heard: AtomicU64::new(0),
             rdma: Mutex::default(),
@@ -263,7 +266,13 @@ impl Guest {
 
     /// Whether it can take another row.
     pub fn alive(&self) -> bool {
-        self.vm.outcome().is_none() && !self.vm.has_panicked() && !self.silent.load(Ordering::Relaxed)
+        let lost = self.silent.load(Ordering::Relaxed) || self.broken.load(Ordering::Relaxed);
+        self.vm.outcome().is_none() && !self.vm.has_panicked() && !lost
+    }
+
+    /// Its kernel hangs or has lost a thread: it still answers, and takes no further row.
+    pub fn give_up(&self) {
+        self.broken.store(true, Ordering::Relaxed);
     }
 
     /// Asks the agent, unless it has fallen silent; notes when it does.

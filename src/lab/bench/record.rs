@@ -3,7 +3,7 @@
 
 use super::Bench;
 use crate::complaints::{Complaint, Gravity};
-use crate::fact::{FactId, Facts, What};
+use crate::fact::{FactId, Facts, Role, What};
 use crate::finding::{Finding, Stop};
 use crate::verdict::Verdict;
 use probe::ledger::Seq;
@@ -71,6 +71,10 @@ impl Bench<'_> {
                     continue;
                 }
             };
+            match guest {
+                Role::Test => self.guest.give_up(),
+                Role::Witness => self.witness.give_up(),
+            }
             self.find(Finding::new(verdict, fact, []));
         }
         warned

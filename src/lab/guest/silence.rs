@@ -36,6 +36,7 @@ impl Guest {
 
     /// A step does not return and nothing is held that it may wait for; the kernel is asked which tasks are blocked.
     pub fn hung(&self, step: &str) -> Stop {
+        self.give_up();
         let blocked = self.blocked_tasks();
         Stop::Hung(Box::new(Silence { blocked, ..self.silence(step, "answers, and its step does not return") }))
     }

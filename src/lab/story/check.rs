@@ -9,6 +9,8 @@ use super::{Step, Story, line_of};
 const MAX_PAGES: usize = 32;
 /// Steps that a story may have.
 const MAX_STEPS: usize = 200;
+/// Reads that are held at once: what a page may hold while they are open doubles with each.
+const MAX_READS: usize = 8;
 /// Pages of a file.
 const MAX_FILE: u32 = 4096;
 
@@ -109,6 +111,11 @@ impl Checker<'_> {
                 self.tag(read.tag)?;
                 if read.bytes == 0 || read.bytes > 4096 || read.bytes % 512 != 0 {
                     return Err(self.mistake("bytes", format!("{} is not a multiple of 512 up to 4096", read.bytes)));
+                }
+                if names.values().filter(|is| **is == Named::Read).count() >= MAX_READS {
+                    return Err(
+                        self.mistake("dio_read", format!("{MAX_READS} reads are held already; finish one first"))
+                    );
                 }
                 self.name("name", &read.name, Named::Read, names)?;
             }

@@ -63,6 +63,16 @@ fn a_mistake_gets_one_sentence_with_line_and_key() {
     }
 }
 
+#[test]
+fn so_many_reads_at_once_are_refused_as_a_judge_cannot_look_through() {
+    let read = |n: usize| format!("[[step]]\ndio_read = {{ page = \"k\", tag = \"C\", name = \"r{n}\" }}\n");
+    let with =
+        |count: usize| GOOD.replace("[[step]]\ncut", &((0..count).map(read).collect::<String>() + "[[step]]\ncut"));
+    assert!(Story::parse(&with(8)).is_ok());
+    let error = Story::parse(&with(9)).unwrap_err();
+    assert!(error.contains("`dio_read`: 8 reads are held already"), "{error}");
+}
+
 /// Every story in the repository is one.
 #[test]
 fn shipped_stories_are_read() {

@@ -7,6 +7,7 @@ pub mod inject;
 use probe::Match;
 use serde::{Deserialize, Serialize};
 
+pub use crate::mkey::Rights;
 pub use events::{NicCounters, NicKind, NicLedger, NicRecord, NicTotals};
 pub use inject::{NicAction, NicInjections, NicRule};
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::mkey::Rights;
 use dma::{Observer, Span};
 use parking_lot::Mutex;
 use probe::ledger::{Ledger, Seq};
@@ -84,6 +85,21 @@ pub enum NicKind {
     Revoked {
         /// Index of the key.
         index: u32,
+        /// When the device began with it.
+        begun: Seq,
+    },
+    /// A key was made, or a UMR or an invalidation has changed its context: what it is from now on. In a change's own order right before
+    /// its `Updated` or `Revoked`; none for DESTROY_MKEY, which is a `Revoked` alone. `seq` as in `Updated`: what the key allowed before may be
+    /// used until then, what it allows now from `begun` on. It is what the device claims; whether accesses keep to it is seen in `Wrote` and `Read`.
+    Keyed {
+        /// Index of the key.
+        index: u32,
+        /// Low byte of the key.
+        variant: u8,
+        /// What it gives: bits of [`Rights`] (1 local read, 2 local write, 4 remote read, 8 remote write, 16 atomics).
+        rights: Rights,
+        /// It is free: it gives nothing whatever its rights say.
+        free: bool,
         /// When the device began with it.
         begun: Seq,
     },
@@ -306,6 +322,17 @@ mod tests {
         push();
         assert!(!ledger.nic_complete_since(first) && ledger.nic_complete_since(first + 1));
         assert_eq!((ledger.nic(0).len(), ledger.nic(0)[0].seq), (KEPT, first + 1));
+    }
+
+    #[test]
+    fn what_a_key_gives_is_a_number_in_json() {
+        let rights = Rights(Rights::LOCAL_WRITE.0 | Rights::REMOTE_READ.0);
+        let kind = NicKind::Keyed { index: 0x12, variant: 0x5a, rights, free: true, begun: 3 };
+        let told = serde_json::to_value(NicRecord { seq: 4, nic: 0, qpn: 0, kind }).unwrap();
+        let wanted = serde_json::json!({
+            "seq": 4, "nic": 0, "qpn": 0, "event": "keyed", "index": 0x12, "variant": 0x5a, "rights": 6, "free": true, "begun": 3
+        });
+        assert_eq!(told, wanted);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::Serialize;
 use thiserror::Error;
 
 use super::bus::Bus;
@@ -41,8 +42,8 @@ pub const NULL_MKEY: u32 = 0x200;
 /// Largest translation table of one key: 64 MiB map 32 GiB in pages of 4 KiB.
 pub const MAX_TABLE: u64 = 64 << 20;
 
-/// What an access needs from a key. Bits can be combined.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What an access needs from a key, or a key gives. Bits can be combined; a number in JSON.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Rights(pub u8);
 
 impl Rights {
@@ -56,6 +57,11 @@ impl Rights {
     pub const REMOTE_WRITE: Self = Self(8);
     /// Atomic by the peer.
     pub const ATOMIC: Self = Self(16);
+
+    /// Whether whoever has these has those of `wanted`.
+    pub fn allow(self, wanted: Self) -> bool {
+        wanted.0 & !self.0 == 0
+    }
 
     /// Whether memory is changed.
     pub fn writes(self) -> bool {
@@ -270,6 +276,12 @@ impl Mkey {
         }
     }
 
+    /// The key as it is now, for the ledger.
+    fn told(&self, begun: Seq) -> NicKind {
+        let MkeyState { variant, rights, free, .. } = self.state();
+        NicKind::Keyed { index: self.index, variant, rights, free, begun }
+    }
+
     /// Entry `index` of an indirect key, both words of one update: byte count << 32 | key, and address. `None`: beyond the table.
     fn pair(&self, index: u64) -> Option<[u64; 2]> {
         let at = usize::try_from(index).ok()?.checked_mul(2)?;
@@ -303,8 +315,11 @@ pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc
     // The table is made before the index is known: not under the number space's lock.
     let mut mkey = Mkey::from_command(0, mkc, list, pg_access).map_err(MkeyError::BadParam)?;
     mkey._lease = Some(lease);
+    let begun = hca.ledger.tick();
     let made = hca.mkeys.insert(|index| mkey.numbered(index));
-    made.ok_or(MkeyError::NoRes(bytes))
+    let mkey = made.ok_or(MkeyError::NoRes(bytes))?;
+    record(hca, 0, mkey.told(begun));
+    Ok(mkey)
 }
 
 /// DESTROY_MKEY: when it returns, no DMA through the key is in flight and none will begin. False: there is no such key.

@@ -89,7 +89,7 @@ fn permits(state: &MkeyState, by: &Access, va: u64, len: u64, key: u32, rights: 
     if state.qpn != ANY_QPN && state.qpn != by.qpn {
         return Err("it is bound to another queue pair");
     }
-    if rights.0 & !state.rights.0 != 0 {
+    if !state.rights.allow(rights) {
         return Err("it does not give this right");
     }
     if !state.contains(va, len) {

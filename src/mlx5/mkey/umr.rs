@@ -92,6 +92,9 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
     request.apply(hca, engine, (&qp, attrs), &mkey, &list)?;
     let shape = WqeShape { opcode: request.opcode, qpn, wqe_index: request.wqe_index, key: request.key };
     fence(hca, &shape);
+    if request.mask != 0 {
+        record(hca, qpn, mkey.told(begun));
+    }
     record(hca, qpn, request.tell(&mkey, list.len() as u64, begun));
     mkey.completed();
     Ok(())
@@ -124,6 +127,7 @@ pub fn invalidate_remote<S>(
     mkey.set_context(&context, umr_mask::FREE);
     drop(section);
     fence(hca, &WqeShape::access(key, qp.qpn));
+    record(hca, qp.qpn, mkey.told(begun));
     record(hca, qp.qpn, NicKind::Revoked { index: mkey.index, begun });
     mkey.completed();
     Ok(())

@@ -118,14 +118,23 @@ fn a_key_is_registered_zapped_and_revoked_by_umr() {
     assert_eq!(first[8..16], 0x1003u64.to_be_bytes());
     // The ledger has it in order.
     let kinds: Vec<_> = hca.ledger.nic(0).into_iter().map(|record| (record.seq, record.kind)).collect();
-    assert!(matches!(
-        kinds[..],
-        [
-            (_, NicKind::Updated { first_entry: 0, entries: 1200, .. }),
-            (_, NicKind::Updated { first_entry: 8, entries: 8, .. }),
-            (seq, NicKind::Revoked { begun, .. })
-        ] if begun < seq
-    ));
+    let index = key.index;
+    assert!(
+        matches!(
+            kinds[..],
+            [
+                // Of the keys that were made; the one of the list gives the same.
+                (_, NicKind::Keyed { .. }),
+                (_, NicKind::Keyed { .. }),
+                (_, NicKind::Keyed { index: enabled, variant: 0x77, rights: Rights(0x1f), free: false, begun: same }),
+                (_, NicKind::Updated { first_entry: 0, entries: 1200, begun: one, .. }),
+                (_, NicKind::Updated { first_entry: 8, entries: 8, .. }),
+                (told, NicKind::Keyed { index: freed, variant: 0x77, rights: Rights(0x1f), free: true, .. }),
+                (seq, NicKind::Revoked { begun, .. })
+            ] if same == one && begun < told && told < seq && [enabled, freed] == [index; 2]
+        ),
+        "{kinds:x?}"
+    );
 }
 
 #[test]
@@ -368,7 +377,7 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
             let copied = hca.ledger.tick();
             drop(section);
             thread.join().unwrap();
-            let record = hca.ledger.nic(0)[0];
+            let record = *hca.ledger.nic(0).last().unwrap();
             assert_eq!(record.seq > copied, guard, "{way}: {record:?}");
             assert_eq!(hca.injections.rule(rule).map(|rule| rule.fired), (!guard).then_some(1), "{way}");
         }

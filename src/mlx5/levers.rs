@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::bus::Bus;
-use super::hooks::{WqeMatch, WqeShape};
+use super::hooks::{NicAction, NicInjections, WqeMatch, WqeShape};
 use crate::hooks::{NicKind, NicLedger};
+use parking_lot::Mutex;
 use probe::ledger::Ledger;
 use probe::{Holdable, Holds, Lever, LeverError, LeverId, LeverState, ReleaseWhy, Which};
 
@@ -58,12 +59,14 @@ pub struct NicLevers {
     ledger: Arc<Ledger>,
     last_token: AtomicU64,
     holds: Holds<Wqes>,
+    /// Holds that are none: the injection [`NicAction::LieAboutHold`]. No engine waits for them to look at their limit.
+    lies: Mutex<Vec<u64>>,
 }
 
 impl NicLevers {
     /// The levers of the NIC `nic`, all of whose holds go on record in `ledger`.
     pub fn new(nic: u8, ledger: Arc<Ledger>) -> Self {
-        Self { nic, ledger, last_token: AtomicU64::new(0), holds: Holds::default() }
+        Self { nic, ledger, last_token: AtomicU64::new(0), holds: Holds::default(), lies: Mutex::default() }
     }
 
     // ---- the lab's side ----
@@ -78,6 +81,7 @@ impl NicLevers {
     /// # Errors
     /// No such lever.
     pub fn release(&self, bus: &Bus, id: LeverId) -> Result<NicLeverState, LeverError> {
+        self.expire_lies();
         self.holds.disarm(Some(id));
         self.end(bus, Which::Lever(id), ReleaseWhy::Released);
         self.state(id)
@@ -85,6 +89,7 @@ impl NicLevers {
 
     /// Disarms every lever and lets every WQE go.
     pub fn disarm_all(&self, bus: &Bus) {
+        self.expire_lies();
         self.holds.disarm(None);
         self.end(bus, Which::All, ReleaseWhy::Released);
     }
@@ -94,6 +99,7 @@ impl NicLevers {
     /// # Errors
     /// No such lever.
     pub fn state(&self, id: LeverId) -> Result<NicLeverState, LeverError> {
+        self.expire_lies();
         self.holds.state(id)
     }
 
@@ -102,6 +108,7 @@ impl NicLevers {
     /// # Errors
     /// It did not within `timeout` (at most 60 s), or cannot any more.
     pub fn wait_held(&self, id: LeverId, timeout: Duration) -> Result<u64, LeverError> {
+        self.expire_lies();
         self.holds.wait_held(id, 1, timeout).map(|tokens| tokens[0])
     }
 
@@ -114,16 +121,22 @@ impl NicLevers {
 
     /// Asks about a WQE, once, before anything of it is translated. The first armed lever that is due holds it. `waiter`: UAR page and
     /// number of the queue pair to look at again. One load and a branch while no lever is armed; it waits for
-    /// nobody, and a section that is told `Held` ends at once.
-    pub fn gate(&self, shape: &WqeShape, waiter: (u32, u32)) -> Gate {
+    /// nobody, and a section that is told `Held` ends at once. `injections` may make a lie of the hold.
+    pub fn gate(&self, injections: &NicInjections, shape: &WqeShape, waiter: (u32, u32)) -> Gate {
         if self.idle() {
             return Gate::Pass;
         }
+        self.expire_lies();
         let token = self.last_token.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(caught) = self.holds.consult(token, token, waiter, shape) else { return Gate::Pass };
         // On record before the lab can see it.
         self.ledger.nic_push(self.nic, shape.qpn, NicKind::Gated { opcode: shape.opcode, token });
+        let lie = injections.consult(shape, |action| action == NicAction::LieAboutHold).is_some();
         match self.holds.stand(caught, token, caught.point) {
+            Ok(()) if lie => {
+                self.lies.lock().push(token);
+                Gate::Pass
+            }
             Ok(()) => Gate::Held(token),
             Err(why) => {
                 self.ungated(token, waiter, why);
@@ -144,6 +157,11 @@ impl NicLevers {
             self.ungated(token, waiter, ReleaseWhy::Expired);
         });
         false
+    }
+
+    /// Ends the holds without a WQE whose limit has passed. Of more than the levers can hold there are none.
+    fn expire_lies(&self) {
+        self.lies.lock().retain(|token| self.is_held(*token));
     }
 
     /// The WQE is gone: 2ERR, 2RST or DESTROY_QP of its queue pair.

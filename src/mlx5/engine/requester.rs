@@ -197,7 +197,7 @@ impl Requester {
         if !self.passed_gate {
             if !hca.levers.idle() {
                 drop(section);
-                match hca.levers.gate(&self.work.shape(), (self.uar(), self.work.qp.qpn)) {
+                match hca.levers.gate(&hca.injections, &self.work.shape(), (self.uar(), self.work.qp.qpn)) {
                     Gate::Pass => {}
                     Gate::Held(token) => return Step::Held(token),
                 }

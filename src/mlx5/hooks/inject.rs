@@ -46,6 +46,9 @@ pub enum NicAction {
     /// An arm of a completion queue with the sequence number of an arm that has already brought its event is ignored. Legal: devices
     /// are reported to do so, and a driver that forgets to count waits for ever.
     StrictArm,
+    /// When a lever catches the WQE, the device says that it holds it, and lets it go on at once. Lever and ledger tell of a hold until it is
+    /// released, its limit is over or the device is reset; what the WQE does meanwhile is on record as well.
+    LieAboutHold,
 }
 
 impl Action for NicAction {
@@ -104,5 +107,9 @@ mod tests {
         assert_eq!(rule, wanted);
         let rule: NicRule = toml::from_str("nth = 0\naction = \"no_guard\"\n").unwrap();
         assert_eq!(rule, NicRule::new(0, NicAction::NoGuard));
+        for (name, action) in [("lie_about_hold", NicAction::LieAboutHold)] {
+            let rule: NicRule = toml::from_str(&format!("nth = 0\naction = \"{name}\"\n")).unwrap();
+            assert_eq!(rule, NicRule::new(0, action));
+        }
     }
 }

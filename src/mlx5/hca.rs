@@ -13,7 +13,7 @@ use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
 use super::levers::NicLevers;
 use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD};
-use super::mkey::Mkey;
+use super::mkey::{Ghosts, Mkey};
 use super::odp::{Offered, PageFaults};
 use super::qp::{Qp, QpAttrs};
 use super::srq::Srq;
@@ -49,6 +49,8 @@ pub struct Hca {
     pub srqs: Table<Srq>,
     /// Memory keys, by index.
     pub mkeys: Table<Mkey>,
+    /// Keys that work on though they are gone, if an injection says so.
+    pub ghosts: Ghosts,
     /// The queues' page lists.
     pub queue_pages: BufferMemory,
     /// Protection domains: a number, and who uses it.
@@ -96,6 +98,7 @@ impl Hca {
             qps: Table::new(0x40, 0xff_0000, 1 << LOG_MAX_QP).charged(qp, memory),
             srqs: Table::new(0x20, 0xff_0000, 1 << LOG_MAX_SRQ).charged(object::<Srq>(RMPC_SIZE), memory),
             mkeys: Table::new(FIRST_MKEY, 0xff_0000, 1 << LOG_MAX_MKEY).charged(object::<Mkey>(0), memory),
+            ghosts: Ghosts::default(),
             queue_pages: BufferMemory::default(),
             pds: domains(LOG_MAX_PD),
             xrcds: domains(LOG_MAX_XRCD),

@@ -24,6 +24,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     let before: Vec<_> = qps.iter().map(|qp| qp.attrs()).collect();
     qps.iter().for_each(|qp| qp.replace(retire_qp));
     hca.mkeys.clear().iter().for_each(|mkey| mkey.revoke());
+    hca.ghosts.clear();
     for srq in hca.srqs.clear() {
         srq.state.lock().dead = true;
     }

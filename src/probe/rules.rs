@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Rules: match -> action. A device asks about each occasion; what it can match and what it then does is its own.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -129,12 +129,14 @@ struct Table<M, A> {
 /// The rules of one device, shared between the device and the lab. No reset touches them: who adds them clears them.
 pub struct Rules<M, A> {
     any: AtomicBool,
+    clears: AtomicU64,
     table: Mutex<Table<M, A>>,
 }
 
 impl<M, A> Default for Rules<M, A> {
     fn default() -> Self {
-        Self { any: AtomicBool::new(false), table: Mutex::new(Table { last_id: 0, entries: Vec::new() }) }
+        let (any, clears) = Default::default();
+        Self { any, clears, table: Mutex::new(Table { last_id: 0, entries: Vec::new() }) }
     }
 }
 
@@ -157,8 +159,16 @@ impl<M: Match, A: Action> Rules<M, A> {
 
     /// Removes every rule.
     pub fn clear(&self) {
-        self.table.lock().entries.clear();
+        let mut table = self.table.lock();
+        table.entries.clear();
+        self.clears.fetch_add(1, Ordering::Release);
         self.any.store(false, Ordering::Release);
+    }
+
+    /// How often all rules were removed. A device whose misbehaviour outlasts the occasion notes it before it asks, and is well again when
+    /// it has changed.
+    pub fn clears(&self) -> u64 {
+        self.clears.load(Ordering::Acquire)
     }
 
     /// Whether there is any rule: one load.
@@ -281,6 +291,7 @@ mod tests {
         assert_eq!(table.rule(second).map(|rule| (rule.matched, rule.fired)), Some((2, 1)));
         table.clear();
         assert!(table.consult(&0, |_| true).is_none() && !table.any());
+        assert_eq!(table.clears(), 1);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod lives;
 mod loopback;
 mod objects;
 mod odp;
+mod plants;
 mod power;
 mod public_reports;
 mod resets;

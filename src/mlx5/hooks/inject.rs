@@ -46,6 +46,21 @@ pub enum NicAction {
     /// An arm of a completion queue with the sequence number of an arm that has already brought its event is ignored. Legal: devices
     /// are reported to do so, and a driver that forgets to count waits for ever.
     StrictArm,
+    /// A key that is freed (by a UMR, LOCAL_INV among them, or a SEND with invalidate) or destroyed goes on working as it did: its number and
+    /// variant with its protection domain, rights, bounds and translations. All else is as if it had not: the completion, the ledger, what a
+    /// query says, and that a UMR may make it anew. It ends when that happens, when it is freed again without this, by a reset,
+    /// with the rules themselves ([`NicInjections`]' `clear`), and when 64 younger ones are there.
+    ///
+    /// Asked once for each of these, of which only the UMR's opcode is known: for the others a rule's opcode does not count.
+    IgnoreFree,
+    /// An MTT entry that a UMR takes away from a key in use stays; those that it replaces by present ones are replaced. It completes as
+    /// ever. Asked once for each UMR that takes one away, so that a later one, of neighbours, may do it if this does not fire again.
+    IgnoreZap,
+    /// An access by key passes for which the key, or one beneath it, has not the right. Protection domain, bounds, variant and `free` count as ever.
+    /// To a key without any right to write the write bits of its entries are no obstacle then either, for no driver would ever set one; an
+    /// entry that may not be read stays a page fault. Asked whenever a piece of a message is looked up that lacks the right, and
+    /// for a long message once more at its beginning: a rule with `nth` may let a part through.
+    IgnoreRights,
     /// When a lever catches the WQE, the device says that it holds it, and lets it go on at once. Lever and ledger tell of a hold until it is
     /// released, its limit is over or the device is reset; what the WQE does meanwhile is on record as well.
     LieAboutHold,
@@ -107,7 +122,12 @@ mod tests {
         assert_eq!(rule, wanted);
         let rule: NicRule = toml::from_str("nth = 0\naction = \"no_guard\"\n").unwrap();
         assert_eq!(rule, NicRule::new(0, NicAction::NoGuard));
-        for (name, action) in [("lie_about_hold", NicAction::LieAboutHold)] {
+        for (name, action) in [
+            ("ignore_free", NicAction::IgnoreFree),
+            ("ignore_zap", NicAction::IgnoreZap),
+            ("ignore_rights", NicAction::IgnoreRights),
+            ("lie_about_hold", NicAction::LieAboutHold),
+        ] {
             let rule: NicRule = toml::from_str(&format!("nth = 0\naction = \"{name}\"\n")).unwrap();
             assert_eq!(rule, NicRule::new(0, action));
         }

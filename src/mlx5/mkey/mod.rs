@@ -2,12 +2,14 @@
 //! Memory keys: what they allow, and where their addresses lead (contract 8).
 //!
 //! * `state`: the context (MKC), decoded, and what a UMR replaces in it.
+//! * `ghosts`: keys that an injection lets work on when they are gone.
 //! * `translate`: from key and address to guest memory, inside a section only.
 //! * [`umr`]: the work requests that change a key or its translations.
 //! * `version`: several words that change as one.
 //!
 //! A key dies in one order everywhere: publish ([`Mkey::revoke`], or the stores of a UMR), [`fence`], then tell that it is done.
 
+mod ghosts;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -32,6 +34,7 @@ use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT
 use probe::ledger::Seq;
 
 pub use dma::Span;
+pub use ghosts::Ghosts;
 pub use state::MkeyState;
 use state::StateCell;
 pub use translate::{check, translate};
@@ -256,12 +259,15 @@ impl Mkey {
         self.state.set(&MkeyState { dead, free: dead || decoded.free, ..decoded });
     }
 
-    /// Replaces entries from word `first` on; the caller has bounded `list`.
-    fn set_entries(&self, first: usize, list: &[u8]) {
+    /// Replaces entries from word `first` on; the caller has bounded `list`. `keeps`: an MTT entry that would become absent stays.
+    fn set_entries(&self, first: usize, list: &[u8], keeps: bool) {
         let entries = self.entries.get(first..).unwrap_or_default();
         if u32::from(self.state().mode) == access_mode::MTT {
             for (entry, bytes) in entries.iter().zip(list.chunks_exact(8)) {
-                entry.store(word(bytes), Ordering::Relaxed);
+                let word = word(bytes);
+                if !(keeps && is_absent(word)) {
+                    entry.store(word, Ordering::Relaxed);
+                }
             }
             return;
         }
@@ -274,6 +280,16 @@ impl Mkey {
                 }
             });
         }
+    }
+
+    /// Whether `list`, from word `first` on, takes a translation away: a present MTT entry of a key that is in use becomes absent.
+    fn loses(&self, first: usize, list: &[u8]) -> bool {
+        let state = self.state();
+        if state.free || u32::from(state.mode) != access_mode::MTT {
+            return false;
+        }
+        let mut pairs = self.entries.get(first..).unwrap_or_default().iter().zip(list.chunks_exact(8));
+        pairs.any(|(entry, bytes)| is_absent(word(bytes)) && !is_absent(entry.load(Ordering::Relaxed)))
     }
 
     /// The key as it is now, for the ledger.
@@ -301,6 +317,11 @@ fn table_bytes(context: &[u8]) -> u64 {
     (octwords * OCTWORD_SIZE as u64).next_multiple_of(UMR_ALIGNMENT as u64)
 }
 
+/// An MTT entry without any right.
+fn is_absent(entry: u64) -> bool {
+    entry & (MTT_READ | MTT_WRITE) == 0
+}
+
 fn word(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(0, u64::from_be_bytes)
 }
@@ -311,12 +332,16 @@ fn word(bytes: &[u8]) -> u64 {
 /// See [`MkeyError`]; nothing was made.
 pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc<Mkey>, MkeyError> {
     let bytes = table_bytes(mkc);
+    hca.ghosts.sweep(hca);
     let lease = hca.memory.lease(bytes.min(MAX_TABLE)).ok_or(MkeyError::NoRes(bytes))?;
     // The table is made before the index is known: not under the number space's lock.
     let mut mkey = Mkey::from_command(0, mkc, list, pg_access).map_err(MkeyError::BadParam)?;
     mkey._lease = Some(lease);
     let begun = hca.ledger.tick();
-    let made = hca.mkeys.insert(|index| mkey.numbered(index));
+    let made = hca.mkeys.insert(|index| {
+        hca.ghosts.lay(index);
+        mkey.numbered(index)
+    });
     let mkey = made.ok_or(MkeyError::NoRes(bytes))?;
     record(hca, 0, mkey.told(begun));
     Ok(mkey)
@@ -325,12 +350,17 @@ pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc
 /// DESTROY_MKEY: when it returns, no DMA through the key is in flight and none will begin. False: there is no such key.
 /// Never call it inside a section.
 pub fn destroy(hca: &Hca, index: u32) -> bool {
-    let Some(mkey) = hca.mkeys.remove(index) else { return false };
+    let Some(mkey) = hca.mkeys.get(index) else { return false };
     let _unit = mkey.unit();
     let begun = hca.ledger.tick();
-    let key = mkey.key();
+    let shape = WqeShape::command(mkey.key());
+    // While it is still in its table: what becomes a ghost is never missing.
+    hca.ghosts.freed(hca, &shape, &mkey);
+    if hca.mkeys.remove(index).is_none() {
+        return false;
+    }
     mkey.revoke();
-    fence(hca, &WqeShape::command(key));
+    fence(hca, &shape);
     record(hca, 0, NicKind::Revoked { index, begun });
     mkey.completed();
     true

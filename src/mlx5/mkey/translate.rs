@@ -52,7 +52,8 @@ pub fn translate(
 ) -> Result<u64, AccessError> {
     let _ = section;
     let first = spans.len();
-    let mut walk = Walk { hca, access, spans, covered: 0, steps: MAX_STEPS, ignores_write_bit: None };
+    let mut walk =
+        Walk { hca, access, spans, covered: 0, steps: MAX_STEPS, ignores_write_bit: None, ignores_rights: None };
     let result = walk.key(keys, access.key, (access.va, access.len), access.rights, 0);
     let covered = walk.covered;
     let error = match result {
@@ -72,11 +73,40 @@ pub fn translate(
 pub fn check(hca: &Hca, section: &Section<'_>, access: &Access) -> Result<(), AccessError> {
     let _ = section;
     let denied = |why| AccessError::Denied { key: access.key, why };
-    let state = hca.mkeys.with(access.key >> 8, |mkey| mkey.state()).ok_or(denied("no such key"))?;
-    permits(&state, access, access.va, access.len, access.key, access.rights).map_err(denied)
+    let index = access.key >> 8;
+    let state = hca.mkeys.with(index, |mkey| mkey.state());
+    let state = match state {
+        Some(state) => in_effect(hca, index, state),
+        None => hca.ghosts.find(hca, index).map(|(_, state)| state).ok_or(denied("no such key"))?,
+    };
+    let run = (access.va, access.len);
+    permits(&state, access, run, access.key, access.rights, || ignores_rights(hca, access)).map_err(denied)
 }
 
-fn permits(state: &MkeyState, by: &Access, va: u64, len: u64, key: u32, rights: Rights) -> Result<(), &'static str> {
+/// The state of the key `index` as accesses find it. An injection may know better than a key that is free.
+fn in_effect(hca: &Hca, index: u32, state: MkeyState) -> MkeyState {
+    if !state.free && !state.dead {
+        return state;
+    }
+    hca.ghosts.find(hca, index).map_or(state, |(_, before)| before)
+}
+
+/// Whether the injection `IgnoreRights` lets an access through whose right is missing.
+#[cold]
+fn ignores_rights(hca: &Hca, access: &Access) -> bool {
+    let shape = WqeShape::access(access.key, access.qpn);
+    hca.injections.consult(&shape, |action| action == NicAction::IgnoreRights).is_some()
+}
+
+/// Whether a key in `state` serves the access `by` at these bytes. `excused` is asked if only a right is missing.
+fn permits(
+    state: &MkeyState,
+    by: &Access,
+    (va, len): (u64, u64),
+    key: u32,
+    rights: Rights,
+    excused: impl FnOnce() -> bool,
+) -> Result<(), &'static str> {
     if state.free || state.dead {
         return Err("it is free");
     }
@@ -89,10 +119,11 @@ fn permits(state: &MkeyState, by: &Access, va: u64, len: u64, key: u32, rights: 
     if state.qpn != ANY_QPN && state.qpn != by.qpn {
         return Err("it is bound to another queue pair");
     }
-    if !state.rights.allow(rights) {
+    let inside = state.contains(va, len);
+    if !(state.rights.allow(rights) || inside && excused()) {
         return Err("it does not give this right");
     }
-    if !state.contains(va, len) {
+    if !inside {
         return Err("out of its bounds");
     }
     Ok(())
@@ -106,15 +137,19 @@ struct Walk<'a> {
     steps: u32,
     /// Whether the injection says so, once asked.
     ignores_write_bit: Option<bool>,
+    /// The same of rights.
+    ignores_rights: Option<bool>,
 }
 
 impl Walk<'_> {
     fn key(&mut self, keys: &mut Keys, key: u32, (va, len): (u64, u64), rights: Rights, depth: u8) -> Result<(), Stop> {
         let hca = self.hca;
-        let direct = |mkey: &Arc<Mkey>| {
-            let state = mkey.state();
+        let mut direct = |mkey: &Arc<Mkey>| {
+            let state = in_effect(hca, mkey.index, mkey.state());
             let rights = if depth == 0 { rights } else { beneath(rights, state.rights) };
-            permits(&state, self.access, va, len, key, rights).map_err(Stop::Denied)?;
+            let by = self.access;
+            let excused = || *self.ignores_rights.get_or_insert_with(|| ignores_rights(hca, by));
+            permits(&state, by, (va, len), key, rights, excused).map_err(Stop::Denied)?;
             match u32::from(state.mode) {
                 _ if len == 0 => {}
                 access_mode::PA => self.push(va, len)?,
@@ -124,11 +159,14 @@ impl Walk<'_> {
             }
             Ok(None)
         };
-        let Some((mkey, state)) =
-            hca.mkeys.with_recent(keys, key >> 8, direct).ok_or(Stop::Denied("no such key"))??
-        else {
-            return Ok(());
+        let found = match hca.mkeys.with_recent(keys, key >> 8, &mut direct) {
+            Some(found) => found?,
+            None => {
+                let (mkey, _) = hca.ghosts.find(hca, key >> 8).ok_or(Stop::Denied("no such key"))?;
+                direct(&mkey)?
+            }
         };
+        let Some((mkey, state)) = found else { return Ok(()) };
         match u32::from(state.mode) {
             access_mode::KLM => self.klm(keys, &mkey, (va - state.start, len), depth),
             access_mode::KSM => self.ksm(keys, (&mkey, &state), (va, len), depth),
@@ -160,7 +198,7 @@ impl Walk<'_> {
         let mut left = len;
         while left > 0 {
             let entry = mkey.entries.get((at >> log_page) as usize).map_or(0, |entry| entry.load(Ordering::Relaxed));
-            if entry & need != need && !self.excused(entry) {
+            if entry & need != need && !self.excused(state, entry) {
                 return Err(Stop::Absent);
             }
             let now = left.min(inside + 1 - (at & inside));
@@ -171,11 +209,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A page that may be read only passes for writable where the injection `IgnoreMttWriteBit` says so.
+    /// A page that may be read only passes for writable where the injection `IgnoreMttWriteBit` says so, or where `IgnoreRights` has let
+    /// the access through to a key that nobody may write by.
     #[cold]
-    fn excused(&mut self, entry: u64) -> bool {
+    fn excused(&mut self, state: &MkeyState, entry: u64) -> bool {
         if entry & MTT_READ == 0 {
             return false;
+        }
+        if self.ignores_rights == Some(true) && !state.rights.writes() {
+            return true;
         }
         let (hca, access) = (self.hca, self.access);
         *self.ignores_write_bit.get_or_insert_with(|| {

@@ -13,8 +13,7 @@ use thiserror::Error;
 use super::state::is_offered;
 use super::{Access, AccessError, Keys, Mkey, MkeyState, PageMissing, Rights, Span, fence, record, translate};
 use crate::hca::Hca;
-use crate::hooks::NicKind;
-use crate::hooks::WqeShape;
+use crate::hooks::{NicAction, NicKind, WqeShape};
 use crate::qp::{Qp, QpAttrs};
 use dma::DmaError;
 use mlx5_spec::cq::syndrome;
@@ -89,8 +88,17 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
     request.permit(&mkey, list.len() as u64, &Poster::of(&qp, attrs))?;
     hca.counters.umrs.add(1);
     let begun = hca.ledger.tick();
-    request.apply(hca, engine, (&qp, attrs), &mkey, &list)?;
     let shape = WqeShape { opcode: request.opcode, qpn, wqe_index: request.wqe_index, key: request.key };
+    if request.frees() {
+        hca.ghosts.freed(hca, &shape, &mkey);
+    } else if hca.ghosts.lay(mkey.index) {
+        // Nobody goes by its old state any more when the new one comes.
+        hca.quiesce.wait();
+    }
+    let keeps = hca.injections.any()
+        && mkey.loses(request.first_word(), &list)
+        && hca.injections.consult(&shape, |action| action == NicAction::IgnoreZap).is_some();
+    request.apply(hca, engine, (&qp, attrs), &mkey, (&list, keeps))?;
     fence(hca, &shape);
     if request.mask != 0 {
         record(hca, qpn, mkey.told(begun));
@@ -122,11 +130,13 @@ pub fn invalidate_remote<S>(
         return Err(UmrError::Refused { key, why: "not the peer's to invalidate" });
     }
     let begun = hca.ledger.tick();
+    let shape = WqeShape::access(key, qp.qpn);
+    hca.ghosts.freed(hca, &shape, &mkey);
     let mut context = [0; MKC_SIZE];
     mkc::FREE.set(&mut context, 1);
     mkey.set_context(&context, umr_mask::FREE);
     drop(section);
-    fence(hca, &WqeShape::access(key, qp.qpn));
+    fence(hca, &shape);
     record(hca, qp.qpn, mkey.told(begun));
     record(hca, qp.qpn, NicKind::Revoked { index: mkey.index, begun });
     mkey.completed();
@@ -257,21 +267,31 @@ impl<'a> Request<'a> {
             return refused("a protection domain that is not the queue pair's");
         }
         let indirect = matches!(u32::from(state.mode), access_mode::KLM | access_mode::KSM);
-        let only_frees = self.mask == umr_mask::FREE && mkc::FREE.is_set(self.context) && len == 0;
+        let only_frees = self.mask == umr_mask::FREE && self.frees() && len == 0;
         if !poster.registers && !indirect && !only_frees {
             return refused("the queue pair may not register memory");
         }
         Ok(())
     }
 
-    /// Translations first, then the context: a key is never usable before its translations are.
+    /// Whether the key is free afterwards because of it.
+    fn frees(&self) -> bool {
+        self.mask & umr_mask::FREE != 0 && mkc::FREE.is_set(self.context)
+    }
+
+    /// The first word of the table that is replaced.
+    fn first_word(&self) -> usize {
+        self.offset.saturating_mul(2) as usize
+    }
+
+    /// Translations first, then the context: a key is never usable before its translations are. `keeps` as in [`Mkey::set_entries`].
     fn apply(
         &self,
         hca: &Hca,
         engine: usize,
         (qp, attrs): (&Qp, &QpAttrs),
         mkey: &Mkey,
-        list: &[u8],
+        (list, keeps): (&[u8], bool),
     ) -> Result<(), UmrError> {
         if !list.is_empty() && self.moves(&mkey.state()) {
             let section = hca.quiesce.enter(engine);
@@ -283,7 +303,7 @@ impl<'a> Request<'a> {
         let _section = hca.quiesce.enter(engine);
         let still = in_force(qp, attrs);
         if still.is_ok() {
-            mkey.set_entries(self.offset.saturating_mul(2) as usize, list);
+            mkey.set_entries(self.first_word(), list, keeps);
         }
         // With an empty mask it is what it was, and not suspended.
         mkey.set_context(self.context, if still.is_ok() { self.mask } else { 0 });
@@ -301,7 +321,7 @@ impl<'a> Request<'a> {
     }
 
     fn tell(&self, mkey: &Mkey, len: u64, begun: Seq) -> NicKind {
-        if self.mask & umr_mask::FREE != 0 && mkc::FREE.is_set(self.context) {
+        if self.frees() {
             return NicKind::Revoked { index: mkey.index, begun };
         }
         let (per_octword, bytes) = match u32::from(mkey.state().mode) {

@@ -265,7 +265,7 @@ fn indirect_entries_change_as_a_whole() {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             for round in 0..2_000_000 {
-                parent.set_entries(2, if round % 2 == 0 { &present } else { &absent });
+                parent.set_entries(2, if round % 2 == 0 { &present } else { &absent }, false);
             }
         });
         while !writer.is_finished() {

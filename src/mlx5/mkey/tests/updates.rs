@@ -383,3 +383,43 @@ fn zaps_and_destructions_wait_for_dma_in_flight() {
         }
     }
 }
+
+/// Keys whose end an injection ignores: of bounded number, each gone when its number is given out anew, none after the rules.
+#[test]
+fn ghosts_are_bounded_and_make_room_for_the_living() {
+    let hca = hca();
+    let ignore = || hca.injections.add(NicRule::new(0, NicAction::IgnoreFree)).unwrap();
+    let ghost = |page: u64| {
+        let key = mtt(&hca, 0, 4096, &[page << 12 | 3, 0]).key();
+        assert!(destroy(&hca, key >> 8) && !destroy(&hca, key >> 8));
+        key
+    };
+    let seen = |key| look(&hca, &access(key, 0, 8));
+    ignore();
+    let keys: Vec<u32> = (0..65).map(|page| ghost(page + 1)).collect();
+    assert_eq!(why(&hca, &access(keys[0], 0, 8)), "no such key");
+    for (page, key) in (2..).zip(&keys[1..]) {
+        assert_eq!(seen(*key), Ok((8, vec![(page << 12, 8)])), "{key:#x}");
+        let section = hca.quiesce.enter(0);
+        assert_eq!(check(&hca, &section, &access(*key, 0, 4096)), Ok(()));
+    }
+    assert!(matches!(seen(keys[1] ^ 1), Err(AccessError::Denied { why: "wrong variant", .. })));
+    // Indirect keys find them too.
+    let list = words(&entry(8, keys[64], 0));
+    let parent = create(&hca, &octwords(context(access_mode::KLM, PD, 0, 8, 0), 1), &list, true).unwrap().key();
+    assert_eq!(seen(parent), Ok((8, vec![(65 << 12, 8)])));
+    // The numbers begin anew: the first that is made again is a key like others, dead when it is destroyed without the rule.
+    hca.mkeys.clear();
+    let again = (0..2).map(|_| mtt(&hca, 0, 4096, &[0x9003, 0]).key()).last().unwrap();
+    assert_eq!((again, seen(again)), (keys[1], Ok((8, vec![(0x9000, 8)]))));
+    // What was asked before the rules were cleared is as void as what stood then, and no rule brings it back.
+    hca.injections.clear();
+    assert!(destroy(&hca, again >> 8));
+    ignore();
+    assert_eq!((why(&hca, &access(again, 0, 8)), why(&hca, &access(keys[9], 0, 8))), ("no such key", "no such key"));
+    ghost(1);
+    hca.ghosts.clear();
+    assert_eq!(why(&hca, &access(keys[64], 0, 8)), "no such key");
+    drop(hca.mkeys.clear());
+    assert_eq!(hca.memory.used(), 0, "their tables have been given back");
+}

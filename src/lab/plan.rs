@@ -198,11 +198,16 @@ pub fn rows_of(story: Story) -> Vec<Row> {
         [] => vec![(Writer::Disk, "disk")],
         list => list.iter().map(|registration| (Writer::Nic(*registration), registration.name())).collect(),
     };
+    let mode_of = |mode: &'static str| match (story.variant.as_str(), story.registrations.is_empty()) {
+        ("", _) => mode,
+        (variant, true) => variant,
+        (variant, false) => Box::leak(format!("{mode}+{variant}").into_boxed_str()),
+    };
     let mut rows = Vec::new();
     for (writer, mode) in modes {
         let scenario: &'static Scenario = Box::leak(Box::new(Scenario {
             id: &story.id,
-            mode,
+            mode: mode_of(mode),
             writer,
             title: &story.title,
             filesystems: &story.filesystems,

@@ -95,11 +95,11 @@ impl Checker<'_> {
 
     fn step(&self, step: &Step, names: &mut BTreeMap<String, Named>) -> Result<(), Mistake> {
         match step {
-            Step::Store(store) | Step::RdmaWrite(store) => {
+            Step::Store(store) | Step::RdmaWrite(store) | Step::DioWrite(store) => {
                 self.page(&store.page)?;
                 self.tag(store.tag)?;
             }
-            Step::Load(load) | Step::RdmaRead(load) => self.page(&load.page)?,
+            Step::Load(load) | Step::RdmaRead(load) | Step::Punch(load) => self.page(&load.page)?,
             Step::Fsync(fsync) => {
                 self.file(&fsync.file)?;
                 if let Some(name) = &fsync.background {

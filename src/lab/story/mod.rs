@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Scenarios as data: what a TOML file says, and what is wrong with it.
 //!
-//! * here: the format. `check`: what the format alone cannot say (names that exist, steps that fit).
+//! * here: the format. `variants`: one story for each combination of its parameters. `check`: what the format alone cannot say (names that exist, steps that fit).
 //! * [`crate::model`]: what each page may hold, by what has been promised. `play`: the steps, at a bench.
 
 mod check;
 pub mod play;
 #[cfg(test)]
 mod tests;
+mod variants;
 
 use std::collections::BTreeMap;
 
@@ -37,6 +38,12 @@ pub struct Story {
     pub files: BTreeMap<String, FileSpec>,
     /// Pages that steps name.
     pub pages: BTreeMap<String, PageSpec>,
+    /// Values that `"$name"` stands for: a row for each combination.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Vec<toml::Value>>,
+    /// The values of this story's combination, for the row's mode.
+    #[serde(skip)]
+    pub variant: String,
     /// What happens.
     #[serde(rename = "step")]
     pub steps: Vec<Spanned<Step>>,
@@ -130,6 +137,10 @@ pub enum Step {
     RdmaWrite(Store),
     /// RDMA READ of the whole page: it must show what was written last.
     RdmaRead(Load),
+    /// An O_DIRECT write of the whole page through the file.
+    DioWrite(Store),
+    /// FALLOC_FL_PUNCH_HOLE of the page: zeroes.
+    Punch(Load),
     /// drop_caches.
     DropCaches(Empty),
     /// A power cut, of which every page is read that the story names.
@@ -230,11 +241,15 @@ pub struct OfFile {
 pub struct Empty {}
 
 impl Story {
-    /// Reads a story.
+    /// Reads a file: a story for each combination of its parameters.
     ///
     /// # Errors
     /// One sentence with the line and the key.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Vec<Self>, String> {
+        variants::of(text)?.into_iter().map(|(variant, text)| Ok(Self { variant, ..Self::parse_one(&text)? })).collect()
+    }
+
+    fn parse_one(text: &str) -> Result<Self, String> {
         let story: Self = toml::from_str(text).map_err(|error| sentence(text, &error))?;
         check::check(&story).map_err(|mistake| mistake.sentence(text))?;
         Ok(story)

@@ -28,7 +28,8 @@ cut = {}
 
 #[test]
 fn a_story_is_read() {
-    let story = Story::parse(GOOD).unwrap();
+    let stories = Story::parse(GOOD).unwrap();
+    let [story] = stories.as_slice() else { panic!("{stories:?}") };
     assert_eq!((story.steps.len(), story.folios.len(), story.pages["next"].at), (6, 1, 101));
     let Step::DioRead(read) = story.steps[1].get_ref() else { panic!("{:?}", story.steps[1]) };
     assert_eq!((read.bytes, read.tag), (4096, 'C'));
@@ -73,6 +74,24 @@ fn so_many_reads_at_once_are_refused_as_a_judge_cannot_look_through() {
     assert!(error.contains("`dio_read`: 8 reads are held already"), "{error}");
 }
 
+#[test]
+fn parameters_make_a_story_of_each_combination() {
+    let text = GOOD.replace("\"pageout\"", "\"$advice\"").replace("\"half_folio\"", "\"$range\"");
+    let text = format!("{text}[parameters]\nadvice = [\"pageout\", \"cold\"]\nrange = [\"page\", \"file\"]\n");
+    let stories = Story::parse(&text).unwrap();
+    let variants: Vec<_> = stories.iter().map(|story| story.variant.as_str()).collect();
+    assert_eq!(variants, ["pageout+page", "pageout+file", "cold+page", "cold+file"]);
+    let Step::Advise(last) = stories[3].steps[3].get_ref() else { panic!("{:?}", stories[3].steps[3]) };
+    assert_eq!((last.advice, last.range), (Advice::Cold, Range::File));
+    for (good, bad, said) in [
+        ("\"cold\"", "\"warm\"", "line 17: unknown variant `warm`"),
+        ("advice = [\"pageout\"", "advise = [\"pageout\"", "line 1, `parameters`: no step says \"$advise\""),
+    ] {
+        let error = Story::parse(&text.replacen(good, bad, 1)).unwrap_err();
+        assert!(error.starts_with(said), "{error}");
+    }
+}
+
 /// Every story in the repository is one.
 #[test]
 fn shipped_stories_are_read() {
@@ -80,9 +99,10 @@ fn shipped_stories_are_read() {
     let mut ids = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let story = Story::parse(&std::fs::read_to_string(&path).unwrap());
-        ids.push(story.unwrap_or_else(|mistake| panic!("{}, {mistake}", path.display())).id);
+        let stories = Story::parse(&std::fs::read_to_string(&path).unwrap());
+        let stories = stories.unwrap_or_else(|mistake| panic!("{}, {mistake}", path.display()));
+        ids.push(stories[0].id.clone());
     }
     ids.sort_unstable();
-    assert_eq!(ids, ["H01", "H03c", "H03n", "H12", "H12h"]);
+    assert_eq!(ids, ["H01", "H03n", "H04n", "H04p", "H04w", "H12", "H12h", "H13n", "H14"]);
 }

@@ -192,7 +192,8 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Re
 fn story(path: &Path) -> Result<Vec<Row>, super::Error> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("the scenario {} cannot be read: {error}", path.display()))?;
-    Ok(rows_of(Story::parse(&text).map_err(|mistake| format!("{}, {mistake}", path.display()))?))
+    let stories = Story::parse(&text).map_err(|mistake| format!("{}, {mistake}", path.display()))?;
+    Ok(stories.into_iter().flat_map(rows_of).collect())
 }
 
 fn version(kernel: &KernelSource) -> String {

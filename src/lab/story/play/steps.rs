@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rnic_agent::proto::{Advice as Madvice, Op, Value, VerbsOp, Wr, WrKind};
+use rnic_agent::proto::{Advice as Madvice, FallocMode, Op, OpenFlags, Value, VerbsOp, Wr, WrKind};
 
 use super::{Play, Promise, Running, reads};
-use crate::bench::{Disk, PAGE, PROMPT};
+use crate::bench::{DIR, Disk, PAGE, PROMPT, errno_of};
 use crate::fact::What;
 use crate::finding::{Finding, Stop};
 use crate::oracle;
@@ -34,6 +34,8 @@ impl Play<'_, '_> {
             Step::Deregister(of) => self.deregister(&of.file),
             Step::RdmaWrite(store) => self.rdma_write(store),
             Step::RdmaRead(load) => self.rdma_read(&load.page),
+            Step::DioWrite(store) => self.dio_write(store),
+            Step::Punch(load) => self.punch(&load.page),
             Step::DropCaches(_) => self.bench.guest.must(Op::DropCaches { what: 3 }).map(drop),
             Step::Cut(_) => self.cut(),
         }
@@ -210,6 +212,47 @@ impl Play<'_, '_> {
             Some(Running::Fsync { job, promises, .. }) => self.await_fsync(job, &promises, AFTER),
             _ => Err(Stop::Failed(format!("{name} is no step in the background"))),
         }
+    }
+
+    /// A step that may have to wait for what is held.
+    fn job(&mut self, op: Op, step: &str) -> Result<Option<i32>, Stop> {
+        self.bench.mark(&format!("{step} begin"));
+        let job = self.bench.spawn(op)?;
+        let state = self.bench.wait_job(job, PROMPT)?;
+        let Some(result) = errno_of(&state) else { return Err(self.bench.waits(step, PROMPT)) };
+        let (at, errno) = (self.bench.mark(&format!("{step} end")), result.err());
+        let fact = self.bench.fact(at, What::Returned { step: step.into(), errno });
+        self.kept.push(fact);
+        Ok(errno)
+    }
+
+    /// Where the page is now: the kernel may have put another one in its place.
+    fn touch(&mut self, page: &str) -> Result<(), Stop> {
+        let (map, off) = (self.map_of(page)?, self.place(page)?.at);
+        self.bench.guest.must(Op::Touch { m: map, off, write: false })?;
+        self.locate(page)
+    }
+
+    fn dio_write(&mut self, store: &Store) -> Result<(), Stop> {
+        let pattern = self.pattern(&store.page, store.tag)?;
+        let (file, off) = (self.place(&store.page)?.file.clone(), self.place(&store.page)?.at);
+        let flags = OpenFlags { write: true, direct: true, ..Default::default() };
+        let h = self.bench.guest.handle(Op::Open { path: format!("{DIR}/{file}"), flags })?;
+        let step = format!("an O_DIRECT write of {} to {}", store.tag, store.page);
+        if self.job(Op::Write { h, off, len: PAGE, pattern }, &step)?.is_none() {
+            self.place(&store.page)?.model.write(store.tag);
+        }
+        self.touch(&store.page)
+    }
+
+    fn punch(&mut self, page: &str) -> Result<(), Stop> {
+        let (file, off) = (self.place(page)?.file.clone(), self.place(page)?.at);
+        let h = self.file(&file)?.handle;
+        let op = Op::Fallocate { h, mode: FallocMode::PunchHole, off, len: PAGE };
+        if self.job(op, &format!("a punch of {page}"))?.is_none() {
+            self.place(page)?.model.write('0');
+        }
+        self.touch(page)
     }
 
     fn advise(&mut self, advise: &Advise) -> Result<(), Stop> {

@@ -4,7 +4,7 @@
 use rnic_agent::proto::{Op, Value};
 use serde::{Deserialize, Serialize};
 
-use super::guest::Guest;
+use super::guest::{Guest, SPOKEN};
 
 /// How much a line of the kernel weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -58,7 +58,9 @@ pub fn sort<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<Complaint> {
     let mut judge = |line: &str| {
         let text = line.split_once('>').map_or(line, |(_, text)| text).trim();
         let report = REPORTS.iter().find(|(word, _)| text.contains(word)).map(|(_, gravity)| *gravity);
-        let gravity = report.or_else(|| {
+        // The lab's own line is quoted whatever else there was.
+        let own = text.starts_with(SPOKEN).then_some(Gravity::Message);
+        let gravity = report.or(own).or_else(|| {
             let quote = QUOTED.iter().any(|word| text.contains(word)) && quoted < MAX_QUOTED;
             quoted += usize::from(quote);
             quote.then_some(Gravity::Message)
@@ -71,7 +73,7 @@ pub fn sort<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<Complaint> {
 /// What `guest`'s kernel has said after `mark` that counts, oldest first, and the newest mark. Empty when the guest does not answer: then
 /// its console tells.
 pub fn since(guest: &Guest, mark: u64) -> (Vec<Complaint>, u64) {
-    let words = REPORTS.iter().map(|(word, _)| (*word).to_string()).collect();
+    let words = REPORTS.iter().map(|(word, _)| *word).chain([SPOKEN]).map(String::from).collect();
     match guest.call(Op::DmesgSince { mark, level: 4, words }) {
         Ok(Value::Lines(lines)) => (sort(lines.lines.iter().map(String::as_str)), lines.mark),
         _ => (Vec::new(), mark),

@@ -9,6 +9,7 @@ use rnic_agent::pattern::Content;
 use rnic_agent::proto::{Page, Wc};
 use serde::{Deserialize, Serialize};
 
+use super::check::Check;
 use super::complaints::Gravity;
 
 mod text;
@@ -206,6 +207,9 @@ pub enum What {
     Unsound {
         /// Why.
         why: String,
+        /// The check that noticed it, if one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        check: Option<Check>,
     },
     /// What a scenario says beside.
     Note {

@@ -116,7 +116,7 @@ pub struct Silence {
 impl Stop {
     /// What it comes to, with its facts as of `now`.
     pub fn finding(self, facts: &mut Facts, now: Seq) -> Finding {
-        let mut unsound = |verdict, why| Finding::new(verdict, facts.add(now, What::Unsound { why }), []);
+        let mut unsound = |verdict, why| Finding::new(verdict, facts.add(now, What::Unsound { why, check: None }), []);
         match self {
             Stop::Found(finding) => finding,
             Stop::Inconclusive(why) | Stop::Failed(why) => unsound(Verdict::Inconclusive, why),

@@ -23,6 +23,7 @@ use vmm::{Console, Echo, Outcome, Vm};
 
 mod silence;
 
+pub use silence::SPOKEN;
 use silence::tail;
 
 /// RAM of a lab guest.
@@ -77,6 +78,10 @@ pub struct Guest {
     limit_ms: AtomicU64,
     /// Mark of the kernel message up to which somebody has judged.
     heard: AtomicU64,
+    /// Planted: nothing of what its kernel prints is heard.
+    deaf: AtomicBool,
+    /// Number of the lab's own line in its kernel's log.
+    spoken: AtomicU64,
     /// RDMA devices that are set up.
     rdma: Mutex<Vec<Via>>,
 }
@@ -98,7 +103,7 @@ const RXE_UP: &str = "ip link show dummy0 >/dev/null 2>&1 || ip link add dummy0 
 static BOOTED: AtomicU32 = AtomicU32::new(0);
 
 /// Index of the disk under test.
-const FS_DISK: usize = 1;
+pub const FS_DISK: usize = 1;
 /// Index of the disk that O_DIRECT reads come from.
 const SOURCE_DISK: usize = 2;
 
@@ -163,6 +168,8 @@ impl Guest {
             broken: AtomicBool::new(false),
             limit_ms: AtomicU64::new(STEP_LIMIT.as_millis() as u64),
             heard: AtomicU64::new(0),
+            deaf: AtomicBool::new(false),
+            spoken: AtomicU64::new(0),
             rdma: Mutex::default(),
         };
         // What a boot prints is no row's.

@@ -2,6 +2,7 @@
 //! Judgements on the ledger. Everything here compares sequence numbers and hashes of one guest's ledger; nothing knows
 //! what was expected. Numbers E1, E2… (evidence) and V1… (rules) are those of docs/hazards.md, section 3.
 
+pub mod cut;
 pub mod nic;
 
 use blk::{BlkOp, DiskLedger, DiskTotals, OpCounts, RequestRecord};

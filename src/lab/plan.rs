@@ -7,6 +7,7 @@ use rnic_agent::proto::{FsType, access};
 use serde::Deserialize;
 
 use super::bench::Bench;
+use super::controls::Control;
 use super::finding::{Finding, Stop};
 use super::scenarios;
 use super::story::Story;
@@ -28,17 +29,6 @@ impl fmt::Display for Folio {
             Folio::Large => "large",
         })
     }
-}
-
-/// An injection, for negative controls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Injected {
-    /// The lever on the disk under test says that it holds and does not.
-    LyingLever,
-    /// The ledger misses a write of the page under test.
-    MissedWrite,
-    /// The scenario itself adds rules to the NIC: its verdict must be a harmful one.
-    Nic,
 }
 
 /// How memory is registered with an RDMA device.
@@ -119,8 +109,8 @@ pub struct Scenario {
     pub filesystems: &'static [FsType],
     /// Whether it is part of the core set: on which file systems.
     pub core: &'static [FsType],
-    /// What goes wrong on purpose.
-    pub inject: Option<Injected>,
+    /// A negative control by itself: what goes wrong on purpose, and what must notice.
+    pub control: Option<Control>,
     /// Whether folio sizes matter to it.
     pub folios: &'static [Folio],
     /// The folio sizes of its rows in the core set.
@@ -148,6 +138,8 @@ pub struct Row {
     pub fs: FsType,
     /// With which folios.
     pub folio: Folio,
+    /// As a negative control: what is broken, and what must notice.
+    pub control: Option<Control>,
 }
 
 /// What the user asked for.
@@ -178,13 +170,18 @@ pub fn all_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for scenario in scenarios::all() {
         for &fs in scenario.filesystems {
-            rows.extend(scenario.folios.iter().map(|&folio| Row { scenario, fs, folio }));
+            rows.extend(scenario.folios.iter().map(|&folio| Row::new(scenario, fs, folio)));
         }
     }
     rows
 }
 
 impl Row {
+    /// A row as its scenario has it.
+    pub fn new(scenario: &'static Scenario, fs: FsType, folio: Folio) -> Self {
+        Self { scenario, fs, folio, control: scenario.control }
+    }
+
     /// Whether it belongs to the core set: the story in a few minutes.
     fn is_core(&self) -> bool {
         self.scenario.core.contains(&self.fs) && self.scenario.core_folios.contains(&self.folio)
@@ -212,7 +209,7 @@ pub fn rows_of(story: Story) -> Vec<Row> {
             title: &story.title,
             filesystems: &story.filesystems,
             core: &[],
-            inject: None,
+            control: None,
             folios: &story.folios,
             core_folios: &[],
             named: true,
@@ -220,7 +217,7 @@ pub fn rows_of(story: Story) -> Vec<Row> {
             run: super::story::play::run,
         }));
         for &fs in &story.filesystems {
-            rows.extend(story.folios.iter().map(|&folio| Row { scenario, fs, folio }));
+            rows.extend(story.folios.iter().map(|&folio| Row::new(scenario, fs, folio)));
         }
     }
     rows

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::check::Check;
 use super::fact::{Fact, Facts};
 use super::finding::Found;
 use super::plan::{Row, all_rows};
@@ -59,6 +60,12 @@ pub struct RowResult {
     /// The attempts with their facts; the last is the one that counts unless the row is FLAKY. Reports of step 2 have none.
     #[serde(default)]
     pub attempts: Vec<Attempt>,
+    /// In negative controls: what was broken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plant: Option<String>,
+    /// In negative controls: the checks that had to notice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
     /// Duration.
     pub seconds: f64,
     /// Measurements, in rows that measure.
@@ -114,6 +121,8 @@ impl RowResult {
             expected: expected.unwrap_or("-").into(),
             observed: observed.to_string(),
             evidence: evidence(&attempts),
+            plant: row.control.map(|control| control.plant.name().into()),
+            checks: row.control.map_or(Vec::new(), |control| control.checks.iter().map(Check::to_string).collect()),
             seconds: attempts.iter().map(|attempt| attempt.seconds).sum(),
             attempts,
             figures: Vec::new(),
@@ -126,6 +135,7 @@ impl RowResult {
         (self.scenario.as_str(), self.mode.as_str()) == (row.scenario.id, row.scenario.mode)
             && (self.fs.as_str(), self.folio.as_str()) == (row.fs.name(), row.folio.to_string().as_str())
             && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
+            && self.plant.as_deref() == row.control.map(|control| control.plant.name())
     }
 }
 
@@ -221,6 +231,9 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
         row.observed,
         row.seconds
     )?;
+    if let Some(plant) = &row.plant {
+        writeln!(out, "         planted: {plant}; must notice: {}", row.checks.join(", "))?;
+    }
     for (attempt, number) in row.attempts.iter().zip(1..) {
         if row.attempts.len() > 1 {
             writeln!(out, "         attempt {number} of {}: {}", row.attempts.len(), attempt.observed)?;

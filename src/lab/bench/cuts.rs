@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Power cuts: the disk frozen as it would be, mounted and read by the second guest.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,12 +9,15 @@ use rnic_agent::client::CallError;
 use rnic_agent::pattern::{Content, Pattern};
 use rnic_agent::proto::{FsType, Op, OpenFlags, Value};
 
-use super::{Bench, DIR, PAGE, PAGE_AT, mount};
+use super::{Bench, DIR, PAGE, PAGE_AT, Plant, mount};
+use crate::check::{Check, Tripped};
 use crate::complaints;
 use crate::fact::{FactId, Role, What};
 use crate::finding::{Finding, Stop};
+use crate::guest::FS_DISK;
+use crate::oracle;
 use crate::verdict::Verdict;
-use blk::PowerCut;
+use blk::{DiskLedger, PowerCut};
 use probe::ledger::Seq;
 
 /// Where the second guest mounts what a power cut left.
@@ -62,11 +66,28 @@ impl Bench<'_> {
         self.cuts += 1;
         let image =
             self.work.join(format!("cut-{:?}-{}-{}", cut, std::process::id(), self.nonce ^ u64::from(self.cuts)));
-        let frozen = self.guest.fs_disk().freeze(cut, &image).map_err(|error| Stop::Failed(error.to_string()))?;
+        let real = if cut == PowerCut::Cruel && self.is_planted(Plant::CutKeeps) { PowerCut::Kind } else { cut };
+        let frozen = self.guest.fs_disk().freeze(real, &image).map_err(|error| Stop::Failed(error.to_string()))?;
         if !frozen.exact {
             return Err(Stop::Inconclusive("the log of unflushed writes was too small for an exact power cut".into()));
         }
+        self.plant_drop(&image)?;
+        self.check_image(cut, frozen.at, &image)?;
         Ok(Frozen { cut, at: frozen.at, image })
+    }
+
+    /// The image must be what the ledger says. One that is not ends the row, unless it was planted: then the story goes on with it.
+    fn check_image(&mut self, cut: PowerCut, at: Seq, image: &Path) -> Result<(), Stop> {
+        let records = self.guest.ledger().requests(self.begun);
+        let looked = File::open(image).and_then(|file| oracle::cut::disagrees(&records, FS_DISK as u8, &file, cut, at));
+        let Some(why) = looked.map_err(|error| Stop::Failed(format!("{}: {error}", image.display())))? else {
+            return Ok(());
+        };
+        if self.planted.is_none() {
+            return Err(Stop::Inconclusive(why));
+        }
+        self.tripped.push(Tripped { check: Check::Cut, why });
+        Ok(())
     }
 
     fn read_frozen(&mut self, frozen: Frozen, name: &str) -> Result<CutPage, Stop> {

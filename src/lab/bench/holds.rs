@@ -148,7 +148,7 @@ impl Bench<'_> {
         self.now(What::Waits { step: step.into(), seconds: so_long.as_secs_f64(), held })
     }
 
-    fn what_is_held(&self) -> Option<String> {
+    pub(super) fn what_is_held(&self) -> Option<String> {
         let holds = |&(disk, lever): &(Disk, LeverId)| {
             let held = self.disk(disk).lever_state(lever).ok()?.held;
             let record = self.guest.ledger().request(held.first()?.0)?;

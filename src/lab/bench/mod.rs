@@ -9,11 +9,12 @@
 use rnic_agent::pattern::{Pattern, fill};
 use rnic_agent::proto::{Advice, Fadvice, FsType, Op, OpenFlags, Page};
 
+use super::check::{Check, Tripped};
 use super::fact::{FactId, Facts};
 use super::finding::{Finding, Stop};
 use super::guest::Guest;
 use super::oracle;
-use super::plan::{Folio, Injected, Row};
+use super::plan::{Folio, Row};
 use super::report::Figure;
 use blk::DiskLedger;
 use blk::LeverId;
@@ -53,6 +54,11 @@ pub struct Bench<'a> {
     nonce: u64,
     attempt: u64,
     planted: Option<Plant>,
+    disk_rule: Option<RuleId>,
+    /// What the lab itself was to carry out has been.
+    acted: bool,
+    /// What checks have noticed while the story ran.
+    tripped: Vec<Tripped>,
     /// Ledger number at the row's begin.
     pub begun: Seq,
     unrecorded: Vec<(u8, u64)>,
@@ -130,6 +136,9 @@ impl<'a> Bench<'a> {
             nonce,
             attempt,
             planted: None,
+            disk_rule: None,
+            acted: false,
+            tripped: Vec::new(),
             begun,
             unrecorded,
             unrecorded_nic,
@@ -218,11 +227,6 @@ impl<'a> Bench<'a> {
     /// The file system of this row.
     pub fn fs(&self) -> FsType {
         self.row.fs
-    }
-
-    /// What this row injects.
-    pub fn injection(&self) -> Option<Injected> {
-        self.row.scenario.inject
     }
 
     /// Which attempt at the row this is; the first is 0.
@@ -315,14 +319,32 @@ impl<'a> Bench<'a> {
         unmounted.map(drop).map_err(|error| self.guest.stop_for("unmounting", &error))
     }
 
-    /// Why the row's evidence cannot be used: a hold that was none, or a gap in the ledger. `None` when it is sound.
-    pub fn broken_evidence(&self) -> Option<String> {
-        let ledger = self.guest.ledger();
-        let unsound = ledger.requests(self.begun).iter().find_map(oracle::unsound_hold);
-        unsound
-            .or_else(|| oracle::gap(ledger, self.begun, &self.unrecorded))
-            .or_else(|| oracle::nic::gap(ledger, self.begun, &self.unrecorded_nic))
-            .or_else(|| oracle::nic::dead_translation(&ledger.nic(self.begun)))
+    /// What the checks have noticed that every row passes, once nothing moves any more. Nothing where the evidence is sound.
+    pub fn tripped(&self) -> Vec<Tripped> {
+        let (ledger, nic) = (self.guest.ledger(), self.guest.ledger().nic(self.begun));
+        let hold = ledger.requests(self.begun).iter().find_map(oracle::unsound_hold);
+        let looked = [
+            Tripped::by(Check::Hold, hold),
+            Tripped::by(Check::DiskRecords, oracle::gap(ledger, self.begun, &self.unrecorded)),
+            Tripped::by(Check::NicRecords, oracle::nic::gap(ledger, self.begun, &self.unrecorded_nic)),
+            Tripped::by(Check::Translation, oracle::nic::dead_translation(&nic)),
+            Tripped::by(Check::Gate, oracle::nic::gate_not_kept(&nic)),
+            Tripped::by(Check::Freed, oracle::nic::freed_key(&nic)),
+            Tripped::by(Check::Rights, oracle::nic::against_rights(&nic)),
+        ];
+        self.tripped.iter().cloned().chain(looked.into_iter().flatten()).collect()
+    }
+
+    /// The story is over: whoever still waits for a page that nobody brings has lost its fault.
+    pub fn look_for_lost_faults(&mut self) {
+        if self.what_is_held().is_some() {
+            return;
+        }
+        let records = self.nic_records(self.begun);
+        if let Some(fault) = oracle::nic::unanswered_fault(&records, &self.qpns()) {
+            let why = format!("nobody has answered a page fault: {}", oracle::nic::describe(fault));
+            self.tripped.push(Tripped { check: Check::Fault, why });
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use rnic_agent::proto::Op;
 
-use super::Bench;
+use super::{Bench, PAGE, wqe};
 use crate::finding::Stop;
-use blk::{BlkOp, HoldPoint, Lever, RequestMatch};
+use blk::{BlkOp, DiskAction, DiskLedger, DiskRule, HoldPoint, Lever, RequestMatch};
+use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +24,119 @@ pub enum Plant {
     Image,
     /// All processors stop.
     Silence,
+    /// The lever on the disk under test says that it holds and does not.
+    LyingLever,
+    /// The ledger misses a write of the page under test.
+    MissedWrite,
+    /// Power cuts lose every write of the pages under test.
+    CutDrops,
+    /// A cruel power cut keeps what no flush covers.
+    CutKeeps,
+    /// Nobody hears what the kernels print.
+    Deaf,
+    /// An RDMA READ brings what the page had at the row's begin.
+    OldBytes,
+    /// Somebody else writes to the page before it is read.
+    ForeignBytes,
+    /// Somebody else makes the file system allocate a block.
+    Allocated,
+    /// Somebody else writes into the memory of a process that is to be undisturbed.
+    Disturbed,
+    /// The NIC goes on with a key that was freed.
+    FreeIgnored,
+    /// The NIC does not look at the rights of a key.
+    RightsIgnored,
+    /// The NIC keeps translations that were taken away.
+    ZapIgnored,
+    /// A gate at the NIC says that it holds and does not.
+    LyingGate,
+    /// A page fault's event never reaches the driver.
+    LostFault,
+    /// The NIC keeps a queue pair that was destroyed.
+    LeakedQueuePair,
+    /// The scenario adds rules to the NIC by itself.
+    Own,
 }
 
+/// Each with its name and one line.
+const NAMES: [(Plant, &str, &str); 20] = [
+    (Plant::Oops, "oops", "the next sync(2) dies in the kernel"),
+    (Plant::Hang, "hang", "the umount at the row's end does not return"),
+    (Plant::Image, "image", "the images of power cuts have no superblock"),
+    (Plant::Silence, "silence", "all processors stop"),
+    (Plant::LyingLever, "lying-lever", "a lever on the disk says that it holds and does not"),
+    (Plant::MissedWrite, "missed-write", "the ledger misses a write of the page"),
+    (Plant::CutDrops, "cut-drops", "power cuts lose every write of the pages under test"),
+    (Plant::CutKeeps, "cut-keeps", "a cruel power cut keeps what no flush covers"),
+    (Plant::Deaf, "deaf", "nobody hears what the kernels print"),
+    (Plant::OldBytes, "old-bytes", "an RDMA READ brings what the page had at the row's begin"),
+    (Plant::ForeignBytes, "foreign-bytes", "somebody else writes to the page before it is read"),
+    (Plant::Allocated, "allocated", "somebody else makes the file system allocate a block"),
+    (Plant::Disturbed, "disturbed", "somebody else writes into the memory of the process that lives on"),
+    (Plant::FreeIgnored, "free-ignored", "the NIC goes on with a key that was freed"),
+    (Plant::RightsIgnored, "rights-ignored", "the NIC does not look at the rights of a key"),
+    (Plant::ZapIgnored, "zap-ignored", "the NIC keeps translations that were taken away"),
+    (Plant::LyingGate, "lying-gate", "a gate at the NIC says that it holds and does not"),
+    (Plant::LostFault, "lost-fault", "a page fault's event never reaches the driver"),
+    (Plant::LeakedQueuePair, "leaked-qp", "the NIC keeps a queue pair that was destroyed"),
+    (Plant::Own, "own", "the scenario adds rules to the NIC by itself"),
+];
+
+/// DESTROY_QP (contract 5).
+const DESTROY_QP: u16 = 0x501;
+/// BAD_RES_STATE.
+const BAD_STATE: u8 = 0x9;
+
+impl Plant {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Plant> {
+        NAMES.iter().map(|(plant, ..)| *plant)
+    }
+
+    /// Its name in tables and JSON.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(plant, ..)| *plant == self).map_or("", |(_, name, _)| name)
+    }
+
+    /// One line for people.
+    pub fn meaning(self) -> &'static str {
+        NAMES.iter().find(|(plant, ..)| *plant == self).map_or("", |(.., meaning)| meaning)
+    }
+
+    /// The rule of the disk under test that is it, for requests of page `gpa`.
+    fn disk_rule(self, gpa: u64) -> Option<DiskRule> {
+        let action = match self {
+            Plant::LyingLever => DiskAction::LieAboutHold,
+            Plant::MissedWrite => DiskAction::HideFromLedger,
+            _ => return None,
+        };
+        Some(DiskRule::new(1, action).on(RequestMatch { op: Some(BlkOp::Write), page: Some(gpa), lba: None }))
+    }
+
+    /// The rule of the NIC that is it.
+    fn nic_rule(self) -> Option<NicRule> {
+        let (nth, action, what) = match self {
+            Plant::FreeIgnored => (EVERY, NicAction::IgnoreFree, WqeMatch::opcode(wqe::UMR)),
+            Plant::RightsIgnored => (EVERY, NicAction::IgnoreRights, WqeMatch::default()),
+            Plant::ZapIgnored => (EVERY, NicAction::IgnoreZap, WqeMatch::opcode(wqe::UMR)),
+            Plant::LyingGate => (EVERY, NicAction::LieAboutHold, WqeMatch::opcode(wqe::RDMA_WRITE)),
+            Plant::LostFault => (1, NicAction::DropFaultEvent, WqeMatch::default()),
+            Plant::LeakedQueuePair => {
+                (1, NicAction::CommandStatus { opcode: DESTROY_QP, status: BAD_STATE }, WqeMatch::default())
+            }
+            _ => return None,
+        };
+        Some(NicRule::new(nth, action).on(what))
+    }
+
+    /// Whether a guest in which it acted takes no further row: the device may have written where it should not, or kept what is gone.
+    pub fn spoils(self) -> bool {
+        matches!(self, Plant::ZapIgnored | Plant::FreeIgnored | Plant::LeakedQueuePair | Plant::LostFault)
+    }
+}
+
+/// A rule that fires on every match.
+const EVERY: u32 = 0;
 /// ud2.
 const UNDEFINED: [u8; 2] = [0x0f, 0x0b];
 /// The kernel's part of sync(2).
@@ -40,15 +152,62 @@ impl Bench<'_> {
     /// Breaks something.
     pub fn plant(&mut self, plant: Plant) -> Result<(), Stop> {
         self.planted = Some(plant);
-        self.guest.limit_steps(SHORT);
         match plant {
-            Plant::Oops => self.plant_oops(),
-            Plant::Silence => {
-                self.guest.pause();
-                Ok(())
-            }
-            Plant::Hang | Plant::Image => Ok(()),
+            Plant::Oops | Plant::Hang | Plant::Image | Plant::Silence => self.guest.limit_steps(SHORT),
+            _ => {}
         }
+        match plant {
+            Plant::Oops => self.plant_oops()?,
+            Plant::Silence => self.guest.pause(),
+            Plant::Deaf => {
+                self.guest.deafen(true);
+                self.witness.deafen(true);
+                self.acted = true;
+            }
+            _ => {}
+        }
+        if let Some(rule) = plant.disk_rule(self.gpa) {
+            self.disk_rule = self.guest.fs_disk().injections().add(rule);
+        }
+        match plant.nic_rule() {
+            Some(rule) => self.inject(rule),
+            None => Ok(()),
+        }
+    }
+
+    /// What was planted ends with the row.
+    pub fn uproot(&mut self) {
+        self.guest.fs_disk().injections().clear();
+        self.guest.deafen(false);
+        self.witness.deafen(false);
+    }
+
+    /// Whether `plant` is this row's, at a place where the lab itself would carry it out.
+    pub fn is_planted(&mut self, plant: Plant) -> bool {
+        let is = self.planted == Some(plant);
+        self.acted |= is;
+        is
+    }
+
+    /// Whether what was planted has come to bear.
+    pub fn plant_acted(&self) -> bool {
+        let by_disk = self.disk_rule.and_then(|id| self.guest.fs_disk().injections().rule(id));
+        self.acted || by_disk.is_some_and(|rule| rule.fired > 0) || self.injections_fired()
+    }
+
+    /// Called with each image of a power cut: loses the blocks of every write of a watched page.
+    pub(super) fn plant_drop(&mut self, image: &Path) -> Result<(), Stop> {
+        if !self.is_planted(Plant::CutDrops) {
+            return Ok(());
+        }
+        let failed = |error: std::io::Error| Stop::Failed(format!("{}: {error}", image.display()));
+        let file = File::options().write(true).open(image).map_err(failed)?;
+        for record in self.guest.ledger().requests(self.begun).iter().filter(|record| record.op == BlkOp::Write) {
+            for touch in record.pages.iter().filter(|touch| touch.at_data.is_some()) {
+                file.write_all_at(&[0; PAGE as usize], touch.lba * 512).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     fn plant_oops(&mut self) -> Result<(), Stop> {

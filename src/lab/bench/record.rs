@@ -2,6 +2,7 @@
 //! What a row puts on record: facts, and the findings that rest on them.
 
 use super::Bench;
+use crate::check::{Check, Tripped};
 use crate::complaints::{Complaint, Gravity};
 use crate::fact::{FactId, Facts, Role, What};
 use crate::finding::{Finding, Stop};
@@ -42,9 +43,9 @@ impl Bench<'_> {
         stop.finding(&mut self.facts, now)
     }
 
-    /// A negative control judges what was found; it is not the row's.
-    pub fn forget_findings(&mut self) {
-        self.findings.clear();
+    /// The findings so far, which are not the row's: a negative control judges them.
+    pub fn take_found(&mut self) -> Vec<Finding> {
+        std::mem::take(&mut self.findings)
     }
 
     /// Lines of the test guest's dump of blocked tasks that have one of `words`, on record.
@@ -54,13 +55,25 @@ impl Bench<'_> {
         lines.map(|line| self.now(What::Kernel { guest, gravity: Gravity::Message, line })).collect()
     }
 
-    /// Takes down what both kernels have said since the last row. A thread that died is a finding, and so is a task that does not get on.
-    /// Whether there were warnings.
-    pub fn hear_kernels(&mut self) -> bool {
-        let said = [&*self.guest, &*self.witness].map(|guest| (guest.role(), guest.hear()));
+    /// What both kernels have said since the last row. A check trips where the lab's own line was not heard.
+    pub fn hear_kernels(&mut self) -> Vec<(Role, Complaint)> {
+        let mut all = Vec::new();
+        let heard = [&*self.guest, &*self.witness].map(|guest| (guest.role(), guest.hear()));
+        for (role, (said, heard)) in heard {
+            if !heard {
+                let why =
+                    format!("the {role} guest's kernel is not heard: a line that the lab put into its log is missing");
+                self.tripped.push(Tripped { check: Check::Kernel, why });
+            }
+            all.extend(said.into_iter().map(|one| (role, one)));
+        }
+        all
+    }
+
+    /// Takes down what was heard. A thread that died is a finding, and so is a task that does not get on. Whether there were warnings.
+    pub fn take_down(&mut self, said: Vec<(Role, Complaint)>) -> bool {
         let mut warned = false;
-        for (guest, complaint) in said.into_iter().flat_map(|(role, said)| said.into_iter().map(move |one| (role, one)))
-        {
+        for (guest, complaint) in said {
             let Complaint { gravity, line } = complaint;
             let fact = self.fact(0, What::Kernel { guest, gravity, line });
             let verdict = match gravity {

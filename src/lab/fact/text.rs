@@ -72,7 +72,8 @@ impl fmt::Display for What {
                 write!(f, "the {guest} guest {why}; the last of its console: {last}")
             }
             What::Trials { what, hits, of } => write!(f, "{what}: {hits} of {of} trials"),
-            What::Unsound { why } => f.write_str(why),
+            What::Unsound { why, check: None } => f.write_str(why),
+            What::Unsound { why, check: Some(check) } => write!(f, "check \"{check}\": {why}"),
             What::Note { text } => f.write_str(text),
         }
     }

@@ -14,6 +14,8 @@ use vmm::Console;
 
 /// Lines kept of a console's end.
 const MAX_TAIL: usize = 30;
+/// What the lab's own lines in a kernel's log begin with.
+pub const SPOKEN: &str = "rnic-lab: line";
 /// Lines kept of a dump of blocked tasks.
 const MAX_DUMP: usize = 60;
 
@@ -62,11 +64,25 @@ impl Guest {
         dump().unwrap_or_default().iter().map(text).filter(tells).take(MAX_DUMP).collect()
     }
 
-    /// What its kernel has said since the last time that somebody asked, and counts.
-    pub fn hear(&self) -> Vec<Complaint> {
-        let (said, mark) = complaints::since(self, self.heard.load(Ordering::Relaxed));
+    /// What its kernel has said since the last time that somebody asked, and counts; and whether a line that the lab itself had put into the
+    /// kernel's log just before was heard. Without it, that nothing was said means nothing.
+    pub fn hear(&self) -> (Vec<Complaint>, bool) {
+        let line = format!("{SPOKEN} {}", self.spoken.fetch_add(1, Ordering::Relaxed));
+        let spoke = self.call(Op::WriteSys { path: "/dev/kmsg".into(), text: format!("<6>{line}\n") }).is_ok();
+        let (mut said, mark) = match self.deaf.load(Ordering::Relaxed) {
+            true => (Vec::new(), self.heard.load(Ordering::Relaxed)),
+            false => complaints::since(self, self.heard.load(Ordering::Relaxed)),
+        };
         self.heard.fetch_max(mark, Ordering::Relaxed);
-        said
+        let heard = said.iter().any(|complaint| complaint.line == line);
+        said.retain(|complaint| !complaint.line.starts_with(SPOKEN));
+        // Of a guest that does not answer its console tells.
+        (said, heard || !spoke)
+    }
+
+    /// For a plant: from now on nothing is heard; or all again.
+    pub fn deafen(&self, deaf: bool) {
+        self.deaf.store(deaf, Ordering::Relaxed);
     }
 
     /// Whether it is the one under test.

@@ -4,10 +4,16 @@
 use crate::fact::What;
 use blk::RequestRecord;
 use mlx5::hooks::{NicKind, NicLedger, NicRecord};
+use mlx5::mkey::Rights;
 use probe::ledger::{Ledger, PAGE_SIZE, Seq};
 
 fn same_page(a: u64, b: u64) -> bool {
     a / PAGE_SIZE == b / PAGE_SIZE
+}
+
+/// Whether it is a read or a write of page `page`.
+pub fn is_of(record: &NicRecord, page: u64) -> bool {
+    matches!(record.kind, NicKind::Wrote { gpa, .. } | NicKind::Read { gpa, .. } if same_page(gpa, page))
 }
 
 /// The NIC's last write into page `gpa`.
@@ -74,6 +80,88 @@ pub fn dead_translation(records: &[NicRecord]) -> Option<String> {
         Some(format!(
             "{copied}, through a translation that it had looked up before #{from} and that was dead since #{dead}"
         ))
+    })
+}
+
+/// What a key gave while a copy under it began at `from` and was over at `to`: the last word of the device before, and each that it was
+/// about to say. Empty: nothing was said since the records begin.
+fn given(records: &[NicRecord], key: u32, (from, to): (Seq, Seq)) -> Vec<Rights> {
+    let mut given = Vec::new();
+    for r in records {
+        let NicKind::Keyed { index, rights, free: false, begun, .. } = r.kind else { continue };
+        if index != key >> 8 || begun > to {
+            continue;
+        }
+        if r.seq < from {
+            given.clear();
+        }
+        given.push(rights);
+    }
+    given
+}
+
+/// A copy through a key that the device had said was free or destroyed before the copy began.
+pub fn freed_key(records: &[NicRecord]) -> Option<String> {
+    copies(records).find_map(|(copy, key, from, _)| {
+        let dead = records.iter().rev().find(|r| match r.kind {
+            NicKind::Revoked { index, .. } => index == key >> 8 && r.seq < from,
+            _ => false,
+        })?;
+        let alive = records.iter().any(|r| match r.kind {
+            NicKind::Keyed { index, free: false, begun, .. } => {
+                index == key >> 8 && dead.seq < r.seq && begun < copy.seq
+            }
+            _ => false,
+        });
+        (!alive).then(|| format!("{}, through a key that was dead since #{}", describe(copy), dead.seq))
+    })
+}
+
+/// A write through a key that gave no right to write, neither before nor in a change under way.
+pub fn against_rights(records: &[NicRecord]) -> Option<String> {
+    copies(records).filter(|(.., write)| *write).find_map(|(copy, key, from, _)| {
+        let given = given(records, key, (from, copy.seq));
+        let allowed = given.is_empty() || given.iter().any(|rights| rights.writes());
+        (!allowed).then(|| format!("{}, through a key that gives no right to write", describe(copy)))
+    })
+}
+
+/// Copies of payload: the record, its key, when it began, and whether it wrote.
+fn copies(records: &[NicRecord]) -> impl Iterator<Item = (&NicRecord, u32, Seq, bool)> {
+    records.iter().filter_map(|r| match r.kind {
+        NicKind::Wrote { key, begun, .. } => Some((r, key, begun, true)),
+        NicKind::Read { key, begun, .. } => Some((r, key, begun, false)),
+        _ => None,
+    })
+}
+
+/// A gate that was none: a queue pair whose work request the NIC said that it held moved payload or completed something meanwhile.
+pub fn gate_not_kept(records: &[NicRecord]) -> Option<String> {
+    let gates = records.iter().filter_map(|r| match r.kind {
+        NicKind::Gated { token, .. } => Some((r, token)),
+        _ => None,
+    });
+    gates.into_iter().find_map(|(gated, of)| {
+        let opened = |r: &&NicRecord| matches!(r.kind, NicKind::Ungated { token, .. } if token == of);
+        let until = records.iter().find(opened).map_or(Seq::MAX, |r| r.seq);
+        let went_on = records.iter().find(|r| {
+            let moved = matches!(r.kind, NicKind::Wrote { .. } | NicKind::Read { .. } | NicKind::Completed { .. });
+            moved && (r.nic, r.qpn) == (gated.nic, gated.qpn) && gated.seq < r.seq && r.seq < until
+        })?;
+        Some(format!(
+            "the gate said that it held a work request of qp {:#x} from #{}, but the queue pair went on: {}",
+            gated.qpn,
+            gated.seq,
+            describe(went_on)
+        ))
+    })
+}
+
+/// The first page fault of the queue pairs `qpns` that nobody has answered.
+pub fn unanswered_fault<'a>(records: &'a [NicRecord], qpns: &[u32]) -> Option<&'a NicRecord> {
+    records.iter().find(|r| match r.kind {
+        NicKind::Fault { token, .. } => qpns.contains(&r.qpn) && answered(records, r.seq, token).is_none(),
+        _ => false,
     })
 }
 
@@ -170,6 +258,50 @@ mod tests {
         }
         assert!(met_in_flight(&[update], &wrote(5, 15, 0x1234)) && met_in_flight(&[update], &wrote(5, 25, 0x1234)));
         assert!(!met_in_flight(&[update], &wrote(12, 25, 0x1234)) && !met_in_flight(&[update], &wrote(5, 9, 0x1234)));
+    }
+
+    #[test]
+    fn what_moves_behind_a_closed_gate_is_seen() {
+        let gated = record(10, NicKind::Gated { opcode: 8, token: 3 });
+        let opened = record(20, NicKind::Ungated { token: 3, why: probe::ReleaseWhy::Released });
+        let wrote = |seq| record(seq, NicKind::Wrote { gpa: 0x5000, len: 8, key: 1, begun: seq });
+        let done = |seq| record(seq, NicKind::Completed { wqe_index: 0, opcode: 8, status: 0 });
+        assert!(gate_not_kept(&[wrote(5), gated, opened, wrote(21), done(22)]).is_none());
+        assert!(gate_not_kept(&[gated, wrote(15), opened]).is_some() && gate_not_kept(&[gated, done(15)]).is_some());
+        let other = NicRecord { qpn: 0x42, ..wrote(15) };
+        assert!(gate_not_kept(&[gated, other, opened]).is_none(), "another queue pair");
+    }
+
+    #[test]
+    fn what_moves_through_a_dead_key_or_against_its_rights_is_seen() {
+        let keyed =
+            |begun, seq, rights, free| record(seq, NicKind::Keyed { index: 0x12, variant: 0x34, rights, free, begun });
+        let wrote = |begun, seq| record(seq, NicKind::Wrote { gpa: 0x5000, len: 8, key: 0x1234, begun });
+        let read = |begun, seq| record(seq, NicKind::Read { gpa: 0x5000, len: 8, key: 0x1234, begun });
+        let revoked = record(21, NicKind::Revoked { index: 0x12, begun: 18 });
+        let (all, ro) = (Rights::REMOTE_WRITE, Rights::REMOTE_READ);
+        // Dead from 21 on, until it is made anew.
+        assert!(freed_key(&[keyed(1, 2, all, false), wrote(5, 6), revoked]).is_none());
+        assert!(freed_key(&[wrote(20, 25), revoked]).is_none(), "in flight: another check's");
+        assert!(freed_key(&[revoked, wrote(22, 25)]).is_some() && freed_key(&[revoked, read(22, 25)]).is_some());
+        assert!(freed_key(&[revoked, keyed(23, 26, all, false), wrote(24, 25)]).is_none(), "being made anew");
+        assert!(freed_key(&[revoked, wrote(22, 25), keyed(30, 31, all, false)]).is_some());
+        assert!(freed_key(&[revoked, keyed(22, 23, all, true), wrote(24, 25)]).is_some());
+        // Rights.
+        assert!(against_rights(&[keyed(1, 2, ro, false), wrote(5, 6)]).is_some());
+        assert!(against_rights(&[keyed(1, 2, ro, false), read(5, 6)]).is_none());
+        assert!(against_rights(&[wrote(5, 6)]).is_none(), "nothing is known of the key");
+        assert!(against_rights(&[keyed(1, 2, ro, false), keyed(3, 4, all, false), wrote(5, 6)]).is_none());
+        assert!(against_rights(&[keyed(1, 2, all, false), keyed(3, 4, ro, false), wrote(5, 6)]).is_some());
+        assert!(against_rights(&[keyed(1, 2, ro, false), keyed(4, 9, all, false), wrote(5, 6)]).is_none(), "changing");
+    }
+
+    #[test]
+    fn a_fault_without_an_answer_is_found() {
+        let fault = record(5, NicKind::Fault { key: 0x1200, va: 0, write: true, token: 7 });
+        let answer = record(9, NicKind::Resumed { token: 7, error: true });
+        assert_eq!(unanswered_fault(&[fault], &[0x41, 0x42]).map(|r| r.seq), Some(5));
+        assert!(unanswered_fault(&[fault, answer], &[0x41]).is_none() && unanswered_fault(&[fault], &[0x42]).is_none());
     }
 
     #[test]

@@ -66,7 +66,7 @@ mod tests {
         let mut attempts = Attempts::default();
         for verdict in verdicts {
             let mut facts = Facts::default();
-            let fact = facts.add(1, What::Unsound { why: "a test".into() });
+            let fact = facts.add(1, What::Unsound { why: "a test".into(), check: None });
             let findings = vec![Finding::new(*verdict, fact, [])];
             attempts.add(&Played { facts, findings, warned: false, figures: Vec::new() }, 0.0);
         }

@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use crate::bench::Bench;
-use crate::fact::{FactId, Facts, What};
+use crate::check::{Check, Tripped};
+use crate::controls::Control;
+use crate::fact::{Facts, What};
 use crate::finding::{Finding, Stop, heaviest};
 use crate::guest::Guest;
-use crate::plan::{Injected, Row};
+use crate::plan::Row;
 use crate::report::Figure;
 use crate::verdict::{Observed, Verdict};
-use blk::BlkOp;
-use blk::{DiskAction, DiskRule, RequestMatch};
 
 /// What came of an attempt.
 pub(super) struct Played {
@@ -41,69 +41,93 @@ pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64
             return Played { facts, findings: vec![finding], warned: false, figures: Vec::new() };
         }
     };
-    let action = match row.scenario.inject {
-        Some(Injected::LyingLever) => Some(DiskAction::LieAboutHold),
-        Some(Injected::MissedWrite) => Some(DiskAction::HideFromLedger),
-        Some(Injected::Nic) | None => None,
-    };
-    let rule = action.and_then(|action| {
-        let request = RequestMatch { op: Some(BlkOp::Write), page: Some(bench.gpa), lba: None };
-        bench.guest.fs_disk().injections().add(DiskRule::new(1, action).on(request))
-    });
+    if let Some(control) = row.control
+        && let Err(stop) = bench.plant(control.plant)
+    {
+        bench.stop(stop);
+    }
     let told = (row.scenario.run)(&mut bench);
-    let fired = match row.scenario.inject {
-        Some(Injected::Nic) => bench.injections_fired(),
-        _ => rule.and_then(|id| bench.guest.fs_disk().injections().rule(id)).is_some_and(|rule| rule.fired > 0),
-    };
+    bench.look_for_lost_faults();
+    let acted = bench.plant_acted();
     // A guest that hangs would hang here as well.
     let hangs = matches!(told, Err(Stop::Hung(_)) | Err(Stop::Silent(_)) | Err(Stop::Panicked(_)));
     let closed = if hangs { Ok(()) } else { bench.close() };
-    let broken = if hangs { None } else { bench.broken_evidence() };
-    bench.guest.fs_disk().injections().clear();
-    match row.scenario.inject {
-        None => conclude(&mut bench, told, broken),
-        Some(_) => control(&mut bench, fired, told, broken),
+    let said = bench.hear_kernels();
+    let tripped = if hangs { Vec::new() } else { bench.tripped() };
+    bench.uproot();
+    match row.control {
+        None => conclude(&mut bench, told, &tripped),
+        Some(control) => judge_control(&mut bench, control, acted, told, &tripped),
     }
     closed.err().into_iter().for_each(|stop| bench.stop(stop));
-    let warned = bench.hear_kernels();
+    // What a driver says of a device that was broken on purpose is right, and on record.
+    let warned = bench.take_down(said) && !row.control.is_some_and(|control| control.plant.spoils());
     let (facts, findings) = bench.take_findings();
     Played { facts, findings, warned, figures: bench.take_figures() }
 }
 
 /// The story's own finding; beside it, evidence that cannot be used is one too.
-fn conclude(bench: &mut Bench<'_>, told: Result<Finding, Stop>, broken: Option<String>) {
+fn conclude(bench: &mut Bench<'_>, told: Result<Finding, Stop>, tripped: &[Tripped]) {
     match told {
         Ok(finding) => bench.find(finding),
         Err(stop) => bench.stop(stop),
     }
-    if let Some(why) = broken {
-        bench.stop(Stop::Inconclusive(why));
+    for Tripped { check, why } in tripped {
+        let fact = bench.now(What::Unsound { why: why.clone(), check: Some(*check) });
+        bench.find(Finding::new(Verdict::Inconclusive, fact, []));
     }
 }
 
-/// Judges a negative control: was the injection noticed? By the checks that every row passes; or, where the device itself misbehaves,
-/// by the scenario, which then has to find harm.
-fn control(bench: &mut Bench<'_>, fired: bool, told: Result<Finding, Stop>, noticed: Option<String>) {
-    if !fired {
-        return bench.stop(Stop::Inconclusive("the injection did not act".into()));
+/// Judges a negative control: did what had to notice? Checks that every row passes, and the scenario itself, which then has to find harm.
+/// That something else noticed does not count.
+fn judge_control(
+    bench: &mut Bench<'_>,
+    control: Control,
+    acted: bool,
+    told: Result<Finding, Stop>,
+    tripped: &[Tripped],
+) {
+    if !acted {
+        return bench.stop(Stop::Inconclusive(format!("what was planted ({}) did not act", control.plant.name())));
     }
-    let device = bench.injection() == Some(Injected::Nic);
+    // A story that could not be told is none, unless a check says why.
     let alone = match told {
-        // What the device was to do wrong did not come about.
-        Err(Stop::Inconclusive(why)) if device && noticed.is_none() => return bench.stop(Stop::Inconclusive(why)),
-        Err(stop @ (Stop::Inconclusive(_) | Stop::Found(_))) => bench.finding_of(stop),
-        Err(stop) => return bench.stop(stop),
+        Err(stop @ (Stop::NotRun(_) | Stop::Failed(_))) => return bench.stop(stop),
+        Err(stop) => bench.finding_of(stop),
         Ok(finding) => finding,
     };
-    let verdict = alone.verdict();
-    let note = bench.note(format!("alone, the scenario would have said {}", alone.observed()));
-    let seen: Option<FactId> = noticed.map(|why| bench.now(What::Unsound { why }));
-    let caught = seen.is_some() || device && verdict.harmful();
-    let facts = [note].into_iter().chain(alone.facts().iter().copied());
-    bench.forget_findings();
-    bench.find(match (caught, seen) {
-        (true, Some(seen)) => Finding::new(Verdict::Caught, seen, facts),
-        (true, None) => Finding::new(Verdict::Caught, note, alone.facts().iter().copied()),
-        (false, _) => Finding::new(Verdict::Missed, note, alone.facts().iter().copied()),
-    });
+    let mut told = bench.take_found();
+    told.push(alone);
+    let harm = heaviest(&told).filter(|finding| finding.verdict().harmful()).cloned();
+    let alone = heaviest(&told).cloned();
+    let mut missing = Vec::new();
+    let mut facts = Vec::new();
+    for check in control.checks {
+        let noticed = match check {
+            Check::Harm => harm.as_ref().map(|finding| finding.facts().to_vec()),
+            Check::Benign => told.iter().find(|it| it.verdict() == Verdict::Benign).map(|it| it.facts().to_vec()),
+            _ => tripped
+                .iter()
+                .find(|one| one.check == *check)
+                .map(|one| vec![bench.now(What::Unsound { why: one.why.clone(), check: Some(one.check) })]),
+        };
+        match noticed {
+            Some(noticed) => facts.extend(noticed),
+            None => missing.push(check.name()),
+        }
+    }
+    let words = alone.map_or_else(String::new, |alone| alone.observed().to_string());
+    let note = bench.note(format!("alone, the scenario would have said {words}"));
+    let finding = match missing.is_empty() {
+        true => Finding::new(Verdict::Caught, note, facts),
+        false => {
+            let others: Vec<_> = tripped.iter().map(|one| one.check.name()).collect();
+            let others = if others.is_empty() { "none".into() } else { others.join(", ") };
+            let (plant, missing) = (control.plant.name(), missing.join(" and "));
+            let what =
+                bench.note(format!("{plant} was planted, and {missing} did not notice; of the others: {others}"));
+            Finding::new(Verdict::Missed, what, [note].into_iter().chain(facts))
+        }
+    };
+    bench.find(finding);
 }

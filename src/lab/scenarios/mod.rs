@@ -17,7 +17,10 @@ mod reflink;
 
 use rnic_agent::proto::FsType::{self, Btrfs, Ext4, Xfs};
 
-use super::plan::{Folio, Injected, Scenario, Writer};
+use super::bench::Plant;
+use super::check::Check;
+use super::controls::Control;
+use super::plan::{Folio, Scenario, Writer};
 
 const ALL_FS: &[FsType] = &[Ext4, Xfs, Btrfs];
 const BOTH: &[Folio] = &[Folio::Single, Folio::Large];
@@ -36,7 +39,7 @@ const DISK: &[Scenario] = &[
         title: "fsync returns 0 after an O_DIRECT read has landed in a clean page of the file; then a power cut",
         filesystems: ALL_FS,
         core: &[Ext4, Btrfs],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -50,7 +53,7 @@ const DISK: &[Scenario] = &[
         title: "an O_DIRECT read lands in a page while the write of the same page is held; then a power cut",
         filesystems: ALL_FS,
         core: &[Ext4, Btrfs],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -64,7 +67,7 @@ const DISK: &[Scenario] = &[
         title: "fsync and MADV_PAGEOUT while the read is held, so that the page loses its buffers before it is dirtied",
         filesystems: ALL_FS,
         core: &[Ext4],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: BOTH,
         named: false,
@@ -78,7 +81,7 @@ const DISK: &[Scenario] = &[
         title: "the read's completion dirties a page that the file system knows as clean",
         filesystems: &[Btrfs],
         core: &[Btrfs],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -92,7 +95,7 @@ const DISK: &[Scenario] = &[
         title: "fsync and FICLONE while the read is held: is the clone overwritten?",
         filesystems: &[Xfs],
         core: &[Xfs],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -106,7 +109,7 @@ const DISK: &[Scenario] = &[
         title: "fsync and FICLONE while the read is held: is the clone overwritten?",
         filesystems: &[Btrfs],
         core: &[Btrfs],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -120,7 +123,7 @@ const DISK: &[Scenario] = &[
         title: "control: a CPU store in place of the device while the write is held before its data is read",
         filesystems: &[Ext4, Xfs],
         core: &[Ext4],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -134,7 +137,7 @@ const DISK: &[Scenario] = &[
         title: "control: a CPU store after the write's data has been read and before it completes",
         filesystems: &[Ext4, Xfs],
         core: &[],
-        inject: None,
+        control: None,
         folios: BOTH,
         core_folios: SINGLE,
         named: false,
@@ -148,7 +151,7 @@ const DISK: &[Scenario] = &[
         title: "negative control: H12 with a lever that says it holds the write and lets it go",
         filesystems: &[Ext4],
         core: &[Ext4],
-        inject: Some(Injected::LyingLever),
+        control: Some(Control { plant: Plant::LyingLever, checks: &[Check::Hold] }),
         folios: SINGLE,
         core_folios: SINGLE,
         named: false,
@@ -162,7 +165,7 @@ const DISK: &[Scenario] = &[
         title: "negative control: H12 with a ledger that misses a write of the page under test",
         filesystems: &[Ext4],
         core: &[Ext4],
-        inject: Some(Injected::MissedWrite),
+        control: Some(Control { plant: Plant::MissedWrite, checks: &[Check::DiskRecords] }),
         folios: SINGLE,
         core_folios: SINGLE,
         named: false,

@@ -6,10 +6,13 @@ use std::time::Duration;
 use rnic_agent::proto::{FsType, Op};
 
 use super::promise::{expected_page, fsync_brings};
-use crate::bench::{Bench, PAGE, Plant};
+use crate::bench::{Bench, PAGE, PAGE_AT, Plant};
+use crate::check::Check;
+use crate::controls::Control;
 use crate::finding::{Finding, Stop};
 use crate::plan::{Folio, Scenario, Writer};
 use crate::verdict::Verdict;
+use blk::PowerCut;
 
 /// How long a step of a broken guest is waited for.
 const SOON: Duration = Duration::from_secs(10);
@@ -22,7 +25,7 @@ const fn plant(id: &'static str, mode: &'static str, title: &'static str, run: R
         title,
         filesystems: &[FsType::Ext4],
         core: &[],
-        inject: None,
+        control: None,
         folios: &[Folio::Single],
         core_folios: &[],
         named: true,
@@ -39,7 +42,14 @@ const HANG: &str = "plant: umount does not return; must be HUNG";
 const IMAGE: &str = "plant: what a power cut leaves does not mount; must be CORRUPT";
 const SILENT: &str = "plant: the guest falls silent; must be HUNG";
 
-/// Only when they are named.
+const DEAF: &str = "negative control: the same with nobody who hears what the kernels print";
+const KEEPS: &str = "negative control: a cruel power cut after a write that no flush covers, which keeps it";
+
+const fn control(plant: Plant, checks: &'static [Check], scenario: Scenario) -> Scenario {
+    Scenario { control: Some(Control { plant, checks }), named: false, ..scenario }
+}
+
+/// All but the controls only when they are named.
 pub(super) const TABLE: &[Scenario] = &[
     plant("C-oops", "plant", OOPS, |bench| held_read(bench, Some(Plant::Oops))),
     plant("C-oops", "plant-once", ONCE, |bench| {
@@ -49,7 +59,25 @@ pub(super) const TABLE: &[Scenario] = &[
     plant("C-hang", "plant", HANG, |bench| held_read(bench, Some(Plant::Hang))),
     plant("C-image", "plant", IMAGE, |bench| held_read(bench, Some(Plant::Image))),
     plant("C-silent", "plant", SILENT, |bench| held_read(bench, Some(Plant::Silence))),
+    control(Plant::Deaf, &[Check::Kernel], plant("C-deaf", "dio", DEAF, |bench| held_read(bench, None))),
+    control(Plant::CutKeeps, &[Check::Cut], plant("C-keep", "cpu", KEEPS, unflushed)),
 ];
+
+/// What has been written and not flushed does not survive a cruel power cut, and what was flushed before does.
+fn unflushed(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
+    bench.store('B')?;
+    let fsync = bench.fsync()?;
+    bench.store('C')?;
+    let (h, off, len) = (bench.file(), PAGE_AT, PAGE);
+    bench.guest.must(Op::SyncFileRange { h, off, len, wait_before: true, write: true, wait_after: true })?;
+    let cut = bench.cut_and_read(PowerCut::Cruel, "file")?;
+    match cut.unreadable() {
+        Some(unreadable) => Ok(unreadable),
+        None if cut.is(&bench.pattern('C')) => Ok(Finding::new(Verdict::Safe, cut.fact, [fsync.fact])),
+        None if cut.is(&bench.pattern('B')) => Ok(Finding::new(Verdict::Benign, cut.fact, [fsync.fact])),
+        None => Err(cut.impossible("BC")),
+    }
+}
 
 /// An O_DIRECT read is held while sync(2) runs; then it completes, and the next fsync must bring it.
 fn held_read(bench: &mut Bench<'_>, plant: Option<Plant>) -> Result<Finding, Stop> {

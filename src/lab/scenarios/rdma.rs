@@ -7,12 +7,14 @@ use rnic_agent::proto::Op;
 
 use super::promise::{expected_page, failed};
 use super::{price, rdma_cache, rdma_clean, rdma_exit, rdma_held};
-use crate::bench::{Bench, Completion, PAGE};
+use crate::bench::{Bench, Completion, PAGE, Plant};
+use crate::check::Check;
+use crate::controls::Control;
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::oracle;
 use crate::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
-use crate::plan::{Folio, Injected, Scenario, Writer};
+use crate::plan::{Folio, Scenario, Writer};
 use crate::verdict::Verdict;
 
 type Run = fn(&mut Bench<'_>) -> Result<Finding, Stop>;
@@ -32,9 +34,22 @@ const fn row(
     title: &'static str,
     run: Run,
 ) -> Scenario {
-    let (core, inject) = (&[], None);
+    let (core, control) = (&[], None);
     let (folios, core_folios) = (SINGLE, SINGLE);
-    Scenario { id, mode, writer, title, filesystems, core, inject, folios, core_folios, named: false, story: None, run }
+    Scenario {
+        id,
+        mode,
+        writer,
+        title,
+        filesystems,
+        core,
+        control,
+        folios,
+        core_folios,
+        named: false,
+        story: None,
+        run,
+    }
 }
 
 const fn core(on: &'static [FsType], scenario: Scenario) -> Scenario {
@@ -50,9 +65,11 @@ const fn named(scenario: Scenario) -> Scenario {
     Scenario { named: true, ..scenario }
 }
 
-const fn control(scenario: Scenario) -> Scenario {
-    Scenario { inject: Some(Injected::Nic), ..scenario }
+const fn control(plant: Plant, checks: &'static [Check], scenario: Scenario) -> Scenario {
+    Scenario { control: Some(Control { plant, checks }), ..scenario }
 }
+
+const DEAD: &[Check] = &[Check::Translation];
 
 const H01: &str = "RDMA WRITE after fsync has cleaned the page; fsync returns 0; then a power cut";
 const H01_RO: &str = "RDMA READ beside stores and fsync, and an RDMA WRITE that the key must refuse; then a power cut";
@@ -71,6 +88,8 @@ const C_LATE: &str = "negative control: H37 with a NIC that writes through a tra
 const C_MTTW: &str = "negative control: H37 odp-clean with a NIC that ignores the write bit of a translation";
 const C_GUARD: &str = "negative control: H37 with a NIC whose zaps do not wait for payload in flight";
 const C_HIDE: &str = "negative control: H01 with a NIC that writes without telling the ledger";
+const C_FREE: &str =
+    "negative control: an RDMA WRITE under way when its key is freed, with a NIC that goes on with freed keys";
 const RO_PAGE: &str = "RDMA WRITE through a translation that was made read-only from a clean page; then a power cut";
 
 /// Every scenario with an RDMA device.
@@ -109,12 +128,25 @@ pub const TABLE: &[Scenario] = &[
     row("H13", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H13, rdma_cache::replaced),
     row("H13", "rxe-ro", Writer::Rxe(PinnedRo), EXT4, H13, rdma_cache::replaced),
     row("H13", "rxe-odp", Writer::Rxe(Odp), EXT4, H13, rdma_cache::replaced),
-    control(core(EXT4, row("C-late", "odp", Writer::Nic(Odp), EXT4, C_LATE, rdma_clean::late_dma))),
-    control(core(EXT4, row("C-mttw", "odp", Writer::Nic(Odp), EXT4, C_MTTW, rdma_clean::ignored_write_bit))),
-    control(row("C-hide", "odp", Writer::Nic(Odp), EXT4, C_HIDE, rdma_clean::hidden_write)),
+    control(Plant::Own, DEAD, core(EXT4, row("C-late", "odp", Writer::Nic(Odp), EXT4, C_LATE, rdma_clean::late_dma))),
+    control(
+        Plant::Own,
+        &[Check::Harm],
+        core(EXT4, row("C-mttw", "odp", Writer::Nic(Odp), EXT4, C_MTTW, rdma_clean::ignored_write_bit)),
+    ),
+    control(
+        Plant::Own,
+        &[Check::NicRecords],
+        row("C-hide", "odp", Writer::Nic(Odp), EXT4, C_HIDE, rdma_clean::hidden_write),
+    ),
+    control(Plant::Own, DEAD, row("C-guard", "odp", Writer::Nic(Odp), EXT4, C_GUARD, rdma_clean::no_guard)),
+    control(
+        Plant::FreeIgnored,
+        &[Check::Freed],
+        row("C-free", "pinned", Writer::Nic(Pinned), EXT4, C_FREE, rdma_exit::freed_key),
+    ),
     named(row("price", "pinned", Writer::Nic(Pinned), EXT4, PRICE, price::measure)),
     named(row("price", "odp", Writer::Nic(Odp), EXT4, PRICE, price::measure)),
-    control(row("C-guard", "odp", Writer::Nic(Odp), EXT4, C_GUARD, rdma_clean::no_guard)),
 ];
 
 /// The row's end where the kernel refuses the registration.

@@ -4,7 +4,7 @@
 use rnic_agent::proto::{Op, OpenFlags, Page};
 
 use super::rdma::{clean, refused};
-use crate::bench::{Bench, DIR, FILE_LEN, PAGE, PAGE_AT};
+use crate::bench::{Bench, DIR, FILE_LEN, PAGE, PAGE_AT, Plant};
 use crate::fact::What;
 use crate::finding::{Finding, Stop};
 use crate::oracle;
@@ -46,7 +46,9 @@ pub fn replaced(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let records = bench.nic_records(since);
     let source = [new, old].into_iter().find_map(|page| oracle::nic::last_read(&records, page));
     facts.extend(source.map(|source| bench.nic(source)));
-    let fresh = read.is(&bench.pattern('D'), PAGE_AT);
+    // The old frame, free by now, may have got the same bytes: whoever wrote by O_DIRECT had them in some page.
+    let from_old = old != new && source.is_some_and(|source| oracle::nic::is_of(source, old));
+    let fresh = read.is(&bench.pattern('D'), PAGE_AT) && !from_old;
     if !fresh {
         bench.find(Finding::new(Verdict::Stale, seen, facts.clone()));
     }
@@ -94,9 +96,16 @@ pub fn hole(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     if !before.is_empty() {
         return Err(Stop::Inconclusive(format!("registration alone allocated {} extents", before.len())));
     }
+    if bench.is_planted(Plant::ForeignBytes) {
+        let pattern = bench.pattern('F');
+        bench.guest.must(Op::Store { m: map, off: PAGE_AT, len: PAGE, pattern })?;
+    }
     let (completion, read, seen) = bench.rdma_read()?;
     if !completion.ok() {
         return Err(Stop::Inconclusive("the RDMA READ failed".into()));
+    }
+    if bench.is_planted(Plant::Allocated) {
+        bench.guest.must(Op::Touch { m: map, off: PAGE_AT, write: true })?;
     }
     bench.guest.must(Op::Fsync { h: file })?;
     let after = blocks(bench)?;

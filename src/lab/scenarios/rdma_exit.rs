@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rnic_agent::proto::{MrInfo, Op, Value, VerbsOp, Wr, WrKind, access};
 
-use crate::bench::{Bench, PAGE, errno_of};
+use crate::bench::{Bench, PAGE, Plant, errno_of};
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::oracle;
@@ -81,12 +81,40 @@ fn kill_first(bench: &mut Bench<'_>, first: &Process, second: &Process) -> Resul
     std::thread::sleep(WHILE);
     let dead = first.kill(bench)?;
     let during = errno_of(&bench.wait_job(job, JOB)?) == Some(Ok(()));
-    let after = second.works(bench, 'S')?;
+    second.disturb(bench)?;
+    let after = second.content(bench)?.is(&bench.pattern('S'), 0) && second.works(bench, 'S')?;
     let well = during && after;
     let text = if well { "all work, and its memory has what they wrote" } else { "do not all work" };
     let fact = bench
         .note(format!("process 1 was killed with {PAIRS} busy pairs; process 2 went on: its {} QPs {text}", 2 * PAIRS));
     Ok((dead, well, fact))
+}
+
+/// An RDMA WRITE waits at a gate when its key is freed: then it must fail.
+pub fn freed_key(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
+    let (map, target) = bench.anonymous_map(crate::bench::FILE_LEN)?;
+    bench.use_mr(target);
+    let (off, len, pattern) = (crate::bench::PAGE_AT, PAGE, bench.pattern('B'));
+    bench.guest.must(Op::Store { m: map, off, len, pattern })?;
+    let page = bench.guest.must(Op::PageInfo { m: map, off })?.page();
+    let page = page.ok_or_else(|| Stop::Failed("the agent gave no page".into()))?;
+    bench.gpa = page.gpa();
+    bench.guest.ledger().watch(bench.gpa);
+    let gate = bench.arm_gate();
+    let gated = bench.post_gated(gate, 'C')?;
+    bench.deregister()?;
+    let job = bench.open_gate(gate, gated, 'C')?;
+    let completion = bench.wait_write(job, JOB)?;
+    let completion = completion.ok_or_else(|| Stop::Inconclusive("the RDMA WRITE did not complete".into()))?;
+    let value = bench.guest.must(Op::Load { m: map, off, len: PAGE })?;
+    let content = value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))?;
+    let intact = content.is(&bench.pattern('B'), off);
+    let seen = bench.seen("the mapping", "anonymous memory", &Ok(content));
+    let verdict = match (completion.ok(), intact) {
+        (false, true) => Verdict::ErrCqe,
+        _ => Verdict::LeakTo,
+    };
+    Ok(Finding::new(verdict, completion.fact, [seen]))
 }
 
 impl Process {
@@ -138,6 +166,15 @@ impl Process {
         bench.mark("kill -9");
         bench.guest.must(Op::Kill { p: self.handle })?;
         Ok(bench.mark("the process has ended"))
+    }
+
+    /// Where it is planted: somebody else writes into its memory.
+    fn disturb(&self, bench: &mut Bench<'_>) -> Result<(), Stop> {
+        if !bench.is_planted(Plant::Disturbed) {
+            return Ok(());
+        }
+        let store = Op::Store { m: self.target, off: 0, len: PAGE, pattern: bench.pattern('X') };
+        bench.guest.must(Op::In { p: self.handle, op: Box::new(store) }).map(drop)
     }
 
     /// Traffic on all pairs ends well, and what it wrote is there.

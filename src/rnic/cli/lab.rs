@@ -10,6 +10,8 @@ use std::time::Duration;
 use clap::Args;
 use image::{self, KernelSource};
 use indicatif::{ProgressBar, ProgressStyle};
+use lab::controls::{self, selftest};
+use lab::expect::expected;
 use lab::journal::{Header, Journal};
 use lab::plan::{Row, Selection, rows_of, select};
 use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
@@ -51,6 +53,10 @@ pub struct LabArgs {
     /// The directory that holds lib/modules/VERSION for a kernel given by path.
     #[arg(long)]
     modules: Option<PathBuf>,
+    /// Break on purpose what the verdicts rest on: each row that says that all is well is run with its negative controls, and each of these
+    /// must be noticed by the check that it names (docs/selftest.md). Takes --kernel, --scenario, --fs and --mode; all three kernels otherwise.
+    #[arg(long, conflicts_with = "scenario_file")]
+    selftest: bool,
     /// List scenarios and verdicts and do nothing.
     #[arg(long)]
     list: bool,
@@ -81,6 +87,10 @@ pub struct LabArgs {
 
 /// Runs the lab.
 pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
+    if args.list && args.selftest {
+        controls::print_list(&mut std::io::stdout())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.list {
         print_list(&mut std::io::stdout())?;
         return Ok(ExitCode::SUCCESS);
@@ -94,7 +104,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     };
     let own = args.scenario_file.iter().map(|path| story(path)).collect::<Result<Vec<_>, _>>()?;
     let selection = Selection {
-        all: args.all,
+        all: args.all || args.selftest,
         scenarios: args.scenario.clone(),
         filesystems: args.fs.clone(),
         modes: args.mode.clone(),
@@ -106,7 +116,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     if rows.is_empty() {
         return Err("--fs, --mode and --scenario leave no row of the scenario files".into());
     }
-    let names: Vec<String> = match (args.kernel.is_empty(), args.all) {
+    let names: Vec<String> = match (args.kernel.is_empty(), args.all || args.selftest) {
         (false, _) => args.kernel.clone(),
         (true, true) => ALL_KERNELS.map(String::from).into(),
         (true, false) => CORE_KERNELS.map(String::from).into(),
@@ -116,7 +126,11 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         .map(|name| {
             let kernel = image::resolve_kernel(name, args.modules.as_deref())?;
             let initramfs = Arc::new(own_initramfs(&kernel, Use::Lab)?);
-            Ok(KernelPlan { kernel, initramfs })
+            let rows = match args.selftest {
+                true => controls_of(&rows, &kernel),
+                false => rows.clone(),
+            };
+            Ok(KernelPlan { kernel, initramfs, rows })
         })
         .collect::<Result<Vec<_>, super::Error>>()?;
     if let Way::Emulated(why) = args.host.way()? {
@@ -129,7 +143,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         drop(std::fs::remove_dir_all(&left));
         std::process::exit(128 + signal);
     })?;
-    let total = rows.len() * kernels.len();
+    let total = kernels.iter().map(|plan| plan.rows.len()).sum();
     let mut screen = Screen::new(args.json, total)?;
     screen.line(&format!("rnic {} on {}; seed {seed}", env!("CARGO_PKG_VERSION"), runner::host_line()));
     for plan in &kernels {
@@ -139,7 +153,8 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     if !done.is_empty() {
         screen.line(&format!("going on: {} rows have ended before", done.len()));
     }
-    let config = LabConfig { kernels, rows, done, jobs: args.jobs, seed, work: work.0.clone(), verbose: args.verbose };
+    let (selftest, verbose) = (args.selftest, args.verbose);
+    let config = LabConfig { kernels, done, jobs: args.jobs, seed, selftest, work: work.0.clone(), verbose };
     let (report, kept) = runner::run(config, args.keep, |news| {
         if let (News::Row(row), Some(journal)) = (news, &mut journal)
             && let Err(error) = journal.add(row)
@@ -194,6 +209,12 @@ fn story(path: &Path) -> Result<Vec<Row>, super::Error> {
         .map_err(|error| format!("the scenario {} cannot be read: {error}", path.display()))?;
     let stories = Story::parse(&text).map_err(|mistake| format!("{}, {mistake}", path.display()))?;
     Ok(stories.into_iter().flat_map(rows_of).collect())
+}
+
+/// The self-test's rows for a kernel.
+fn controls_of(rows: &[Row], kernel: &KernelSource) -> Vec<Row> {
+    let version = runner::version(kernel);
+    selftest(rows, |row| expected(row, version?))
 }
 
 fn version(kernel: &KernelSource) -> String {

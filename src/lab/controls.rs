@@ -6,6 +6,7 @@ use std::io::{self, Write};
 
 use super::bench::Plant;
 use super::check::Check;
+use super::expect::Expectation;
 use super::plan::{Row, Scenario};
 use super::scenarios;
 
@@ -74,9 +75,9 @@ pub fn is_safe_like(expected: &str) -> bool {
 }
 
 /// The self-test of a kernel: of `rows`, each scenario and mode that has to be believed there, on the first file system and folio size on
-/// which it has, once with each of its controls; and the rows that are controls by themselves. `expected` gives a row's expectation, "-"
+/// which it has, once with each of its controls; and the rows that are controls by themselves. `expected` gives a row's expectation `None`
 /// where none is known. A row without any control is in the list as it is: the runner makes it fail.
-pub fn selftest(rows: &[Row], expected: impl Fn(&Row) -> Option<&'static str>) -> Vec<Row> {
+pub fn selftest(rows: &[Row], expected: impl Fn(&Row) -> Option<Expectation>) -> Vec<Row> {
     let mut seen: Vec<(&str, &str)> = Vec::new();
     let mut chosen = Vec::new();
     for row in rows {
@@ -85,7 +86,7 @@ pub fn selftest(rows: &[Row], expected: impl Fn(&Row) -> Option<&'static str>) -
             continue;
         }
         let name = (row.scenario.id, row.scenario.mode);
-        let believed = expected(row).is_none_or(is_safe_like) && !row.scenario.named;
+        let believed = expected(row).is_none_or(|expected| is_safe_like(expected.verdict)) && !row.scenario.named;
         if !believed || seen.contains(&name) {
             continue;
         }
@@ -142,7 +143,8 @@ mod tests {
     fn every_control_is_of_a_row_that_has_to_be_believed() {
         for line in TABLE {
             let used = all_rows().iter().any(|row| {
-                let believed = |version: &Version| expected(row, *version).is_some_and(is_safe_like);
+                let believed =
+                    |version: &Version| expected(row, *version).is_some_and(|expected| is_safe_like(expected.verdict));
                 of(row.scenario).any(|control| control == line.control)
                     && row.scenario.id == line.scenario
                     && STOCK.iter().any(believed)
@@ -165,8 +167,9 @@ mod tests {
         let mut row = all_rows()[0];
         let scenario = Scenario { id: "H99", ..*row.scenario };
         row.scenario = Box::leak(Box::new(scenario));
-        let rows = selftest(&[row], |_| Some("SAFE"));
+        let said = |verdict| move |_: &Row| Some(Expectation { verdict, source: "a test" });
+        let rows = selftest(&[row], said("SAFE"));
         assert!(rows.len() == 1 && rows[0].control.is_none());
-        assert!(selftest(&[row], |_| Some("LOST")).is_empty());
+        assert!(selftest(&[row], said("LOST")).is_empty());
     }
 }

@@ -67,11 +67,13 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::expect::Expectation;
     use crate::plan::all_rows;
     use crate::verdict::{Observed, Verdict};
 
     fn result(index: usize, verdict: Verdict) -> RowResult {
-        RowResult::new(&all_rows()[index], "6.1", "6.1.192-2", Some("LOST"), &Observed::new(verdict), Vec::new())
+        let expected = Some(Expectation { verdict: "LOST", source: "a test" });
+        RowResult::new(&all_rows()[index], "6.1", "6.1.192-2", expected, &Observed::new(verdict), Vec::new())
     }
 
     #[test]

@@ -167,13 +167,15 @@ impl Selection {
 
 /// Every row there is.
 pub fn all_rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for scenario in scenarios::all() {
-        for &fs in scenario.filesystems {
-            rows.extend(scenario.folios.iter().map(|&folio| Row::new(scenario, fs, folio)));
-        }
+    scenarios::all().flat_map(Scenario::rows).collect()
+}
+
+impl Scenario {
+    /// Its rows.
+    pub fn rows(&'static self) -> Vec<Row> {
+        let of = |fs: &FsType| self.folios.iter().map(|&folio| Row::new(self, *fs, folio)).collect::<Vec<_>>();
+        self.filesystems.iter().flat_map(of).collect()
     }
-    rows
 }
 
 impl Row {
@@ -216,9 +218,7 @@ pub fn rows_of(story: Story) -> Vec<Row> {
             story: Some(story),
             run: super::story::play::run,
         }));
-        for &fs in &story.filesystems {
-            rows.extend(story.folios.iter().map(|&folio| Row::new(scenario, fs, folio)));
-        }
+        rows.extend(scenario.rows());
     }
     rows
 }

@@ -6,9 +6,10 @@ use std::io::{self, Write};
 use serde::{Deserialize, Serialize};
 
 use super::check::Check;
+use super::expect::{Expectation, NAMED, expected};
 use super::fact::{Fact, Facts};
 use super::finding::Found;
-use super::plan::{Row, all_rows};
+use super::plan::{Row, Scenario, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
@@ -53,6 +54,9 @@ pub struct RowResult {
     pub kernel_version: String,
     /// Expected verdict, "-" where none is known.
     pub expected: String,
+    /// Where that comes from: a source that was read, or a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_source: Option<String>,
     /// Observed verdict.
     pub observed: String,
     /// What the observation rests on, for people: the attempts' facts in words.
@@ -107,7 +111,7 @@ impl RowResult {
         row: &Row,
         kernel: &str,
         version: &str,
-        expected: Option<&str>,
+        expected: Option<Expectation>,
         observed: &Observed,
         attempts: Vec<Attempt>,
     ) -> Self {
@@ -118,7 +122,8 @@ impl RowResult {
             folio: row.folio.to_string(),
             kernel: kernel.into(),
             kernel_version: version.into(),
-            expected: expected.unwrap_or("-").into(),
+            expected: expected.map_or("-", |expected| expected.verdict).into(),
+            expected_source: expected.map(|expected| expected.source.into()),
             observed: observed.to_string(),
             evidence: evidence(&attempts),
             plant: row.control.map(|control| control.plant.name().into()),
@@ -126,7 +131,7 @@ impl RowResult {
             seconds: attempts.iter().map(|attempt| attempt.seconds).sum(),
             attempts,
             figures: Vec::new(),
-            score: Score::of(expected, observed),
+            score: Score::of(expected.map(|expected| expected.verdict), observed),
         }
     }
 
@@ -277,8 +282,8 @@ fn short(kernel: &str) -> &str {
     kernel.rsplit('/').next().unwrap_or(kernel)
 }
 
-/// `rnic lab --list`.
-pub fn print_list(out: &mut dyn Write) -> io::Result<()> {
+/// `rnic lab --list`; with `sources` what is expected of each scenario on the kernels that have names, and where that comes from.
+pub fn print_list(out: &mut dyn Write, sources: bool) -> io::Result<()> {
     writeln!(out, "Scenarios (* = part of the core set that `rnic lab` runs; --all runs every row):")?;
     for scenario in scenarios::all() {
         let name = |fs: &rnic_agent::proto::FsType| {
@@ -286,10 +291,32 @@ pub fn print_list(out: &mut dyn Write) -> io::Result<()> {
         };
         let filesystems: Vec<_> = scenario.filesystems.iter().map(name).collect();
         writeln!(out, "  {:<7} {:<11} {:<19} {}", scenario.id, scenario.mode, filesystems.join(" "), scenario.title)?;
+        if sources {
+            print_expected(out, scenario)?;
+        }
     }
     writeln!(out, "{} rows per kernel in all. Verdicts:", all_rows().len())?;
     for verdict in Verdict::all() {
         writeln!(out, "  {:<13} {}", verdict.word(), verdict.meaning())?;
+    }
+    Ok(())
+}
+
+/// What is expected of a scenario's rows, by verdict and source.
+fn print_expected(out: &mut dyn Write, scenario: &'static Scenario) -> io::Result<()> {
+    let mut all: Vec<(Expectation, Vec<String>)> = Vec::new();
+    for (kernel, version) in NAMED {
+        for row in scenario.rows() {
+            let Some(expected) = expected(&row, version) else { continue };
+            let place = format!("{kernel} {} {}", row.fs.name(), row.folio);
+            match all.iter_mut().find(|(known, _)| *known == expected) {
+                Some((_, places)) => places.push(place),
+                None => all.push((expected, vec![place])),
+            }
+        }
+    }
+    for (Expectation { verdict, source }, places) in all {
+        writeln!(out, "          {verdict} on {}: {source}", places.join(", "))?;
     }
     Ok(())
 }
@@ -300,7 +327,8 @@ mod tests {
     use crate::fact::What;
     use crate::finding::Finding;
 
-    fn row(expected: Option<&str>, verdict: Verdict) -> RowResult {
+    fn row(expected: Option<&'static str>, verdict: Verdict) -> RowResult {
+        let expected = expected.map(|verdict| Expectation { verdict, source: "a test" });
         RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", expected, &Observed::new(verdict), Vec::new())
     }
 
@@ -380,8 +408,10 @@ mod tests {
 
     #[test]
     fn json_has_the_stable_names() {
-        let json = serde_json::to_value(row(None, Verdict::Safe)).unwrap();
+        let json = serde_json::to_value(row(Some("SAFE"), Verdict::Safe)).unwrap();
+        assert_eq!(json["expected_source"], "a test");
         let mut names: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        names.retain(|name| *name != "expected_source");
         names.sort_unstable();
         let stable = "attempts evidence expected folio fs kernel kernel_version mode observed scenario score seconds";
         assert_eq!(names.join(" "), stable);

@@ -312,7 +312,7 @@ impl KernelRun<'_> {
 
     fn result(&self, row: &Row, observed: &Observed, attempts: Vec<Attempt>, figures: Vec<Figure>) -> RowResult {
         let expected = match self.known {
-            _ if self.config.selftest => Some(Verdict::Caught.word()),
+            _ if self.config.selftest => Some(expect::CAUGHT),
             true => expect::expected(row, self.version),
             false => None,
         };

@@ -45,6 +45,11 @@ pub(super) fn check(story: &Story) -> Result<(), Mistake> {
     if story.steps.len() > MAX_STEPS {
         return Err(Mistake::new(0, "step", format!("there are more than {MAX_STEPS} steps")));
     }
+    for expect in &story.expects {
+        if let Some((key, what)) = expect.get_ref().mistake() {
+            return Err(Mistake::new(expect.span().start, key, what));
+        }
+    }
     let mut names = BTreeMap::new();
     for step in &story.steps {
         Checker { story, at: step.span().start }.step(step.get_ref(), &mut names)?;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Scenarios as data: what a TOML file says, and what is wrong with it.
 //!
-//! * here: the format. `variants`: one story for each combination of its parameters. `check`: what the format alone cannot say (names that exist, steps that fit).
+//! * here: the format. `expect`: what it expects of stock kernels. `variants`: one story for each combination of its parameters. `check`: what the format alone cannot say (names that exist, steps that fit).
 //! * [`crate::model`]: what each page may hold, by what has been promised. `play`: the steps, at a bench.
 
 mod check;
+mod expect;
 pub mod play;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::plan::{Folio, Registration};
+
+pub use expect::Expect;
 
 /// A scenario. `[pages]` names pages, `[[step]]` is what happens, in order.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -47,6 +50,9 @@ pub struct Story {
     /// What happens.
     #[serde(rename = "step")]
     pub steps: Vec<Spanned<Step>>,
+    /// What is expected of stock kernels. None: harm is what differs.
+    #[serde(default, rename = "expect")]
+    pub expects: Vec<Spanned<Expect>>,
 }
 
 fn single() -> Vec<Folio> {

@@ -64,6 +64,49 @@ fn a_mistake_gets_one_sentence_with_line_and_key() {
     }
 }
 
+const EXPECTS: &str = r#"
+[[expect]]
+fs = "btrfs"
+folio = "single"
+mode = "disk"
+kernels = "6.12.97..6.12"
+verdict = "LOST(EUCLEAN)"
+source = "run on 6.12.117-1, 2026-11-29"
+[[expect]]
+verdict = "SAFE|LOST+LATE"
+source = "source read: a file"
+"#;
+
+#[test]
+fn the_first_expectation_that_matches_counts() {
+    let story = Story::parse(&format!("{GOOD}{EXPECTS}")).unwrap().remove(0);
+    let expected = |at: usize, version| {
+        let rows = crate::plan::rows_of(story.clone());
+        crate::expect::expected(&rows[at], version).map(|expected| (expected.verdict, expected.source))
+    };
+    let (second, first) = (("SAFE|LOST+LATE", "source read: a file"), "run on 6.12.117-1, 2026-11-29");
+    assert_eq!(expected(0, (6, 12, 117)), Some(second));
+    assert_eq!(expected(1, (6, 12, 117)), Some(("LOST(EUCLEAN)", first)));
+    assert_eq!(expected(1, (6, 12, 96)), Some(second));
+    let none = Story::parse(GOOD).unwrap().remove(0);
+    assert_eq!(crate::expect::expected(&crate::plan::rows_of(none)[0], (6, 1, 192)), None);
+}
+
+#[test]
+fn a_mistake_in_an_expectation_gets_its_sentence() {
+    let good = format!("{GOOD}{EXPECTS}");
+    for (right, bad, said) in [
+        ("SAFE|LOST+LATE", "SAFE|LOST+LAET", "line 30, `verdict`: \"LOST+LAET\" is no verdict"),
+        ("6.12.97..6.12", "6.12-6.13", "line 27: `kernels`: \"6.12-6.13\" is no range of kernels"),
+        ("source = \"source read: a file\"\n", "", "line 30: missing field `source`"),
+        ("source read: a file", " ", "line 30, `source`: say where this comes from"),
+        ("fs = \"btrfs\"", "fs = \"fat\"", "line 24: unknown variant `fat`"),
+    ] {
+        let error = Story::parse(&good.replacen(right, bad, 1)).unwrap_err();
+        assert!(error.starts_with(said) && !error.contains('\n'), "{bad}: {error}");
+    }
+}
+
 #[test]
 fn so_many_reads_at_once_are_refused_as_a_judge_cannot_look_through() {
     let read = |n: usize| format!("[[step]]\ndio_read = {{ page = \"k\", tag = \"C\", name = \"r{n}\" }}\n");

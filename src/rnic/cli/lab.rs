@@ -57,7 +57,7 @@ pub struct LabArgs {
     /// must be noticed by the check that it names (docs/selftest.md). Takes --kernel, --scenario, --fs and --mode; all three kernels otherwise.
     #[arg(long, conflicts_with = "scenario_file")]
     selftest: bool,
-    /// List scenarios and verdicts and do nothing.
+    /// List scenarios and verdicts and do nothing; with --verbose what is expected of them too, and where that comes from.
     #[arg(long)]
     list: bool,
     /// Print the report as JSON on standard output; rows go to standard error.
@@ -92,7 +92,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.list {
-        print_list(&mut std::io::stdout())?;
+        print_list(&mut std::io::stdout(), args.verbose)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(path) = &args.json_file {

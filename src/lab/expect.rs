@@ -45,6 +45,13 @@ fn makes_large(fs: &str, version: Version) -> bool {
     }
 }
 
+/// soft-RoCE behaves as our NIC does; it has on-demand paging since 6.15 (by memory; runs showed none on 6.1, and 7.3 with it).
+pub(crate) fn plain_mode(mode: &'static str) -> &'static str {
+    const NAMES: [(&str, &str); 4] =
+        [("rxe-pinned", "pinned"), ("rxe-odp", "odp"), ("rxe-late", "pinned-late"), ("rxe-ro", "pinned-ro")];
+    NAMES.iter().find(|(rxe, _)| *rxe == mode).map_or(mode, |(_, plain)| plain)
+}
+
 /// What is expected of `row` on a stock kernel of `version`; `None` where nothing is known.
 pub fn expected(row: &Row, version: Version) -> Option<Expectation> {
     if row.control.is_some() {
@@ -97,14 +104,15 @@ mod tests {
 
     #[test]
     fn every_planned_row_of_a_named_kernel_has_an_expectation() {
-        // Of a guest that is broken on purpose nothing is expected.
-        let planted = |row: &Row| row.scenario.mode.starts_with("plant");
-        for row in super::super::plan::all_rows().into_iter().filter(|row| !planted(row)) {
+        // Of a guest that is broken on purpose nothing is expected, nor of a story that runs only when it is named.
+        let without =
+            |row: &Row| row.scenario.mode.starts_with("plant") || row.scenario.named && row.scenario.story.is_some();
+        for row in super::super::plan::all_rows().into_iter().filter(|row| !without(row)) {
             for (_, version) in NAMED {
                 let expected = expected(&row, version).unwrap_or_else(|| panic!("{row:?} {version:?}"));
                 assert!(expected.verdict.split('|').all(is_verdict), "{row:?}: {}", expected.verdict);
                 let says = |word| expected.source.contains(word);
-                assert!(says("run on") || says("source read"), "{row:?}: {}", expected.source);
+                assert!(expected == CAUGHT || says("run on") || says("source read"), "{row:?}: {}", expected.source);
             }
         }
     }

@@ -14,6 +14,9 @@ use super::complaints::Gravity;
 
 mod text;
 
+/// What is counted in rounds.
+const HARM: &str = "harm";
+
 /// Something that was seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fact {
@@ -266,6 +269,11 @@ impl Found {
 }
 
 impl What {
+    /// In how many of a story's rounds harm was seen.
+    pub fn harm(hits: u32, of: u32) -> Self {
+        What::Trials { what: HARM.into(), hits, of }
+    }
+
     /// A disk's request, seen from page `gpa`.
     pub fn block(record: &RequestRecord, gpa: u64) -> Self {
         let op = match record.op {
@@ -327,6 +335,14 @@ impl What {
 }
 
 impl Fact {
+    /// Of [`What::harm`]: in how many of how many rounds.
+    pub fn harmful_rounds(&self) -> Option<(u32, u32)> {
+        match &self.what {
+            What::Trials { what, hits, of } if what == HARM => Some((*hits, *of)),
+            _ => None,
+        }
+    }
+
     /// A kernel reports something about itself.
     pub fn is_report(&self) -> bool {
         matches!(self.what, What::Kernel { gravity, .. } if gravity > Gravity::Message)

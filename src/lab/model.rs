@@ -149,6 +149,11 @@ impl PageModel {
         }
     }
 
+    /// Whether `found` is what an fsync with this promise was to bring, or newer.
+    pub fn keeps(&self, found: &Image, promise: &Promise) -> bool {
+        self.images(promise.images).contains(found)
+    }
+
     /// Images from number `from` on, with what open writes may make of them.
     fn images(&self, from: usize) -> Vec<Image> {
         self.history[from..].iter().flat_map(|image| self.with_open(image)).collect()

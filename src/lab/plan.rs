@@ -10,7 +10,7 @@ use super::bench::Bench;
 use super::controls::Control;
 use super::finding::{Finding, Stop};
 use super::scenarios;
-use super::story::Story;
+use super::story::{Story, rows};
 
 /// Size of the page cache's units under test, which decides the unit of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -192,35 +192,8 @@ impl Row {
 
 /// The rows of a story of the user's own. What they refer to lives as long as the program.
 pub fn rows_of(story: Story) -> Vec<Row> {
-    let story: &'static Story = Box::leak(Box::new(story));
-    let modes = match story.registrations.as_slice() {
-        [] => vec![(Writer::Disk, "disk")],
-        list => list.iter().map(|registration| (Writer::Nic(*registration), registration.name())).collect(),
-    };
-    let mode_of = |mode: &'static str| match (story.variant.as_str(), story.registrations.is_empty()) {
-        ("", _) => mode,
-        (variant, true) => variant,
-        (variant, false) => Box::leak(format!("{mode}+{variant}").into_boxed_str()),
-    };
-    let mut rows = Vec::new();
-    for (writer, mode) in modes {
-        let scenario: &'static Scenario = Box::leak(Box::new(Scenario {
-            id: &story.id,
-            mode: mode_of(mode),
-            writer,
-            title: &story.title,
-            filesystems: &story.filesystems,
-            core: &[],
-            control: None,
-            folios: &story.folios,
-            core_folios: &[],
-            named: true,
-            story: Some(story),
-            run: super::story::play::run,
-        }));
-        rows.extend(scenario.rows());
-    }
-    rows
+    let scenarios: &'static [Scenario] = Vec::leak(rows::scenarios(story));
+    scenarios.iter().flat_map(Scenario::rows).collect()
 }
 
 /// The rows of `selection`, or a sentence about what does not exist.

@@ -24,6 +24,15 @@ pub struct Figure {
     pub unit: String,
 }
 
+/// In how many rounds of a story harm was seen. Field names are stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rounds {
+    /// In so many.
+    pub hits: u32,
+    /// Of so many that were played.
+    pub of: u32,
+}
+
 /// One attempt at a row. Field names are stable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -75,6 +84,9 @@ pub struct RowResult {
     /// Measurements, in rows that measure.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub figures: Vec<Figure>,
+    /// In rows whose steps are played several times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<Rounds>,
     /// How it counts.
     pub score: Score,
 }
@@ -128,6 +140,7 @@ impl RowResult {
             evidence: evidence(&attempts),
             plant: row.control.map(|control| control.plant.name().into()),
             checks: row.control.map_or(Vec::new(), |control| control.checks.iter().map(Check::to_string).collect()),
+            rounds: rounds(&attempts),
             seconds: attempts.iter().map(|attempt| attempt.seconds).sum(),
             attempts,
             figures: Vec::new(),
@@ -142,6 +155,12 @@ impl RowResult {
             && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
             && self.plant.as_deref() == row.control.map(|control| control.plant.name())
     }
+}
+
+/// What the last attempt says of its rounds.
+fn rounds(attempts: &[Attempt]) -> Option<Rounds> {
+    let (hits, of) = attempts.last()?.facts.list().iter().rev().find_map(Fact::harmful_rounds)?;
+    Some(Rounds { hits, of })
 }
 
 /// The attempts in words.
@@ -391,6 +410,7 @@ mod tests {
         }
         let mut facts = Facts::default();
         let fact = facts.add(7, What::Returned { step: "fsync".into(), errno: None });
+        facts.add(0, What::harm(1, 3));
         let findings = vec![(&Finding::new(Verdict::Lost, fact, [])).into()];
         let attempt = Attempt { observed: "LOST".into(), facts, findings, seconds: 2.5 };
         let ours =
@@ -401,9 +421,12 @@ mod tests {
             old;
         let words = [scenario, fs, mode, folio, kernel, kernel_version, expected, observed, score].join(" ");
         assert_eq!(words, "H12 ext4 dio single 6.1 6.1.192-2 - LOST differs");
-        assert_eq!((evidence, seconds), (vec!["#7: fsync returned 0".to_string()], 2.5));
+        assert_eq!(
+            (evidence, seconds),
+            (vec!["#7: fsync returned 0".to_string(), "harm: 1 of 3 trials".to_string()], 2.5)
+        );
         let again: RowResult = serde_json::from_str(&text).unwrap();
-        assert_eq!(again.attempts, ours.attempts);
+        assert_eq!((again.attempts, again.rounds), (ours.attempts, Some(Rounds { hits: 1, of: 3 })));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::guest::Guest;
 use super::oracle;
 use super::plan::{Folio, Row};
 use super::report::Figure;
+use super::story::play::{self, Stage};
 use blk::DiskLedger;
 use blk::LeverId;
 use mlx5::hooks::NicLedger;
@@ -76,6 +77,7 @@ pub struct Bench<'a> {
     verbs: Option<verbs::Verbs>,
     injected: Vec<RuleId>,
     figures: Vec<Figure>,
+    stage: Option<Stage>,
 }
 
 /// Which disk a lever sits on.
@@ -113,7 +115,7 @@ impl<'a> Bench<'a> {
         work: &std::path::Path,
     ) -> Result<Self, Stop> {
         let source = match row.scenario.story {
-            Some(story) => crate::story::play::source(story, nonce),
+            Some(story) => play::source(story, nonce),
             None => {
                 let mut source = vec![0; FILE_LEN as usize];
                 fill(&Pattern::new(nonce, 'C'), 0, &mut source);
@@ -154,11 +156,15 @@ impl<'a> Bench<'a> {
             verbs: None,
             injected: Vec::new(),
             figures: Vec::new(),
+            stage: None,
         };
         bench.make_fs()?;
-        if row.scenario.story.is_none() {
-            bench.make_file()?;
-            bench.map_file()?;
+        match row.scenario.story {
+            Some(story) => bench.stage = Some(play::stage(&mut bench, story)?),
+            None => {
+                bench.make_file()?;
+                bench.map_file()?;
+            }
         }
         bench.quiet_nic();
         bench.open_verbs()?;
@@ -252,6 +258,11 @@ impl<'a> Bench<'a> {
     /// Its nonce.
     pub fn nonce(&self) -> u64 {
         self.nonce
+    }
+
+    /// The files and pages of the row's story.
+    pub fn take_stage(&mut self) -> Option<Stage> {
+        self.stage.take()
     }
 
     /// The mapping's handle.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rnic_agent::proto::Op;
+use serde::Deserialize;
 
 use super::{Bench, PAGE, wqe};
 use crate::finding::Stop;
@@ -14,7 +15,8 @@ use blk::{BlkOp, DiskAction, DiskLedger, DiskRule, HoldPoint, Lever, RequestMatc
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 
 /// What is broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Plant {
     /// The next sync(2) dies in the kernel.
     Oops,
@@ -32,6 +34,8 @@ pub enum Plant {
     CutDrops,
     /// A cruel power cut keeps what no flush covers.
     CutKeeps,
+    /// The ledger misses an RDMA WRITE.
+    MissedRdmaWrite,
     /// Nobody hears what the kernels print.
     Deaf,
     /// An RDMA READ brings what the page had at the row's begin.
@@ -53,13 +57,14 @@ pub enum Plant {
     /// A page fault's event never reaches the driver.
     LostFault,
     /// The NIC keeps a queue pair that was destroyed.
+    #[serde(rename = "leaked-qp")]
     LeakedQueuePair,
     /// The scenario adds rules to the NIC by itself.
     Own,
 }
 
 /// Each with its name and one line.
-const NAMES: [(Plant, &str, &str); 20] = [
+const NAMES: [(Plant, &str, &str); 21] = [
     (Plant::Oops, "oops", "the next sync(2) dies in the kernel"),
     (Plant::Hang, "hang", "the umount at the row's end does not return"),
     (Plant::Image, "image", "the images of power cuts have no superblock"),
@@ -68,6 +73,7 @@ const NAMES: [(Plant, &str, &str); 20] = [
     (Plant::MissedWrite, "missed-write", "the ledger misses a write of the page"),
     (Plant::CutDrops, "cut-drops", "power cuts lose every write of the pages under test"),
     (Plant::CutKeeps, "cut-keeps", "a cruel power cut keeps what no flush covers"),
+    (Plant::MissedRdmaWrite, "missed-rdma-write", "the ledger misses an RDMA WRITE"),
     (Plant::Deaf, "deaf", "nobody hears what the kernels print"),
     (Plant::OldBytes, "old-bytes", "an RDMA READ brings what the page had at the row's begin"),
     (Plant::ForeignBytes, "foreign-bytes", "somebody else writes to the page before it is read"),
@@ -120,6 +126,7 @@ impl Plant {
             Plant::RightsIgnored => (EVERY, NicAction::IgnoreRights, WqeMatch::default()),
             Plant::ZapIgnored => (EVERY, NicAction::IgnoreZap, WqeMatch::opcode(wqe::UMR)),
             Plant::LyingGate => (EVERY, NicAction::LieAboutHold, WqeMatch::opcode(wqe::RDMA_WRITE)),
+            Plant::MissedRdmaWrite => (1, NicAction::HideFromLedger, WqeMatch::opcode(wqe::RDMA_WRITE)),
             Plant::LostFault => (1, NicAction::DropFaultEvent, WqeMatch::default()),
             Plant::LeakedQueuePair => {
                 (1, NicAction::CommandStatus { opcode: DESTROY_QP, status: BAD_STATE }, WqeMatch::default())
@@ -127,6 +134,11 @@ impl Plant {
             _ => return None,
         };
         Some(NicRule::new(nth, action).on(what))
+    }
+
+    /// Whether it breaks the NIC.
+    pub fn is_of_nic(self) -> bool {
+        self.nic_rule().is_some()
     }
 
     /// Whether a guest in which it acted takes no further row: the device may have written where it should not, or kept what is gone.
@@ -247,5 +259,18 @@ impl Bench<'_> {
         }
         let wiped = File::options().write(true).open(image).and_then(|file| file.write_all_at(&vec![0; HEAD], 0));
         wiped.map_err(|error| Stop::Failed(format!("{}: {error}", image.display())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_plant_is_written_as_it_is_named() {
+        for plant in Plant::all() {
+            let read: Plant = serde_json::from_value(plant.name().into()).unwrap();
+            assert_eq!(read, plant);
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! What is expected of the scenarios that are Rust. Sources: readings of kernel sources are those of docs/hazards.md, which names the
 //! trees (Debian 6.1.192-2, 6.12.107-1, 7.3.4-1~bpo13+1); where a run disagreed, the run is right.
 
-use super::{Expectation, Kernels, Version};
+use super::{Expectation, Kernels, Version, plain_mode};
 use crate::plan::{Folio, Row};
 
 const ANY: &str = "";
@@ -32,10 +32,8 @@ const REFUSED: &str = "REFUSED(EFAULT)";
 /// A run of every row on the three kernels, whose differences are findings.
 const RUN: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29";
 const RUN_6_1: &str = "run on 6.1.192-2, 2026-11-29";
-const EXPOSED: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 4)";
 const RACE: &str = "run on 6.1.192-2 and 7.3.4-1~bpo13+1, 2026-11-29: fsync races with the fixup's worker (finding 2)";
 const EUCLEAN: &str = "run on 6.12.117-1, 2026-11-29 (finding 2); source read: 6.12.107's extent_writepage_io in fs/btrfs/extent_io.c has no fixup; since 6.12.97 by Debian's changelog";
-const TORN: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29; source read: btrfs_csum_one_bio in fs/btrfs/file-item.c";
 const NO_BUFFERS: &str = "run on 6.1.192-2, 2026-11-29; source read: ext4_dirty_folio in fs/ext4/inode.c, and block/bio.c, which takes plain references";
 const NO_BUFFERS_LARGE: &str =
     "run on 7.3.4-1~bpo13+1, 2026-11-29 (finding 1); 6.16, the first with such folios, by memory";
@@ -65,11 +63,6 @@ const fn large(line: Line) -> Line {
 }
 
 const TABLE: &[Line] = &[
-    line("H12", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)", EUCLEAN),
-    line("H12", "dio", "btrfs", ALL, "EXPOSED|LOST+LATE", RACE),
-    line("H12", "dio", ANY, ALL, "EXPOSED", EXPOSED),
-    line("H12", "dio-held", "btrfs", ALL, "TORN", TORN),
-    line("H12", "dio-held", ANY, ALL, "BENIGN", RUN),
     line("H03", "dio", "ext4", V6_1, "LOST+WARN", NO_BUFFERS),
     large(line("H03", "dio", "ext4", EXT4_LARGE, "LOST+WARN", NO_BUFFERS_LARGE)),
     line("H03", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)", EUCLEAN),
@@ -80,9 +73,7 @@ const TABLE: &[Line] = &[
     line("H18", "dio", "xfs", ALL, "LEAKTO", LEAK),
     line("H19", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)", EUCLEAN),
     line("H19", "dio", "btrfs", ALL, "SAFE|LOST+LATE", RACE),
-    line("H01", "pinned", ANY, V6_1, "LOST", PINNED),
-    line("H01", "pinned", ANY, REFUSING, REFUSED, EFAULT),
-    line("H01", ANY, ANY, ALL, "SAFE", ON_DEMAND),
+    line("H01", ANY, ANY, ALL, "SAFE", RUN),
     line("H02", "pinned", ANY, V6_1, "LOST", PINNED),
     line("H02", "pinned", ANY, REFUSING, REFUSED, EFAULT),
     line("H02", "odp", ANY, ALL, "ERR-CQE", ON_DEMAND),
@@ -104,13 +95,6 @@ const TABLE: &[Line] = &[
     line("H38", ANY, ANY, ALL, "SAFE", RUN),
     line("price", ANY, ANY, ALL, "MEASURED", NOT_OURS),
 ];
-
-/// soft-RoCE behaves as our NIC does; it has on-demand paging since 6.15 (by memory; runs showed none on 6.1, and 7.3 with it).
-fn plain_mode(mode: &'static str) -> &'static str {
-    const NAMES: [(&str, &str); 4] =
-        [("rxe-pinned", "pinned"), ("rxe-odp", "odp"), ("rxe-late", "pinned-late"), ("rxe-ro", "pinned-ro")];
-    NAMES.iter().find(|(rxe, _)| *rxe == mode).map_or(mode, |(_, plain)| plain)
-}
 
 /// The first line that is about `row` on a kernel of `version`.
 pub(super) fn expected(row: &Row, version: Version) -> Option<Expectation> {

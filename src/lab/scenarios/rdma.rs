@@ -71,7 +71,6 @@ const fn control(plant: Plant, checks: &'static [Check], scenario: Scenario) -> 
 
 const DEAD: &[Check] = &[Check::Translation];
 
-const H01: &str = "RDMA WRITE after fsync has cleaned the page; fsync returns 0; then a power cut";
 const H01_RO: &str = "RDMA READ beside stores and fsync, and an RDMA WRITE that the key must refuse; then a power cut";
 const H02: &str = "RDMA WRITE after munmap, close and umount; then dereg and mount";
 const H06: &str = "RDMA WRITE while the write of the same page is held, after its checksum was made; then a power cut";
@@ -87,16 +86,13 @@ const PRICE: &str =
 const C_LATE: &str = "negative control: H37 with a NIC that writes through a translation after its zap has completed";
 const C_MTTW: &str = "negative control: H37 odp-clean with a NIC that ignores the write bit of a translation";
 const C_GUARD: &str = "negative control: H37 with a NIC whose zaps do not wait for payload in flight";
-const C_HIDE: &str = "negative control: H01 with a NIC that writes without telling the ledger";
 const C_FREE: &str =
     "negative control: an RDMA WRITE under way when its key is freed, with a NIC that goes on with freed keys";
 const RO_PAGE: &str = "RDMA WRITE through a translation that was made read-only from a clean page; then a power cut";
 
 /// Every scenario with an RDMA device.
 pub const TABLE: &[Scenario] = &[
-    core(EXT4, both(row("H01", "pinned", Writer::Nic(Pinned), ALL_FS, H01, rdma_clean::after_clean))),
     row("H01", "pinned-ro", Writer::Nic(PinnedRo), ALL_FS, H01_RO, rdma_clean::read_only),
-    core(EXT4, both(row("H01", "odp", Writer::Nic(Odp), ALL_FS, H01, rdma_clean::after_clean))),
     row("H01", "odp-ro", Writer::Nic(OdpRo), ALL_FS, H01_RO, rdma_clean::read_only),
     row("H02", "pinned", Writer::Nic(Pinned), ALL_FS, H02, rdma_clean::after_umount),
     row("H02", "odp", Writer::Nic(Odp), ALL_FS, H02, rdma_clean::after_umount),
@@ -117,8 +113,6 @@ pub const TABLE: &[Scenario] = &[
     row("H38", "pinned", Writer::Nic(Pinned), EXT4, H38, rdma_exit::killed),
     row("H38", "odp", Writer::Nic(Odp), EXT4, H38, rdma_exit::killed),
     // A second opinion: the same with soft-RoCE, whose writes no code of ours makes.
-    row("H01", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H01, rdma_clean::after_clean),
-    row("H01", "rxe-odp", Writer::Rxe(Odp), EXT4, H01, rdma_clean::after_clean),
     row("H02", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H02, rdma_clean::after_umount),
     row("H06", "rxe-pinned", Writer::Rxe(Pinned), BTRFS, H06, rdma_held::checksummed),
     row("H06", "rxe-odp", Writer::Rxe(Odp), BTRFS, H06, rdma_held::checksummed),
@@ -133,11 +127,6 @@ pub const TABLE: &[Scenario] = &[
         Plant::Own,
         &[Check::Harm],
         core(EXT4, row("C-mttw", "odp", Writer::Nic(Odp), EXT4, C_MTTW, rdma_clean::ignored_write_bit)),
-    ),
-    control(
-        Plant::Own,
-        &[Check::NicRecords],
-        row("C-hide", "odp", Writer::Nic(Odp), EXT4, C_HIDE, rdma_clean::hidden_write),
     ),
     control(Plant::Own, DEAD, row("C-guard", "odp", Writer::Nic(Odp), EXT4, C_GUARD, rdma_clean::no_guard)),
     control(

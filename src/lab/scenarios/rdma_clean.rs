@@ -23,20 +23,6 @@ const EVERY: u32 = 0;
 /// How long the payload of H37 stays in flight: much longer than the zap of the fsync beside it takes.
 const FLIGHT: Duration = Duration::from_secs(2);
 
-/// H01: store, fsync, RDMA WRITE, fsync, power cut.
-pub fn after_clean(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    bench.store('B')?;
-    if let Err(errno) = bench.register()? {
-        return Ok(refused(bench, errno));
-    }
-    if let Err(harm) = clean(bench)? {
-        return Ok(harm);
-    }
-    let since = bench.mark("page is clean");
-    let completion = bench.rdma_write('C')?;
-    durable(bench, &completion, since)
-}
-
 /// After an RDMA WRITE of C has completed: fsync, power cut, and the bytes must be there.
 fn durable(bench: &mut Bench<'_>, completion: &Completion, since: u64) -> Result<Finding, Stop> {
     if !completion.ok() {
@@ -212,12 +198,6 @@ pub fn read_only_page(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
 pub fn late_dma(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let fault = NicRule::new(1, NicAction::LateDma).on(WqeMatch::opcode(wqe::RDMA_WRITE));
     beside_fsync(bench, &[fault])
-}
-
-/// Control: the NIC's write is not in the ledger; its own counters know of it.
-pub fn hidden_write(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    bench.inject(NicRule::new(1, NicAction::HideFromLedger).on(WqeMatch::opcode(wqe::RDMA_WRITE)))?;
-    after_clean(bench)
 }
 
 /// Control: the write bit of the translation is not looked at.

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Step, Story, line_of};
+use super::step::{Outcome, Step};
+use super::{Story, line_of};
 
 /// Pages that a story may name: each is watched.
 const MAX_PAGES: usize = 32;
@@ -11,6 +12,10 @@ const MAX_PAGES: usize = 32;
 const MAX_STEPS: usize = 200;
 /// Reads that are held at once: what a page may hold while they are open doubles with each.
 const MAX_READS: usize = 8;
+/// Rounds of a race, and trials.
+const MAX_ROUNDS: u32 = 100;
+/// Reads of all rounds together: each has its page on the source disk.
+const MAX_SOURCE: usize = 4000;
 /// Pages of a file.
 const MAX_FILE: u32 = 4096;
 
@@ -54,12 +59,39 @@ pub(super) fn check(story: &Story) -> Result<(), Mistake> {
     for step in &story.steps {
         Checker { story, at: step.span().start }.step(step.get_ref(), &mut names)?;
     }
-    Ok(())
+    rounds(story, &names)
+}
+
+/// Several rounds follow each other: nothing may be open in between.
+fn rounds(story: &Story, open: &BTreeMap<String, Named>) -> Result<(), Mistake> {
+    let key = if story.race.is_some() { "race" } else { "trials" };
+    if story.race.is_some() && story.trials != 1 {
+        return Err(Mistake::new(0, "trials", "a race has rounds; give it no trials"));
+    }
+    if !(1..=MAX_ROUNDS).contains(&story.rounds()) {
+        let what = format!("the steps would be played {} times; 1 to {MAX_ROUNDS} will do", story.rounds());
+        return Err(Mistake::new(0, key, what));
+    }
+    let reads = story.steps.iter().filter(|step| matches!(step.get_ref(), Step::DioRead(_))).count();
+    if reads * story.most_rounds() as usize > MAX_SOURCE {
+        return Err(Mistake::new(0, key, format!("there are more than {MAX_SOURCE} reads in all rounds")));
+    }
+    match open.keys().next() {
+        Some(name) if story.most_rounds() > 1 => {
+            let what = format!("\"{name}\" has not ended when the steps end, and they are played again");
+            Err(Mistake::new(0, key, what))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn places(story: &Story) -> Result<(), Mistake> {
     if story.filesystems.is_empty() {
         return Err(Mistake::new(0, "filesystems", "names no file system"));
+    }
+    if let Some(mode) = story.core_modes.iter().find(|mode| !story.registrations.iter().any(|one| one.name() == **mode))
+    {
+        return Err(Mistake::new(0, "core_modes", format!("\"{mode}\" is none of the story's registrations")));
     }
     if story.pages.len() > MAX_PAGES {
         return Err(Mistake::new(0, "pages", format!("there are more than {MAX_PAGES} pages")));
@@ -99,21 +131,23 @@ impl Checker<'_> {
     }
 
     fn step(&self, step: &Step, names: &mut BTreeMap<String, Named>) -> Result<(), Mistake> {
+        self.outcomes(step)?;
+        self.race(step, names)?;
+        if let Some(page) = step.writes() {
+            self.page(page)?;
+        }
+        if let Some(tag) = step.tag() {
+            self.tag(tag)?;
+        }
+        if let Some(name) = step.background() {
+            self.name("background", name, Named::Background, names)?;
+        }
         match step {
-            Step::Store(store) | Step::RdmaWrite(store) | Step::DioWrite(store) => {
-                self.page(&store.page)?;
-                self.tag(store.tag)?;
-            }
-            Step::Load(load) | Step::RdmaRead(load) | Step::Punch(load) => self.page(&load.page)?,
-            Step::Fsync(fsync) => {
-                self.file(&fsync.file)?;
-                if let Some(name) = &fsync.background {
-                    self.name("background", name, Named::Background, names)?;
-                }
-            }
+            Step::Store(_) | Step::RdmaWrite(_) | Step::DioWrite(_) | Step::Punch(_) => {}
+            Step::Load(load) | Step::RdmaRead(load) => self.page(&load.page)?,
+            Step::Fsync(fsync) => self.file(&fsync.file)?,
+            Step::Writeback(writeback) => self.page(&writeback.page)?,
             Step::DioRead(read) => {
-                self.page(&read.page)?;
-                self.tag(read.tag)?;
                 if read.bytes == 0 || read.bytes > 4096 || read.bytes % 512 != 0 {
                     return Err(self.mistake("bytes", format!("{} is not a multiple of 512 up to 4096", read.bytes)));
                 }
@@ -146,6 +180,52 @@ impl Checker<'_> {
             return Err(self.mistake("step", "this step wants an RDMA device: give the story `registrations`"));
         }
         Ok(())
+    }
+
+    /// What may come of a step must be able to come of it.
+    fn outcomes(&self, step: &Step) -> Result<(), Mistake> {
+        let allow = step.allow();
+        if allow.contains(&Outcome::Waits) && (step.background().is_none() || matches!(step, Step::Fsync(_))) {
+            let what =
+                "\"waits\" is for a store, write or punch with `background`: who waits in the foreground is waited for";
+            return Err(self.mistake("allow", what));
+        }
+        let status = allow.iter().any(|outcome| matches!(outcome, Outcome::Status(_)));
+        let errno = allow.iter().any(|outcome| matches!(outcome, Outcome::Errno(_)));
+        match (status, errno, matches!(step, Step::RdmaWrite(_))) {
+            (true, _, false) => Err(self.mistake("allow", "\"error:...\" is the status of a work request")),
+            (_, true, true) => {
+                Err(self.mistake("allow", "a work request has no errno; \"error:STATUS\" is its status"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// In a race nothing is held, and nobody could say which of two writers of a page was the last.
+    fn race(&self, step: &Step, names: &BTreeMap<String, Named>) -> Result<(), Mistake> {
+        if self.story.race.is_none() {
+            return Ok(());
+        }
+        if matches!(step, Step::Hold(_) | Step::Deliver(_)) {
+            return Err(self.mistake("race", "in a race nothing is held"));
+        }
+        let Some(page) = step.writes() else { return Ok(()) };
+        let open = |other: &&Step| {
+            let name = match other {
+                Step::DioRead(read) => Some(read.name.as_str()),
+                other => other.background(),
+            };
+            other.writes() == Some(page) && name.is_some_and(|name| names.contains_key(name))
+        };
+        let before = self.story.steps.iter().take_while(|other| other.span().start < self.at);
+        match before.map(|other| other.get_ref()).find(open) {
+            Some(_) => {
+                let what =
+                    format!("an earlier step still writes page \"{page}\": nobody could say whose bytes come last");
+                Err(self.mistake("race", what))
+            }
+            None => Ok(()),
+        }
     }
 
     fn page(&self, name: &str) -> Result<(), Mistake> {

@@ -4,7 +4,7 @@
 use rnic_agent::proto::FsType;
 use serde::Deserialize;
 
-use crate::expect::{Kernels, Version, is_verdict};
+use crate::expect::{Kernels, Version, is_verdict, plain_mode};
 use crate::plan::{Folio, Row};
 
 /// An expectation.
@@ -17,7 +17,7 @@ pub struct Expect {
     /// Of rows with folios of this size only.
     #[serde(default)]
     pub folio: Option<Folio>,
-    /// Of rows of this mode only.
+    /// Of rows of this mode only; those of soft-RoCE are of the registration's.
     #[serde(default)]
     pub mode: Option<String>,
     /// On these kernels only.
@@ -38,7 +38,7 @@ impl Expect {
     pub fn fits(&self, row: &Row, version: Version) -> bool {
         self.fs.is_none_or(|fs| fs == row.fs)
             && self.folio.is_none_or(|folio| folio == row.folio)
-            && self.mode.as_ref().is_none_or(|mode| mode == row.scenario.mode)
+            && self.mode.as_ref().is_none_or(|mode| mode == plain_mode(row.scenario.mode))
             && self.kernels.has(version)
     }
 

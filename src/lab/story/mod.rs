@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Scenarios as data: what a TOML file says, and what is wrong with it.
 //!
-//! * here: the format. `expect`: what it expects of stock kernels. `variants`: one story for each combination of its parameters. `check`: what the format alone cannot say (names that exist, steps that fit).
+//! * here: the format; `step`: its steps; `rows`: the rows that a story makes; `shipped`: those of this program. `expect`: what it expects of stock kernels. `variants`: one story for each combination of its parameters. `check`: what the format alone cannot say (names that exist, steps that fit).
 //! * [`crate::model`]: what each page may hold, by what has been promised. `play`: the steps, at a bench.
 
 mod check;
 mod expect;
 pub mod play;
+pub mod rows;
+pub mod shipped;
+pub mod step;
 #[cfg(test)]
 mod tests;
 mod variants;
@@ -17,9 +20,12 @@ use rnic_agent::proto::FsType;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::bench::Plant;
+use super::check::Check;
 use super::plan::{Folio, Registration};
 
 pub use expect::Expect;
+use step::Step;
 
 /// A scenario. `[pages]` names pages, `[[step]]` is what happens, in order.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -34,9 +40,36 @@ pub struct Story {
     /// Folio sizes of its rows.
     #[serde(default = "single")]
     pub folios: Vec<Folio>,
-    /// How memory is registered: a mode of the row each. None: no RDMA, and the mode is "disk".
+    /// How the writer reaches the page, where that is not a registration: "dio". By default "disk".
+    #[serde(default)]
+    pub mode: Option<String>,
+    /// How memory is registered: a mode of the row each. None: no RDMA.
     #[serde(default)]
     pub registrations: Vec<Registration>,
+    /// The same over soft-RoCE, on the first file system with single pages: modes "rxe-...".
+    #[serde(default)]
+    pub soft_roce: Vec<Registration>,
+    /// Its rows on these file systems are part of the core set.
+    #[serde(default)]
+    pub core: Vec<FsType>,
+    /// With these folios.
+    #[serde(default = "single")]
+    pub core_folios: Vec<Folio>,
+    /// In these modes; none: in all.
+    #[serde(default)]
+    pub core_modes: Vec<String>,
+    /// Its rows run only when they are named.
+    #[serde(default)]
+    pub named: bool,
+    /// The steps are played so often, on the same files and with other letters; one broken promise is enough.
+    #[serde(default = "one")]
+    pub trials: u32,
+    /// Nothing is held.
+    #[serde(default)]
+    pub race: Option<Race>,
+    /// Negative controls: the same steps with something that goes wrong on purpose.
+    #[serde(default, rename = "control")]
+    pub controls: Vec<Control>,
     /// Files that are made, written with A and fsynced before the first step.
     pub files: BTreeMap<String, FileSpec>,
     /// Pages that steps name.
@@ -54,6 +87,43 @@ pub struct Story {
     #[serde(default, rename = "expect")]
     pub expects: Vec<Spanned<Expect>>,
 }
+
+/// Actors run freely; what they did to the pages is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Race {
+    /// How often the steps are played.
+    pub rounds: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// The same steps with something that is broken on purpose, which checks must notice.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Control {
+    /// C-...: it is a row of its own, on the story's first file system, with single pages. Without: only the self-test has it.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// One line, where it is a row of its own.
+    #[serde(default)]
+    pub title: String,
+    /// What is broken.
+    pub plant: Plant,
+    /// The checks that must trip.
+    pub checks: Vec<Check>,
+    /// With RDMA: only where memory is registered like this; for a row of its own how it is.
+    #[serde(default)]
+    pub registration: Option<Registration>,
+    /// It is part of the core set.
+    #[serde(default)]
+    pub core: bool,
+}
+
+/// B to Z.
+const LETTERS: u32 = 25;
 
 fn single() -> Vec<Folio> {
     vec![Folio::Single]
@@ -77,175 +147,6 @@ pub struct PageSpec {
     pub at: u32,
 }
 
-/// What an advice covers, around a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Range {
-    /// The page.
-    Page,
-    /// The half of its folio that has it.
-    HalfFolio,
-    /// Its folio.
-    Folio,
-    /// The file.
-    File,
-}
-
-/// madvise(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Advice {
-    /// MADV_PAGEOUT.
-    Pageout,
-    /// MADV_COLD.
-    Cold,
-    /// MADV_DONTNEED.
-    Dontneed,
-}
-
-/// Where a request is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Point {
-    /// Before its data move.
-    BeforeData,
-    /// After that, before it completes.
-    BeforeComplete,
-}
-
-/// What happens. A letter (`tag`) names the writer of bytes, and is found again wherever they are read.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// A CPU store to the whole page.
-    Store(Store),
-    /// A CPU load of the whole page: it must show what was written last.
-    Load(Load),
-    /// fsync(2), which promises what was complete before it began.
-    Fsync(Fsync),
-    /// An O_DIRECT read from another disk into the mapping: a device writes the page.
-    DioRead(DioRead),
-    /// Holds the next request of the disk under test that touches a page.
-    Hold(Hold),
-    /// Lets a held request move its data, and holds it again before it completes.
-    Deliver(Name),
-    /// Lets what is held go on, and waits for the step that it belongs to.
-    Finish(Name),
-    /// Waits for a step in the background.
-    Wait(Name),
-    /// madvise(2).
-    Advise(Advise),
-    /// ibv_reg_mr(3) of the mapping of a file, as the row's mode says.
-    Register(OfFile),
-    /// ibv_dereg_mr(3).
-    Deregister(OfFile),
-    /// RDMA WRITE to the whole page.
-    RdmaWrite(Store),
-    /// RDMA READ of the whole page: it must show what was written last.
-    RdmaRead(Load),
-    /// An O_DIRECT write of the whole page through the file.
-    DioWrite(Store),
-    /// FALLOC_FL_PUNCH_HOLE of the page: zeroes.
-    Punch(Load),
-    /// drop_caches.
-    DropCaches(Empty),
-    /// A power cut, of which every page is read that the story names.
-    Cut(Empty),
-}
-
-/// See [`Step::Store`] and [`Step::RdmaWrite`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Store {
-    /// Name of the page.
-    pub page: String,
-    /// The writer's letter.
-    pub tag: char,
-}
-
-/// See [`Step::Load`] and [`Step::RdmaRead`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Load {
-    /// Name of the page.
-    pub page: String,
-}
-
-/// See [`Step::Fsync`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fsync {
-    /// Name of the file.
-    pub file: String,
-    /// It runs beside the steps that follow, under this name.
-    #[serde(default)]
-    pub background: Option<String>,
-}
-
-/// See [`Step::DioRead`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DioRead {
-    /// Name of the page that it writes.
-    pub page: String,
-    /// The letter of its bytes.
-    pub tag: char,
-    /// Bytes, a multiple of 512 from the page's first on.
-    #[serde(default = "page")]
-    pub bytes: u32,
-    /// Its name, for steps that let it go on. It is held before its data.
-    pub name: String,
-}
-
-fn page() -> u32 {
-    4096
-}
-
-/// See [`Step::Hold`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Hold {
-    /// Name of the page.
-    pub page: String,
-    /// Where.
-    pub point: Point,
-    /// The hold's name.
-    pub name: String,
-}
-
-/// What an earlier step named.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Name {
-    /// The name.
-    pub name: String,
-}
-
-/// See [`Step::Advise`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Advise {
-    /// Which.
-    pub advice: Advice,
-    /// Name of the page that it is around.
-    pub page: String,
-    /// What it covers.
-    pub range: Range,
-}
-
-/// A file.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OfFile {
-    /// Its name.
-    pub file: String,
-}
-
-/// Nothing to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Empty {}
-
 impl Story {
     /// Reads a file: a story for each combination of its parameters.
     ///
@@ -253,6 +154,26 @@ impl Story {
     /// One sentence with the line and the key.
     pub fn parse(text: &str) -> Result<Vec<Self>, String> {
         variants::of(text)?.into_iter().map(|(variant, text)| Ok(Self { variant, ..Self::parse_one(&text)? })).collect()
+    }
+
+    /// How often its steps are played.
+    pub(crate) fn rounds(&self) -> u32 {
+        self.race.map_or(self.trials, |race| race.rounds)
+    }
+
+    /// With trials that say nothing.
+    pub(crate) fn most_rounds(&self) -> u32 {
+        let takes = |step: &Spanned<Step>| matches!(step.get_ref(), Step::Advise(advise) if advise.takes);
+        self.rounds() + if self.steps.iter().any(takes) { play::VOIDS } else { 0 }
+    }
+
+    /// The letter that stands for `tag` in a round: each round has its own, as far as there are letters.
+    pub(crate) fn letter(&self, tag: char, round: u32) -> char {
+        let number = |tag: char| u32::from(tag).saturating_sub(u32::from('B'));
+        let tags = self.steps.iter().filter_map(|step| step.get_ref().tag());
+        let span = tags.map(number).max().unwrap_or(0) + 1;
+        let letter = (number(tag) + round * span) % LETTERS + u32::from('B');
+        char::from_u32(letter).unwrap_or(tag)
     }
 
     fn parse_one(text: &str) -> Result<Self, String> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Mistakes in stories get one sentence with line and key.
 
+use super::step::{Advice, Range};
 use super::*;
 
 const GOOD: &str = r#"
@@ -135,17 +136,67 @@ fn parameters_make_a_story_of_each_combination() {
     }
 }
 
-/// Every story in the repository is one.
+/// Every story in the repository is one, and a row of this program.
 #[test]
 fn shipped_stories_are_read() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../stories");
-    let mut ids = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let stories = Story::parse(&std::fs::read_to_string(&path).unwrap());
-        let stories = stories.unwrap_or_else(|mistake| panic!("{}, {mistake}", path.display()));
-        ids.push(stories[0].id.clone());
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut files: Vec<_> = files.collect();
+    let mut listed: Vec<_> = shipped::TEXTS.iter().map(|(name, _)| name.to_string()).collect();
+    files.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(files, listed);
+    for (name, text) in shipped::TEXTS {
+        Story::parse(text).unwrap_or_else(|mistake| panic!("{name}, {mistake}"));
     }
-    ids.sort_unstable();
-    assert_eq!(ids, ["H01", "H03n", "H04n", "H04p", "H04w", "H12", "H12h", "H13n", "H14"]);
+    let has = |id: &str, mode: &str| shipped::scenarios().iter().any(|row| (row.id, row.mode) == (id, mode));
+    for (id, mode) in [("H12", "dio"), ("H12", "dio-held"), ("C-lie", "dio-held"), ("C-miss", "dio")] {
+        assert!(has(id, mode), "{id} {mode}");
+    }
+    for (id, mode) in [("H01", "pinned"), ("H01", "odp"), ("H01", "rxe-pinned"), ("H01", "rxe-odp"), ("C-hide", "odp")]
+    {
+        assert!(has(id, mode), "{id} {mode}");
+    }
+    assert!(has("H03n", "cold+half_folio"));
+}
+
+#[test]
+fn outcomes_rounds_and_races_have_their_mistakes() {
+    let step = |step: &str| GOOD.replace("[[step]]\ncut", &format!("[[step]]\n{step}\n[[step]]\ncut"));
+    let top = |key: &str| GOOD.replace("[files]", &format!("{key}\n[files]"));
+    let store = |rest: &str| step(&format!("store = {{ page = \"k\", tag = \"D\", {rest} }}"));
+    for (text, said) in [
+        (store("allow = [\"maybe\"]"), "line 21: `allow`: \"maybe\" is no outcome"),
+        (store("allow = [\"errno:EWHAT\"]"), "line 21: `allow`: \"EWHAT\" is no error"),
+        (store("allow = [\"waits\"]"), "line 20, `allow`: \"waits\" is for a store, write or punch with `background`"),
+        (store("allow = [\"error:x\"]"), "line 20, `allow`: \"error:...\" is the status of a work request"),
+        (store("background = \"read2\", allow = [\"waits\", \"errno:EIO\"]"), ""),
+        (top("trials = 0"), "line 1, `trials`: the steps would be played 0 times"),
+        (top("trials = 6"), ""),
+        (top("race = { rounds = 101 }"), "line 1, `race`: the steps would be played 101 times"),
+        (top("race = { rounds = 10 }"), ""),
+        (top("race = { rounds = 10 }\ntrials = 2"), "line 1, `trials`: a race has rounds"),
+        (
+            top("trials = 2").replace("finish = { name = \"read\" }", "cut = {}"),
+            "line 1, `trials`: \"read\" has not ended",
+        ),
+        (top("core = [\"ext4\"]\ncore_modes = [\"odp\"]"), "line 1, `core_modes`: \"odp\" is none"),
+    ] {
+        let told = Story::parse(&text).map_or_else(|error| error, |_| String::new());
+        assert!(told.starts_with(said) && told.is_empty() == said.is_empty() && !told.contains('\n'), "{text}: {told}");
+    }
+    let race = top("race = { rounds = 10 }");
+    let hold =
+        race.replace("fsync = { file = \"f\" }", "hold = { page = \"k\", point = \"before_data\", name = \"h\" }");
+    assert!(Story::parse(&hold).unwrap_err().contains("`race`: in a race nothing is held"));
+    let two = race.replace("fsync = { file = \"f\" }", "store = { page = \"k\", tag = \"D\" }");
+    assert!(Story::parse(&two).unwrap_err().contains("`race`: an earlier step still writes page \"k\""));
+}
+
+#[test]
+fn each_round_has_letters_of_its_own() {
+    let story = Story::parse(GOOD).unwrap().remove(0);
+    let letters: Vec<_> = (0..3).map(|round| (story.letter('B', round), story.letter('C', round))).collect();
+    assert_eq!(letters, [('B', 'C'), ('D', 'E'), ('F', 'G')]);
+    assert_eq!(story.letter('B', 25), 'B');
 }

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Steps that may have to wait, and what may come of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rnic_agent::proto::Op;
+
+use super::{Play, Promise, Running};
+use crate::bench::{PROMPT, errno_of};
+use crate::fact::What;
+use crate::finding::{Finding, Stop};
+use crate::story::step::Outcome;
+use crate::verdict::Verdict;
+
+/// What must come once nothing is held.
+const AFTER: Duration = Duration::from_secs(30);
+/// A step in the background that takes longer than this waits for what is held.
+const WINDOW: Duration = Duration::from_secs(4);
+
+/// A step that has begun.
+pub(super) struct Job {
+    pub(super) job: u32,
+    /// The step in words.
+    pub(super) what: String,
+    pub(super) allow: Vec<Outcome>,
+    pub(super) effect: Effect,
+}
+
+/// What it does when it succeeds.
+pub(super) enum Effect {
+    /// A promise.
+    Fsync(BTreeMap<String, Promise>),
+    /// Nothing is promised.
+    Writeback,
+    /// The page is written; how, the others say.
+    Store(String),
+    /// By the kernel, which may put another page in its place.
+    Replace { page: String, wanted: bool, before: rnic_agent::proto::Page },
+    /// By the NIC.
+    Rdma { page: String, since: u64 },
+}
+
+impl Play<'_, '_> {
+    /// Runs `op` to its end, or beside the next steps.
+    pub(super) fn begin(&mut self, op: Op, name: Option<&String>, mut job: Job) -> Result<(), Stop> {
+        job.job = self.bench.spawn(op)?;
+        let Some(name) = name else { return self.end(job, PROMPT) };
+        let running = self.beside(job)?;
+        self.running.insert(name.clone(), running);
+        self.await_holds()
+    }
+
+    /// Lets it run for as long as it takes to see whether it waits for what is held.
+    fn beside(&mut self, job: Job) -> Result<Running, Stop> {
+        let waits_by_itself = matches!(job.effect, Effect::Fsync(_) | Effect::Writeback);
+        if waits_by_itself || self.story.race.is_some() {
+            return Ok(Running::Job(job));
+        }
+        if self.bench.wait_job(job.job, WINDOW)?.done {
+            self.end(job, PROMPT)?;
+            return Ok(Running::Ended);
+        }
+        let waited = self.bench.waited(&job.what, WINDOW);
+        match job.allow.contains(&Outcome::Waits) {
+            true => self.kept.push(waited),
+            false => self.waited.push(waited),
+        }
+        Ok(Running::Job(job))
+    }
+
+    /// Waits for a step in the background.
+    pub(super) fn wait(&mut self, name: &str) -> Result<(), Stop> {
+        match self.running.remove(name) {
+            Some(Running::Job(job)) => self.end(job, AFTER),
+            Some(Running::Ended) => Ok(()),
+            _ => Err(Stop::Failed(format!("{name} is no step in the background"))),
+        }
+    }
+
+    /// What came of it.
+    fn end(&mut self, job: Job, limit: Duration) -> Result<(), Stop> {
+        let Job { job, what, allow, effect } = job;
+        match effect {
+            Effect::Fsync(promises) => self.end_fsync(job, &promises, &allow, limit),
+            Effect::Rdma { page, since } => {
+                let Some(completion) = self.bench.wait_write(job, limit)? else {
+                    return Err(self.bench.waits(&what, limit));
+                };
+                self.wrote_by_nic(&page, (&what, since), &completion, &allow)
+            }
+            effect => {
+                let state = self.bench.wait_job(job, limit)?;
+                let Some(result) = errno_of(&state) else { return Err(self.bench.waits(&what, limit)) };
+                self.returned(&what, result.err(), &allow, effect)
+            }
+        }
+    }
+
+    fn end_fsync(
+        &mut self,
+        job: u32,
+        promises: &BTreeMap<String, Promise>,
+        allow: &[Outcome],
+        limit: Duration,
+    ) -> Result<(), Stop> {
+        let fsync = self.bench.await_fsync(job, limit)?;
+        for name in promises.keys() {
+            self.place(name)?.trail.push(fsync.fact);
+        }
+        match fsync.errno {
+            None if !allow.contains(&Outcome::Returns) => Err(unexpected("fsync")),
+            None => {
+                for (name, promise) in promises {
+                    self.place(name)?.model.fsync_returned(promise);
+                }
+                Ok(())
+            }
+            Some(errno) if allow.contains(&Outcome::Errno(errno)) => Ok(()),
+            Some(_) => Err(self.fsync_failed(&fsync, promises)),
+        }
+    }
+
+    /// A call has returned. An error that the story does not allow ends the row as REFUSED.
+    fn returned(&mut self, what: &str, errno: Option<i32>, allow: &[Outcome], effect: Effect) -> Result<(), Stop> {
+        let at = self.bench.mark(&format!("{what} end"));
+        let fact = self.bench.fact(at, What::Returned { step: what.into(), errno });
+        match errno {
+            None if !allow.contains(&Outcome::Returns) => return Err(unexpected(what)),
+            Some(errno) if !allow.contains(&Outcome::Errno(errno)) => {
+                return Err(Stop::Found(Finding::new(Verdict::Refused, fact, []).told(Some(errno))));
+            }
+            _ => {}
+        }
+        match effect {
+            Effect::Store(page) => self.written(&page, what, errno, at)?,
+            Effect::Replace { page, wanted, before } => {
+                self.place(&page)?.trail.push(fact);
+                self.written(&page, what, errno, at)?;
+                self.replaced(&page, wanted && errno.is_none(), &before)?;
+            }
+            Effect::Writeback | Effect::Fsync(_) | Effect::Rdma { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// The write that the model knows as `what` has ended; at `at` its bytes were there.
+    pub(super) fn written(&mut self, page: &str, what: &str, errno: Option<i32>, at: u64) -> Result<(), Stop> {
+        let place = self.place(page)?;
+        match errno {
+            None => place.model.complete(what),
+            Some(_) => place.model.fail(what),
+        }
+        place.since = at;
+        for running in self.running.values_mut() {
+            if let Running::Hold { page: of, held: Some(_), met, .. } = running {
+                *met |= of == page && errno.is_none();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unexpected(what: &str) -> Stop {
+    Stop::Inconclusive(format!("{what} returned, which the story does not allow"))
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Files and pages of a story, made before its first step.
+
+use std::collections::BTreeMap;
+
+use rnic_agent::pattern::{Pattern, fill};
+use rnic_agent::proto::{Advice as Madvice, Fadvice, MrInfo, Op, Page};
+
+use super::Play;
+use crate::bench::{Bench, PAGE};
+use crate::fact::FactId;
+use crate::finding::Stop;
+use crate::model::PageModel;
+use crate::plan::Folio;
+use crate::story::Story;
+use crate::story::step::{DioRead, Step};
+use probe::ledger::Seq;
+
+/// A file of the story.
+pub struct File {
+    pub(super) handle: u32,
+    pub(super) map: u32,
+    pub(super) pages: u32,
+    /// Its place among the story's files: part of its patterns.
+    pub(super) number: u64,
+    pub(super) mr: Option<MrInfo>,
+}
+
+/// A page that the story names.
+pub struct Place {
+    pub(super) file: String,
+    pub(super) at: u64,
+    pub(super) gpa: u64,
+    pub(super) model: PageModel,
+    /// When its newest bytes came, in the ledger's order.
+    pub(super) since: Seq,
+    /// What happened to it.
+    pub(super) trail: Vec<FactId>,
+}
+
+/// Files and pages.
+pub struct Stage {
+    pub(super) files: BTreeMap<String, File>,
+    pub(super) places: BTreeMap<String, Place>,
+}
+
+/// The pattern of `tag` in file number `number`.
+pub(super) fn pattern(nonce: u64, number: u64, tag: char) -> Pattern {
+    Pattern::new(nonce ^ number << 56, tag)
+}
+
+fn number_of(story: &Story, file: &str) -> u64 {
+    story.files.keys().position(|name| name == file).unwrap_or_default() as u64
+}
+
+pub(super) fn reads(story: &Story) -> impl Iterator<Item = &DioRead> {
+    story.steps.iter().filter_map(|step| match step.get_ref() {
+        Step::DioRead(read) => Some(read),
+        _ => None,
+    })
+}
+
+/// The disk that O_DIRECT reads come from: for each round a page for each of the story's reads, in their order.
+pub fn source(story: &Story, nonce: u64) -> Vec<u8> {
+    let mut source = Vec::new();
+    for round in 0..story.most_rounds() {
+        for read in reads(story) {
+            let page = &story.pages[&read.page];
+            let mut bytes = vec![0; PAGE as usize];
+            let pattern = pattern(nonce, number_of(story, &page.file), story.letter(read.tag, round));
+            fill(&pattern, u64::from(page.at) * PAGE, &mut bytes);
+            source.extend(bytes);
+        }
+    }
+    source
+}
+
+/// Makes the story's files and looks up its pages. The bench's own page is then the story's first.
+pub fn stage(bench: &mut Bench<'_>, story: &Story) -> Result<Stage, Stop> {
+    let mut stage = Stage { files: BTreeMap::new(), places: BTreeMap::new() };
+    for (name, spec) in &story.files {
+        let number = number_of(story, name);
+        let (len, handle) = (u64::from(spec.pages) * PAGE, bench.open(name, true)?);
+        let pattern = pattern(bench.nonce(), number, 'A');
+        bench.guest.must(Op::Write { h: handle, off: 0, len, pattern })?;
+        bench.guest.must(Op::Fsync { h: handle })?;
+        let map = map(bench, handle, len)?;
+        stage.files.insert(name.clone(), File { handle, map, pages: spec.pages, number, mr: None });
+    }
+    for (name, spec) in story.pages.iter().rev() {
+        let (at, map) = (u64::from(spec.at) * PAGE, stage.files[&spec.file].map);
+        bench.guest.must(Op::Touch { m: map, off: at, write: false })?;
+        let page = page_info(bench, map, at)?;
+        check_folio(bench, &page)?;
+        if !page.present {
+            return Err(absent(name));
+        }
+        bench.gpa = page.gpa();
+        bench.guest.ledger().watch(page.gpa());
+        let (file, model) = (spec.file.clone(), PageModel::new());
+        let place = Place { file, at, gpa: page.gpa(), model, since: 0, trail: Vec::new() };
+        stage.places.insert(name.clone(), place);
+    }
+    Ok(stage)
+}
+
+/// Maps a file with folios as the row wants them.
+fn map(bench: &mut Bench<'_>, h: u32, len: u64) -> Result<u32, Stop> {
+    let single = bench.row().folio == Folio::Single;
+    if single {
+        bench.guest.must(Op::Fadvise { h, off: 0, len: 0, advice: Fadvice::Random })?;
+        bench.guest.must(Op::DropCaches { what: 3 })?;
+    } else if bench.guest.hello().release.starts_with("6.1.") {
+        // A write() of this kernel makes single pages; its readahead makes large folios where the file system can.
+        bench.guest.must(Op::DropCaches { what: 3 })?;
+        bench.guest.must(Op::Read { h, off: 0, len })?;
+    }
+    let map = bench.guest.handle(Op::Mmap { h, off: 0, len, write: true, private: false })?;
+    if single {
+        bench.guest.must(Op::Madvise { m: map, off: 0, len, advice: Madvice::Random })?;
+    }
+    Ok(map)
+}
+
+fn check_folio(bench: &Bench<'_>, page: &Page) -> Result<(), Stop> {
+    if (page.folio_pages > 1) == (bench.row().folio == Folio::Large) {
+        return Ok(());
+    }
+    let (pages, wanted) = (page.folio_pages, bench.row().folio);
+    Err(Stop::NotRun(format!("the kernel made a folio of {pages} pages where a {wanted} one was asked for")))
+}
+
+fn absent(page: &str) -> Stop {
+    Stop::Inconclusive(format!("page \"{page}\" is not present in the mapping"))
+}
+
+fn page_info(bench: &Bench<'_>, map: u32, off: u64) -> Result<Page, Stop> {
+    let value = bench.guest.must(Op::PageInfo { m: map, off })?;
+    value.page().ok_or_else(|| Stop::Failed("the agent gave no page".into()))
+}
+
+impl Play<'_, '_> {
+    pub(super) fn place(&mut self, name: &str) -> Result<&mut Place, Stop> {
+        self.places.get_mut(name).ok_or_else(|| Stop::Failed(format!("there is no page {name}")))
+    }
+
+    pub(super) fn file(&self, name: &str) -> Result<&File, Stop> {
+        self.files.get(name).ok_or_else(|| Stop::Failed(format!("there is no file {name}")))
+    }
+
+    pub(super) fn map_of(&mut self, page: &str) -> Result<u32, Stop> {
+        let file = self.place(page)?.file.clone();
+        Ok(self.file(&file)?.map)
+    }
+
+    pub(super) fn page_info(&mut self, name: &str) -> Result<Page, Stop> {
+        let (map, off) = (self.map_of(name)?, self.place(name)?.at);
+        page_info(self.bench, map, off)
+    }
+
+    /// Reads the page's address again and watches it; needed after each step that may move it.
+    pub(super) fn locate(&mut self, name: &str) -> Result<(), Stop> {
+        let page = self.page_info(name)?;
+        if !page.present {
+            return Err(absent(name));
+        }
+        let gpa = page.gpa();
+        self.place(name)?.gpa = gpa;
+        self.bench.gpa = gpa;
+        self.bench.guest.ledger().watch(gpa);
+        Ok(())
+    }
+
+    /// Makes the page the one that the bench's facts are about; its address.
+    pub(super) fn aim(&mut self, page: &str) -> Result<u64, Stop> {
+        self.bench.gpa = self.place(page)?.gpa;
+        Ok(self.bench.gpa)
+    }
+
+    pub(super) fn pattern(&mut self, page: &str, letter: char) -> Result<Pattern, Stop> {
+        let file = self.place(page)?.file.clone();
+        let number = self.file(&file)?.number;
+        Ok(pattern(self.bench.nonce(), number, letter))
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The stories of this program: those in stories/, which are rows like any other.
+
+use std::sync::LazyLock;
+
+use super::{Story, rows};
+use crate::plan::Scenario;
+
+/// Every one: the file's name and its text, in the order of the rows.
+pub const TEXTS: &[(&str, &str)] = &[
+    ("h12.toml", include_str!("../../../stories/h12.toml")),
+    ("h12-held.toml", include_str!("../../../stories/h12-held.toml")),
+    ("h01.toml", include_str!("../../../stories/h01.toml")),
+    ("h03-neighbour.toml", include_str!("../../../stories/h03-neighbour.toml")),
+    ("h04-neighbours.toml", include_str!("../../../stories/h04-neighbours.toml")),
+    ("h04-punch.toml", include_str!("../../../stories/h04-punch.toml")),
+    ("h04-write.toml", include_str!("../../../stories/h04-write.toml")),
+    ("h13-neighbour.toml", include_str!("../../../stories/h13-neighbour.toml")),
+    ("h14-punch.toml", include_str!("../../../stories/h14-punch.toml")),
+];
+
+static SCENARIOS: LazyLock<Vec<Scenario>> = LazyLock::new(|| {
+    let stories = TEXTS.iter().flat_map(|(name, text)| match Story::parse(text) {
+        Ok(stories) => stories,
+        // A test reads every one of them.
+        Err(mistake) => {
+            log::error!("the story {name} of this program cannot be read: {mistake}");
+            Vec::new()
+        }
+    });
+    stories.flat_map(rows::scenarios).collect()
+});
+
+/// Their scenarios.
+pub fn scenarios() -> &'static [Scenario] {
+    &SCENARIOS
+}

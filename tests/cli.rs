@@ -402,6 +402,9 @@ fn the_list_of_scenarios() {
     for scenario in ["H12", "H03", "H04", "H18", "H19", "H10"] {
         assert!(done.out.contains(scenario), "{scenario} is not in\n{}", done.out);
     }
+    assert!(!done.out.contains("run on 6.1.192-2"), "{}", done.out);
+    let done = run(Command::new(rnic()).args(["lab", "--list", "--verbose"]), LIMIT);
+    assert!(done.out.contains("LOST on 6.1 ext4 single") && done.out.contains("run on 6.1.192-2"), "{}", done.out);
 }
 
 /// A story's mistake is told before anything boots, in one sentence with the file, the line and the key.

@@ -37,18 +37,11 @@ const LOSS: &[Check] = &[Check::Cut, Check::Harm];
 const HARM: &[Check] = &[Check::Harm];
 
 const TABLE: &[Line] = &[
-    line("H01", "pinned-ro", Plant::CutDrops, LOSS),
-    line("H01", "odp-ro", Plant::CutDrops, LOSS),
-    line("H01", "pinned-ro", Plant::RightsIgnored, &[Check::Rights]),
     line("H02", "odp", Plant::ZapIgnored, HARM),
-    line("H03", ANY, Plant::CutDrops, LOSS),
     line("H06", ANY, Plant::CutDrops, LOSS),
     line("H06", "odp", Plant::LyingGate, &[Check::Gate]),
     line("H10", ANY, Plant::CutDrops, LOSS),
     line("H10", "odp", Plant::LyingGate, &[Check::Gate]),
-    line("H13", ANY, Plant::OldBytes, HARM),
-    line("H13", "odp", Plant::ZapIgnored, HARM),
-    line("H13", "odp-ro", Plant::ZapIgnored, HARM),
     line("H19", ANY, Plant::CutDrops, LOSS),
     line("H36", ANY, Plant::ForeignBytes, HARM),
     line("H36", "odp-ro", Plant::Allocated, &[Check::Benign]),

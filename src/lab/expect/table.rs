@@ -3,7 +3,7 @@
 //! trees (Debian 6.1.192-2, 6.12.107-1, 7.3.4-1~bpo13+1); where a run disagreed, the run is right.
 
 use super::{Expectation, Kernels, Version, plain_mode};
-use crate::plan::{Folio, Row};
+use crate::plan::Row;
 
 const ANY: &str = "";
 
@@ -12,8 +12,6 @@ struct Line {
     scenario: &'static str,
     mode: &'static str,
     fs: &'static str,
-    /// `None`: both sizes.
-    folio: Option<Folio>,
     kernels: Kernels,
     verdict: &'static str,
     source: &'static str,
@@ -23,8 +21,6 @@ const ALL: Kernels = Kernels::new((6, 1, 0), (7, 3));
 const V6_1: Kernels = Kernels::new((6, 1, 0), (6, 1));
 /// btrfs without its fixup for pages that are dirtied behind its back.
 const NO_FIXUP: Kernels = Kernels::new((6, 12, 97), (6, 12));
-/// ext4 with large folios, whose buffers reclaim takes away under a pin.
-const EXT4_LARGE: Kernels = Kernels::new((6, 16, 0), (7, 3));
 /// Kernels that refuse to pin a shared mapping of a file for writing.
 const REFUSING: Kernels = Kernels::new((6, 5, 0), (7, 3));
 const REFUSED: &str = "REFUSED(EFAULT)";
@@ -34,16 +30,12 @@ const RUN: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29"
 const RUN_6_1: &str = "run on 6.1.192-2, 2026-11-29";
 const RACE: &str = "run on 6.1.192-2 and 7.3.4-1~bpo13+1, 2026-11-29: fsync races with the fixup's worker (finding 2)";
 const EUCLEAN: &str = "run on 6.12.117-1, 2026-11-29 (finding 2); source read: 6.12.107's extent_writepage_io in fs/btrfs/extent_io.c has no fixup; since 6.12.97 by Debian's changelog";
-const NO_BUFFERS: &str = "run on 6.1.192-2, 2026-11-29; source read: ext4_dirty_folio in fs/ext4/inode.c, and block/bio.c, which takes plain references";
-const NO_BUFFERS_LARGE: &str =
-    "run on 7.3.4-1~bpo13+1, 2026-11-29 (finding 1); 6.16, the first with such folios, by memory";
 const LEAK: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 3)";
 const PINNED: &str =
     "run on 6.1.192-2, 2026-11-29 (finding 7); source read: ib_umem_get in drivers/infiniband/core/umem.c";
 const EFAULT: &str = "run on 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 7); source read: check_vma_flags in mm/gup.c of 6.12.107; the release, 6.5, by memory";
 const ON_DEMAND: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 7); source read: mlx5_ib_invalidate_range in drivers/infiniband/hw/mlx5/odp.c";
 const FAULT_WAITS: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29 (findings 7 and 8); source read: btrfs_page_mkwrite in fs/btrfs waits for writeback";
-const EVICTED: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 7); source read: invalidate_complete_folio2 in mm/truncate.c does not look at references";
 const NOT_OURS: &str = "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29: a check of the lab itself";
 
 const fn line(
@@ -54,26 +46,13 @@ const fn line(
     verdict: &'static str,
     source: &'static str,
 ) -> Line {
-    Line { scenario, mode, fs, folio: None, kernels, verdict, source }
-}
-
-/// The same for large folios only.
-const fn large(line: Line) -> Line {
-    Line { folio: Some(Folio::Large), ..line }
+    Line { scenario, mode, fs, kernels, verdict, source }
 }
 
 const TABLE: &[Line] = &[
-    line("H03", "dio", "ext4", V6_1, "LOST+WARN", NO_BUFFERS),
-    large(line("H03", "dio", "ext4", EXT4_LARGE, "LOST+WARN", NO_BUFFERS_LARGE)),
-    line("H03", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)", EUCLEAN),
-    line("H03", "dio", "btrfs", ALL, "SAFE|LOST+LATE", RACE),
-    line("H03", "dio", ANY, ALL, "SAFE", RUN),
-    line("H04", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)", EUCLEAN),
-    line("H04", "dio", "btrfs", ALL, "LOST+LATE", RACE),
     line("H18", "dio", "xfs", ALL, "LEAKTO", LEAK),
     line("H19", "dio", "btrfs", NO_FIXUP, "LOST(EUCLEAN)", EUCLEAN),
     line("H19", "dio", "btrfs", ALL, "SAFE|LOST+LATE", RACE),
-    line("H01", ANY, ANY, ALL, "SAFE", RUN),
     line("H02", "pinned", ANY, V6_1, "LOST", PINNED),
     line("H02", "pinned", ANY, REFUSING, REFUSED, EFAULT),
     line("H02", "odp", ANY, ALL, "ERR-CQE", ON_DEMAND),
@@ -85,10 +64,6 @@ const TABLE: &[Line] = &[
     line("H10", "pinned-late", ANY, V6_1, "LOST", PINNED),
     line("H10", "pinned", ANY, V6_1, "BENIGN", RUN_6_1),
     line("H10", ANY, ANY, ALL, "BENIGN", RUN),
-    line("H13", "pinned", ANY, V6_1, "SPLIT", PINNED),
-    line("H13", "pinned", ANY, REFUSING, REFUSED, EFAULT),
-    line("H13", "pinned-ro", ANY, ALL, "STALE", EVICTED),
-    line("H13", ANY, ANY, ALL, "SAFE", ON_DEMAND),
     line("H36", "odp", ANY, ALL, "BENIGN", ON_DEMAND),
     line("H36", "odp-ro", ANY, ALL, "SAFE", ON_DEMAND),
     line("H37", ANY, ANY, ALL, "SAFE", RUN),
@@ -104,7 +79,6 @@ pub(super) fn expected(row: &Row, version: Version) -> Option<Expectation> {
         line.scenario == row.scenario.id
             && fits(line.mode, mode)
             && fits(line.fs, row.fs.name())
-            && line.folio.is_none_or(|folio| folio == row.folio)
             && line.kernels.has(version)
     })?;
     Some(Expectation { verdict: line.verdict, source: line.source })

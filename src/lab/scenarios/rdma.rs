@@ -13,7 +13,7 @@ use crate::controls::Control;
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::oracle;
-use crate::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
+use crate::plan::Registration::{Odp, OdpRo, Pinned};
 use crate::plan::{Folio, Scenario, Writer};
 use crate::verdict::Verdict;
 
@@ -24,7 +24,6 @@ const EXT4: &[FsType] = &[Ext4];
 const PLAIN: &[FsType] = &[Ext4, Xfs];
 const BTRFS: &[FsType] = &[Btrfs];
 const SINGLE: &[Folio] = &[Folio::Single];
-const BOTH: &[Folio] = &[Folio::Single, Folio::Large];
 
 const fn row(
     id: &'static str,
@@ -56,10 +55,6 @@ const fn core(on: &'static [FsType], scenario: Scenario) -> Scenario {
     Scenario { core: on, ..scenario }
 }
 
-const fn both(scenario: Scenario) -> Scenario {
-    Scenario { folios: BOTH, ..scenario }
-}
-
 /// Neither in the core set nor in `--all`: only when it is named.
 const fn named(scenario: Scenario) -> Scenario {
     Scenario { named: true, ..scenario }
@@ -71,13 +66,11 @@ const fn control(plant: Plant, checks: &'static [Check], scenario: Scenario) -> 
 
 const DEAD: &[Check] = &[Check::Translation];
 
-const H01_RO: &str = "RDMA READ beside stores and fsync, and an RDMA WRITE that the key must refuse; then a power cut";
 const H02: &str = "RDMA WRITE after munmap, close and umount; then dereg and mount";
 const H06: &str = "RDMA WRITE while the write of the same page is held, after its checksum was made; then a power cut";
 const H10: &str =
     "RDMA WRITE while the write of the same page is held before its data is read; fsync; then a power cut";
 const H10_LATE: &str = "RDMA WRITE after the write's data was read and before it completes; fsync; then a power cut";
-const H13: &str = "an O_DIRECT write replaces the page: what do RDMA READ and WRITE see?";
 const H36: &str = "RDMA READ of a hole, then fsync: was a block allocated?";
 const H37: &str = "fsync while the payload of an RDMA WRITE is in flight; then a power cut";
 const H38: &str = "two processes, 64 busy queue pairs; kill -9 of one, then of the other";
@@ -92,8 +85,6 @@ const RO_PAGE: &str = "RDMA WRITE through a translation that was made read-only 
 
 /// Every scenario with an RDMA device.
 pub const TABLE: &[Scenario] = &[
-    row("H01", "pinned-ro", Writer::Nic(PinnedRo), ALL_FS, H01_RO, rdma_clean::read_only),
-    row("H01", "odp-ro", Writer::Nic(OdpRo), ALL_FS, H01_RO, rdma_clean::read_only),
     row("H02", "pinned", Writer::Nic(Pinned), ALL_FS, H02, rdma_clean::after_umount),
     row("H02", "odp", Writer::Nic(Odp), ALL_FS, H02, rdma_clean::after_umount),
     core(BTRFS, row("H06", "pinned", Writer::Nic(Pinned), BTRFS, H06, rdma_held::checksummed)),
@@ -102,10 +93,6 @@ pub const TABLE: &[Scenario] = &[
     row("H10", "odp", Writer::Nic(Odp), PLAIN, H10, rdma_held::before_data),
     row("H10", "pinned-late", Writer::Nic(Pinned), PLAIN, H10_LATE, rdma_held::before_completion),
     row("H10", "odp-late", Writer::Nic(Odp), PLAIN, H10_LATE, rdma_held::before_completion),
-    row("H13", "pinned", Writer::Nic(Pinned), PLAIN, H13, rdma_cache::replaced),
-    core(EXT4, both(row("H13", "pinned-ro", Writer::Nic(PinnedRo), PLAIN, H13, rdma_cache::replaced))),
-    core(EXT4, both(row("H13", "odp", Writer::Nic(Odp), PLAIN, H13, rdma_cache::replaced))),
-    row("H13", "odp-ro", Writer::Nic(OdpRo), PLAIN, H13, rdma_cache::replaced),
     row("H36", "odp", Writer::Nic(Odp), ALL_FS, H36, rdma_cache::hole),
     row("H36", "odp-ro", Writer::Nic(OdpRo), ALL_FS, H36, rdma_cache::hole),
     row("H37", "odp", Writer::Nic(Odp), EXT4, H37, rdma_clean::in_flight),
@@ -119,9 +106,6 @@ pub const TABLE: &[Scenario] = &[
     row("H10", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H10, rdma_held::before_data),
     row("H10", "rxe-late", Writer::Rxe(Pinned), EXT4, H10_LATE, rdma_held::before_completion),
     row("H38", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H38, rdma_exit::killed),
-    row("H13", "rxe-pinned", Writer::Rxe(Pinned), EXT4, H13, rdma_cache::replaced),
-    row("H13", "rxe-ro", Writer::Rxe(PinnedRo), EXT4, H13, rdma_cache::replaced),
-    row("H13", "rxe-odp", Writer::Rxe(Odp), EXT4, H13, rdma_cache::replaced),
     control(Plant::Own, DEAD, core(EXT4, row("C-late", "odp", Writer::Nic(Odp), EXT4, C_LATE, rdma_clean::late_dma))),
     control(
         Plant::Own,

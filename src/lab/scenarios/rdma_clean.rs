@@ -16,8 +16,6 @@ use crate::oracle;
 use crate::verdict::Verdict;
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 
-/// enum ibv_wc_status: the key does not allow it.
-const REMOTE_ACCESS_ERROR: u32 = 10;
 /// A rule that fires on every match.
 const EVERY: u32 = 0;
 /// How long the payload of H37 stays in flight: much longer than the zap of the fsync beside it takes.
@@ -46,51 +44,6 @@ fn durable(bench: &mut Bench<'_>, completion: &Completion, since: u64) -> Result
     Ok(match fsync_brings(bench, &page, at)? {
         Ok(kept) => Finding::new(Verdict::Safe, completion.fact, facts.into_iter().skip(1).chain(kept)),
         Err(harm) => harm.beside(facts),
-    })
-}
-
-/// H01 with a key that gives no right to write: the device sees every store, and can harm nothing.
-pub fn read_only(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
-    bench.store('B')?;
-    if let Err(errno) = bench.register()? {
-        return Ok(refused(bench, errno));
-    }
-    if let Err(harm) = clean(bench)? {
-        return Ok(harm);
-    }
-    let mut facts = Vec::new();
-    for tag in ['B', 'D'] {
-        if tag == 'D' {
-            bench.store('D')?;
-        }
-        let since = bench.mark("before RDMA READ");
-        let (completion, read, seen) = bench.rdma_read()?;
-        if !completion.ok() {
-            return Err(Stop::Inconclusive("the RDMA READ failed".into()));
-        }
-        let records = bench.nic_records(since);
-        if let Some(from) = oracle::nic::last_read(&records, bench.gpa) {
-            facts.push(bench.nic(from));
-        }
-        if !read.is(&bench.pattern(tag), PAGE_AT) {
-            return Ok(Finding::new(Verdict::Stale, seen, facts));
-        }
-        facts.push(seen);
-    }
-    let since = bench.mark("before the RDMA WRITE without a right");
-    let completion = bench.rdma_write('C')?;
-    if completion.ok() {
-        return Err(Stop::Inconclusive(
-            "a key without the right to write let an RDMA WRITE through: the device is broken".into(),
-        ));
-    }
-    if completion.wc.code != REMOTE_ACCESS_ERROR {
-        return Err(Stop::Inconclusive("the RDMA WRITE without a right failed for another reason".into()));
-    }
-    let page = expected_page(bench, 'D', PAGE);
-    Ok(match fsync_brings(bench, &page, since)? {
-        Ok(kept) => Finding::new(Verdict::Safe, completion.fact, facts.into_iter().chain(kept)),
-        Err(harm) => harm,
     })
 }
 

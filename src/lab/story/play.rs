@@ -105,12 +105,15 @@ impl Play<'_, '_> {
         let wanted = self.story.rounds();
         let (mut whole, mut hits, mut voids) = (0, 0, 0);
         while whole < wanted {
+            let before = self.found.len();
             let told = self.play_once();
-            let harm = told.as_ref().map_or_else(harmful, |()| self.found.iter().any(|(_, it)| it.verdict().harmful()));
+            let found = || self.found[before..].iter().any(|(_, it)| it.verdict().harmful());
+            let harm = told.as_ref().map_or_else(harmful, |()| found());
             match self.void.filter(|_| !harm && told.is_ok()) {
                 Some(pages) => {
                     voids += 1;
                     if voids == VOIDS {
+                        self.count(wanted, hits, whole, voids);
                         return Err(left_alone(pages));
                     }
                 }
@@ -120,12 +123,10 @@ impl Play<'_, '_> {
                 }
             }
             self.round += 1;
-            if told.is_err() || harm || whole == wanted {
+            let enough = harm && self.story.race.is_none();
+            if told.is_err() || enough || whole == wanted {
                 self.count(wanted, hits, whole, voids);
-            }
-            told?;
-            if harm {
-                break;
+                return told;
             }
         }
         Ok(())
@@ -133,7 +134,7 @@ impl Play<'_, '_> {
 
     /// Puts on record in how many rounds harm was seen.
     fn count(&mut self, wanted: u32, hits: u32, whole: u32, voids: u32) {
-        if voids > 0 {
+        if self.story.most_rounds() > wanted {
             let what = "the advice took the page or what was attached to it".into();
             let fact = self.bench.now(What::Trials { what, hits: whole, of: whole + voids });
             self.kept.push(fact);

@@ -157,6 +157,12 @@ fn shipped_stories_are_read() {
     {
         assert!(has(id, mode), "{id} {mode}");
     }
+    for (id, mode) in [("H03", "dio"), ("H04", "dio"), ("H10", "cpu"), ("H10", "cpu-late"), ("H01", "odp-ro")] {
+        assert!(has(id, mode), "{id} {mode}");
+    }
+    for mode in ["pinned", "pinned-ro", "odp", "odp-ro", "rxe-pinned", "rxe-ro", "rxe-odp"] {
+        assert!(has("H13", mode), "H13 {mode}");
+    }
     assert!(has("H03n", "cold+half_folio"));
 }
 

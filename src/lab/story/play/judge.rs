@@ -14,6 +14,7 @@ use crate::finding::{Finding, Stop};
 use crate::model::{Image, Kept, SECTOR};
 use crate::oracle;
 use crate::verdict::Verdict;
+use probe::ledger::Seq;
 
 /// How long a file system's own worker gets to put a page right.
 const WORKER_TIME: std::time::Duration = std::time::Duration::from_millis(500);
@@ -76,7 +77,7 @@ impl Play<'_, '_> {
                 self.kept.push(cruel.0.fact);
                 // A page that nobody has written is a witness.
                 if self.place(name)?.since > 0 {
-                    let (_, fact) = self.newer(name)?;
+                    let (_, fact) = self.newer(name, cruel.0.at)?;
                     self.place(name)?.trail.push(fact);
                 }
             }
@@ -104,7 +105,7 @@ impl Play<'_, '_> {
 
     /// Older bytes than memory had when an fsync returned 0, and no promise broken: if the ledger has no newer write of the page either.
     fn expose(&mut self, name: &str, cruel: &CutPage, kind: &CutPage) -> Result<(), Stop> {
-        let (newer, fact) = self.newer(name)?;
+        let (newer, fact) = self.newer(name, kind.at)?;
         if newer {
             let what = "the ledger has a newer write of the page than the power cut shows";
             return Err(Stop::Inconclusive(what.into()));
@@ -113,16 +114,20 @@ impl Play<'_, '_> {
         Ok(())
     }
 
-    /// Whether the page was written after its newest bytes had come, and the fact.
-    fn newer(&mut self, name: &str) -> Result<(bool, FactId), Stop> {
+    /// Whether the page was written between the coming of its newest bytes and the power cut at `cut`, and the fact.
+    fn newer(&mut self, name: &str, cut: Seq) -> Result<(bool, FactId), Stop> {
         let (gpa, since) = (self.aim(name)?, self.place(name)?.since);
         let newer = oracle::newer_write(self.bench.guest.ledger(), gpa, since);
-        Ok((newer.is_some(), self.bench.newer_write(newer.as_ref(), since)))
+        // What a worker wrote while the witness was reading is no answer.
+        match newer.filter(|write| write.data_begin.is_some_and(|begun| begun < cut)) {
+            Some(write) => Ok((true, self.bench.block(&write))),
+            None => Ok((false, self.bench.fact(cut, What::NoBlock { op: "write".into(), gpa, since }))),
+        }
     }
 
     /// What an fsync was to bring is not there. Does a later one bring it? `failed`: that fsync told of an error.
     fn lost(&mut self, name: &str, cuts: (&CutPage, &CutPage), failed: Option<&Fsync>) -> Result<Finding, Stop> {
-        let (_, newer) = self.newer(name)?;
+        let (_, newer) = self.newer(name, cuts.1.at)?;
         std::thread::sleep(WORKER_TIME);
         let file = self.place(name)?.file.clone();
         let handle = self.file(&file)?.handle;

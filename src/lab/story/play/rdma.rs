@@ -144,6 +144,12 @@ impl Play<'_, '_> {
         if let Some(read) = records.iter().rev().find(|record| matches!(record.kind, NicKind::Read { .. })) {
             let fact = self.bench.nic(read);
             self.place(page)?.trail.push(fact);
+            // Right bytes prove nothing there: a frame that was freed may have been given them.
+            let now = self.page_info(page)?;
+            if now.present && !oracle::nic::is_of(read, now.gpa()) {
+                let folio = self.bench.now(What::folio("when it was read", &now, None));
+                self.find(page, Finding::new(Verdict::Stale, fact, [folio]));
+            }
         }
         let off = self.place(page)?.at;
         if self.bench.is_planted(Plant::OldBytes) {

@@ -11,6 +11,9 @@ use crate::finding::Stop;
 use crate::story::step::{Advice, Advise, DioWrite, Fsync, Punch, Range, Step, Write, Writeback};
 use crate::verdict::Verdict;
 
+/// Bytes: more than a processor's list of free pages holds.
+const FREE_FRAMES: u64 = 64 * PAGE;
+
 impl Play<'_, '_> {
     pub(super) fn step(&mut self, step: &Step) -> Result<(), Stop> {
         match step {
@@ -102,11 +105,22 @@ impl Play<'_, '_> {
         self.begin(op, punch.background.as_ref(), job)
     }
 
+    /// Takes the frames that the kernel gives out next, so that a page that comes back does not come back to the frame that it had: a device
+    /// that still reads that would go unseen.
+    fn take_free_frames(&mut self) -> Result<(), Stop> {
+        let map = self.bench.guest.handle(Op::AnonBuffer { len: FREE_FRAMES, huge: false })?;
+        let pattern = self.bench.pattern('Z');
+        self.bench.guest.must(Op::Store { m: map, off: 0, len: FREE_FRAMES, pattern }).map(drop)
+    }
+
     /// Where the page is now: the kernel may have put another one in its place.
     pub(super) fn replaced(&mut self, page: &str, wanted: bool, before: &Page) -> Result<(), Stop> {
         // Without a pin the frame is free, and the next page may get it: that the page has left the mapping is what shows.
         let taken = !self.page_info(page)?.present;
         let (map, off) = (self.map_of(page)?, self.place(page)?.at);
+        if wanted && taken {
+            self.take_free_frames()?;
+        }
         self.bench.guest.must(Op::Touch { m: map, off, write: false })?;
         self.locate(page)?;
         let after = self.page_info(page)?;

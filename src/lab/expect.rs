@@ -76,8 +76,13 @@ pub fn expected(row: &Row, version: Version) -> Option<Expectation> {
     }
 }
 
-/// Whether `text` is a verdict as rows show it: a word, an error in parentheses, "+LATE", "+WARN".
+/// Whether `text` is a verdict as rows show it: a word, an error in parentheses, "+LATE", "+WARN"; "FLAKY(OOPS 1 of 2)".
 pub fn is_verdict(text: &str) -> bool {
+    if let Some(of) = text.strip_prefix("FLAKY(").and_then(|of| of.strip_suffix(')')) {
+        let words: Vec<_> = of.split(' ').collect();
+        return matches!(words[..], [word, hits, "of", all] if Verdict::all().any(|verdict| verdict.word() == word)
+            && hits.parse::<u32>().is_ok() && all.parse::<u32>().is_ok());
+    }
     let text = text.strip_suffix("+WARN").unwrap_or(text);
     let text = text.strip_suffix("+LATE").unwrap_or(text);
     let (word, errno) = match text.strip_suffix(')').and_then(|text| text.split_once('(')) {
@@ -94,10 +99,10 @@ mod tests {
 
     #[test]
     fn a_verdict_is_a_word_with_its_qualifiers() {
-        for good in ["SAFE", "LOST(EUCLEAN)", "LOST+LATE", "LOST(EIO)+WARN", "REFUSED(errno 1)"] {
+        for good in ["SAFE", "LOST(EUCLEAN)", "LOST+LATE", "LOST(EIO)+WARN", "REFUSED(errno 1)", "FLAKY(OOPS 1 of 2)"] {
             assert!(is_verdict(good), "{good}");
         }
-        for bad in ["", "SAVE", "LOST(EUKLEAN)", "LOST+WARN+LATE", "LOST ", "LOST()"] {
+        for bad in ["", "SAVE", "LOST(EUKLEAN)", "LOST+WARN+LATE", "LOST ", "LOST()", "FLAKY(OOPS)"] {
             assert!(!is_verdict(bad), "{bad}");
         }
     }

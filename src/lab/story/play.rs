@@ -90,11 +90,8 @@ pub fn run(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         waited: Vec::new(),
     };
     let told = play.rounds();
-    for (page, finding) in std::mem::take(&mut play.found) {
-        // What happened to the page later tells of it too: when its read completed.
-        let trail = play.places.get(&page).map_or(&[][..], |place| &place.trail);
-        let more: Vec<_> = trail.iter().filter(|fact| !finding.facts().contains(fact)).copied().collect();
-        play.bench.find(finding.beside(more));
+    for (_, finding) in std::mem::take(&mut play.found) {
+        play.bench.find(finding);
     }
     told.and_then(|()| play.conclude())
 }
@@ -107,6 +104,7 @@ impl Play<'_, '_> {
         while whole < wanted {
             let before = self.found.len();
             let told = self.play_once();
+            self.tell_trails(before);
             let found = || self.found[before..].iter().any(|(_, it)| it.verdict().harmful());
             let harm = told.as_ref().map_or_else(harmful, |()| found());
             match self.void.filter(|_| !harm && told.is_ok()) {
@@ -149,8 +147,20 @@ impl Play<'_, '_> {
 
     fn play_once(&mut self) -> Result<(), Stop> {
         self.void = None;
+        self.places.values_mut().for_each(|place| place.trail.clear());
         let story = self.story;
         story.steps.iter().try_for_each(|step| self.step(step.get_ref()))
+    }
+
+    /// What happened to a page after something was found out of it tells of that too: when its read completed.
+    fn tell_trails(&mut self, from: usize) {
+        let (before, of_round) = (self.found.drain(..from).collect::<Vec<_>>(), std::mem::take(&mut self.found));
+        let told = of_round.into_iter().map(|(page, finding)| {
+            let trail = self.places.get(&page).map_or(&[][..], |place| &place.trail);
+            let more: Vec<_> = trail.iter().filter(|fact| !finding.facts().contains(fact)).copied().collect();
+            (page, finding.beside(more))
+        });
+        self.found = before.into_iter().chain(told.collect::<Vec<_>>()).collect();
     }
 
     /// What was found out of a page, beside others.

@@ -244,6 +244,11 @@ fn open_journal(path: &Path, seed: Option<u64>) -> Result<(Journal, u64, Vec<Row
             journal.begin(&ours).map_err(failed)?;
             Ok((journal, seed, done))
         }
+        Some(header) if (&header.rnic, header.seed) == (&ours.rnic, seed) => Err(format!(
+            "the journal {place} is of another build of rnic {}, whose rows this one does not vouch for: give --journal another file",
+            header.rnic
+        )
+        .into()),
         Some(header) => Err(format!(
             "the journal {place} is of rnic {} with seed {}: give --seed {} to that program, or --journal another file",
             header.rnic, header.seed, header.seed

@@ -23,6 +23,10 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h04-punch.toml", include_str!("../../../stories/h04-punch.toml")),
     ("h04-write.toml", include_str!("../../../stories/h04-write.toml")),
     ("h04-race.toml", include_str!("../../../stories/h04-race.toml")),
+    ("h12-write.toml", include_str!("../../../stories/h12-write.toml")),
+    ("h12-punch.toml", include_str!("../../../stories/h12-punch.toml")),
+    ("h04-write-race.toml", include_str!("../../../stories/h04-write-race.toml")),
+    ("h04-punch-race.toml", include_str!("../../../stories/h04-punch-race.toml")),
     ("h13-neighbour.toml", include_str!("../../../stories/h13-neighbour.toml")),
     ("h14-punch.toml", include_str!("../../../stories/h14-punch.toml")),
 ];

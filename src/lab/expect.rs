@@ -12,7 +12,7 @@ use super::verdict::{Verdict, errno_name};
 pub use kernels::{Kernels, Version, parse_version};
 
 /// Kernels that have names, as they were run.
-pub const NAMED: [(&str, Version); 3] = [("6.1", (6, 1, 192)), ("6.12", (6, 12, 117)), ("7.3", (7, 3, 4))];
+pub const NAMED: [(&str, Version); 3] = [("6.1", (6, 1, 192)), ("6.12", (6, 12, 118)), ("7.3", (7, 3, 4))];
 
 /// What is expected of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +28,11 @@ pub const CAUGHT: Expectation =
     Expectation { verdict: "CAUGHT", source: "what is planted has to be noticed (docs/selftest.md)" };
 const NO_LARGE: Expectation = Expectation {
     verdict: "NOT-RUN",
-    source: "run on 6.1.192-2, 6.12.117-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 5); the releases in between by memory",
+    source: "run on 6.1.192-2, 6.12.118-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 5); the releases in between by memory",
 };
 const NO_RXE_ODP: Expectation = Expectation {
     verdict: "NOT-RUN",
-    source: "run on 6.1.192-2 and 6.12.117-1, 2026-11-29: its soft-RoCE offers none; 6.15, which has it, by memory",
+    source: "run on 6.1.192-2 and 6.12.118-1, 2026-11-29: its soft-RoCE offers none; 6.15, which has it, by memory",
 };
 
 /// Whether a kernel of `version` gives a plain write (6.1: readahead) of a file on `fs` folios of several pages. 6.1 has them on

@@ -92,7 +92,8 @@ fn judge_control(
     }
     // A story that could not be told is none, unless a check says why.
     let alone = match told {
-        Err(stop @ (Stop::NotRun(_) | Stop::Failed(_))) => return bench.stop(stop),
+        Err(stop @ Stop::NotRun(_)) => return bench.stop(stop),
+        Err(stop @ Stop::Failed(_)) if tripped.is_empty() => return bench.stop(stop),
         Err(stop) => bench.finding_of(stop),
         Ok(finding) => finding,
     };

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What each step does.
 
-use rnic_agent::proto::{Advice as Madvice, FallocMode, Op, OpenFlags, Page, kpf};
+use rnic_agent::proto::{Advice as Madvice, Fadvice, FallocMode, Op, OpenFlags, Page, kpf};
 
 use super::Play;
 use super::jobs::{Effect, Job};
-use crate::bench::{DIR, PAGE};
+use crate::bench::{DIR, PAGE, PROMPT};
 use crate::fact::What;
 use crate::finding::Stop;
 use crate::story::step::{Advice, Advise, DioWrite, Fsync, Punch, Range, Step, Write, Writeback};
@@ -13,6 +13,8 @@ use crate::verdict::Verdict;
 
 /// Bytes: more than a processor's list of free pages holds.
 const FREE_FRAMES: u64 = 64 * PAGE;
+/// How often a page is moved that the kernel puts back into the frame that it had.
+const MOVES: u32 = 4;
 
 impl Play<'_, '_> {
     pub(super) fn step(&mut self, step: &Step) -> Result<(), Stop> {
@@ -105,12 +107,31 @@ impl Play<'_, '_> {
         self.begin(op, punch.background.as_ref(), job)
     }
 
-    /// Takes the frames that the kernel gives out next, so that a page that comes back does not come back to the frame that it had: a device
-    /// that still reads that would go unseen.
+    /// Takes the frames that the kernel gives out next, by two threads: each processor has a list of its own.
     fn take_free_frames(&mut self) -> Result<(), Stop> {
-        let map = self.bench.guest.handle(Op::AnonBuffer { len: FREE_FRAMES, huge: false })?;
-        let pattern = self.bench.pattern('Z');
-        self.bench.guest.must(Op::Store { m: map, off: 0, len: FREE_FRAMES, pattern }).map(drop)
+        let mut jobs = Vec::new();
+        for _ in 0..2 {
+            let map = self.bench.guest.handle(Op::AnonBuffer { len: FREE_FRAMES, huge: false })?;
+            let pattern = self.bench.pattern('Z');
+            jobs.push(self.bench.spawn(Op::Store { m: map, off: 0, len: FREE_FRAMES, pattern })?);
+        }
+        jobs.into_iter().try_for_each(|job| self.bench.wait_job(job, PROMPT).map(drop))
+    }
+
+    /// Sees to it that the page, which has left `old`, is not in that frame again: a device that still uses it would go unseen.
+    fn move_from(&mut self, page: &str, old: u64) -> Result<(), Stop> {
+        let (m, file, off) = (self.map_of(page)?, self.place(page)?.file.clone(), self.place(page)?.at);
+        let h = self.file(&file)?.handle;
+        for _ in 0..MOVES {
+            self.take_free_frames()?;
+            self.bench.guest.must(Op::Touch { m, off, write: false })?;
+            if self.page_info(page)?.gpa() != old {
+                break;
+            }
+            self.bench.guest.must(Op::Madvise { m, off, len: PAGE, advice: Madvice::Dontneed })?;
+            self.bench.guest.must(Op::Fadvise { h, off, len: PAGE, advice: Fadvice::Dontneed })?;
+        }
+        Ok(())
     }
 
     /// Where the page is now: the kernel may have put another one in its place.
@@ -119,7 +140,7 @@ impl Play<'_, '_> {
         let taken = !self.page_info(page)?.present;
         let (map, off) = (self.map_of(page)?, self.place(page)?.at);
         if wanted && taken {
-            self.take_free_frames()?;
+            self.move_from(page, before.gpa())?;
         }
         self.bench.guest.must(Op::Touch { m: map, off, write: false })?;
         self.locate(page)?;

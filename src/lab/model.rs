@@ -3,7 +3,7 @@
 //!
 //! It knows no kernel and no file system. A write that has completed is what every reader must see from then on. What an fsync that
 //! returned 0 had found complete must be on disk from then on, and nothing older. A device's write that has not completed may be seen, and
-//! may be on disk, in whole or not at all.
+//! may be on disk, in whole or not at all. Of one whose process was killed any sector may, until another write covers it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -38,6 +38,16 @@ struct Open {
     sectors: Range<usize>,
     tag: char,
     landed: bool,
+    /// Images that were complete before it began.
+    after: usize,
+}
+
+/// What was complete at some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct State {
+    image: Image,
+    /// Of each sector the writers that were killed: theirs may be there instead.
+    left: [String; PAGE / SECTOR],
 }
 
 /// A page.
@@ -45,8 +55,8 @@ struct Open {
 pub struct PageModel {
     /// By every write that has completed.
     complete: Image,
-    /// All images that were complete at some time, oldest first; the last is `complete`.
-    history: Vec<Image>,
+    /// All that was complete at some time, oldest first; the last is `complete`.
+    history: Vec<State>,
     /// How many of them are older than what an fsync promised.
     promised: usize,
     open: BTreeMap<String, Open>,
@@ -57,7 +67,9 @@ pub struct PageModel {
 impl PageModel {
     /// A page of A, on disk.
     pub fn new() -> Self {
-        Self { complete: ['A'; 8], history: vec![['A'; 8]], promised: 0, open: BTreeMap::new(), exposed: false }
+        let (complete, left) = (['A'; 8], Default::default());
+        let history = vec![State { image: complete, left }];
+        Self { complete, history, promised: 0, open: BTreeMap::new(), exposed: false }
     }
 
     /// A write of the whole page has completed at once.
@@ -67,7 +79,8 @@ impl PageModel {
 
     /// A device begins to write the first `bytes` bytes.
     pub fn begin(&mut self, name: &str, bytes: usize, tag: char) {
-        let open = Open { sectors: 0..bytes.div_ceil(SECTOR), tag, landed: false };
+        let after = self.history.len() - 1;
+        let open = Open { sectors: 0..bytes.div_ceil(SECTOR), tag, landed: false, after };
         self.open.insert(name.into(), open);
     }
 
@@ -90,13 +103,22 @@ impl PageModel {
         self.open.remove(name);
     }
 
-    fn set(&mut self, sectors: Range<usize>, tag: char) {
-        let at = self.history.len() - 1;
-        for sector in sectors {
-            self.complete[sector] = tag;
+    /// Who asked for it was killed: what of it is there, nobody knows, and nobody promised.
+    pub fn abandon(&mut self, name: &str) {
+        let Some(open) = self.open.remove(name) else { return };
+        for state in &mut self.history[open.after..] {
+            state.left[open.sectors.clone()].iter_mut().for_each(|left| left.push(open.tag));
         }
-        if self.history[at] != self.complete {
-            self.history.push(self.complete);
+    }
+
+    fn set(&mut self, sectors: Range<usize>, tag: char) {
+        let last = &self.history[self.history.len() - 1];
+        let mut next = last.clone();
+        next.image[sectors.clone()].fill(tag);
+        next.left[sectors].fill(String::new());
+        if *last != next {
+            self.complete = next.image;
+            self.history.push(next);
         }
     }
 
@@ -111,9 +133,9 @@ impl PageModel {
         self.exposed = promise.exposed;
     }
 
-    /// What every reader must see; several while a device writes.
-    pub fn may_show(&self) -> Vec<Image> {
-        self.with_open(&self.complete)
+    /// Whether this is what every reader must see: one of several while a device writes.
+    pub fn may_show(&self, seen: &Image) -> bool {
+        self.is_since(self.history.len() - 1, seen)
     }
 
     /// `image` and what open writes may make of it.
@@ -131,32 +153,35 @@ impl PageModel {
 
     /// Judges what a power cut left.
     pub fn judge(&self, found: &Image) -> Kept {
-        let newest = self.with_open(&self.complete);
         // With every write that has landed: what memory shows.
-        let mut memory = self.complete;
+        let (mut memory, mut landed) = (self.complete, false);
         for open in self.open.values().filter(|open| open.landed) {
             memory[open.sectors.clone()].fill(open.tag);
+            landed = true;
         }
         match () {
             _ if *found == memory => Kept::Newest,
-            _ if self.promised + 1 == self.history.len() && newest.contains(found) => match self.exposed {
+            _ if self.promised + 1 == self.history.len() && self.may_show(found) => match self.exposed && landed {
                 true => Kept::Exposed,
                 false => Kept::Allowed,
             },
-            _ if self.images(self.promised).contains(found) => Kept::Allowed,
-            _ if self.images(0).contains(found) => Kept::Lost,
+            _ if self.is_since(self.promised, found) => Kept::Allowed,
+            _ if self.is_since(0, found) => Kept::Lost,
             _ => Kept::Impossible,
         }
     }
 
     /// Whether `found` is what an fsync with this promise was to bring, or newer.
     pub fn keeps(&self, found: &Image, promise: &Promise) -> bool {
-        self.images(promise.images).contains(found)
+        self.is_since(promise.images, found)
     }
 
-    /// Images from number `from` on, with what open writes may make of them.
-    fn images(&self, from: usize) -> Vec<Image> {
-        self.history[from..].iter().flat_map(|image| self.with_open(image)).collect()
+    /// Whether `found` is a state from number `from` on, with what open writes and killed ones may make of it.
+    fn is_since(&self, from: usize, found: &Image) -> bool {
+        self.history[from..].iter().any(|State { image, left }| {
+            let own = |image: &Image| (0..found.len()).all(|at| found[at] == image[at] || left[at].contains(found[at]));
+            self.with_open(image).iter().any(own)
+        })
     }
 }
 
@@ -226,11 +251,32 @@ mod tests {
         page.land("read");
         let mut mixed = all('B');
         mixed[..4].fill('C');
-        assert_eq!((page.judge(&mixed), page.may_show().len()), (Kept::Newest, 2));
+        assert_eq!(page.judge(&mixed), Kept::Newest);
+        assert!(page.may_show(&mixed) && page.may_show(&all('B')) && !page.may_show(&all('C')));
         page.complete("read");
         fsync(&mut page);
         assert_eq!((page.judge(&mixed), page.judge(&all('B'))), (Kept::Newest, Kept::Lost));
         mixed[7] = 'C';
         assert_eq!(page.judge(&mixed), Kept::Impossible);
+    }
+    #[test]
+    fn what_a_killed_process_was_writing_may_be_there_until_it_is_written_over() {
+        let mut page = PageModel::new();
+        page.write('B');
+        page.begin("read", PAGE / 2, 'C');
+        page.land("read");
+        fsync(&mut page);
+        page.abandon("read");
+        let (mut mixed, mut torn) = (all('B'), all('B'));
+        mixed[..4].fill('C');
+        torn[..2].fill('C');
+        for found in [mixed, torn, all('B')] {
+            assert!(page.may_show(&found) && page.judge(&found) <= Kept::Allowed, "{found:?}");
+        }
+        assert_eq!((page.judge(&all('A')), page.judge(&all('C'))), (Kept::Lost, Kept::Impossible));
+        page.write('D');
+        assert!(page.judge(&mixed) == Kept::Allowed && !page.may_show(&mixed) && page.may_show(&all('D')));
+        fsync(&mut page);
+        assert_eq!((page.judge(&mixed), page.judge(&all('D'))), (Kept::Lost, Kept::Newest));
     }
 }

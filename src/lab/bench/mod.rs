@@ -43,6 +43,8 @@ pub const FILE_LEN: u64 = 1 << 20;
 pub const PAGE_AT: u64 = 100 * PAGE;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
+/// The disk that O_DIRECT reads come from.
+pub const SOURCE: &str = "/dev/vdc";
 /// Where the file system under test is mounted.
 pub const DIR: &str = "/mnt/t";
 
@@ -181,7 +183,7 @@ impl<'a> Bench<'a> {
         let opts = if self.row.fs == FsType::Btrfs { "commit=300" } else { "" };
         self.guest.must(mount("/dev/vdb", DIR, self.row.fs, opts))?;
         let direct = OpenFlags { direct: true, ..Default::default() };
-        self.source = self.guest.handle(Op::Open { path: "/dev/vdc".into(), flags: direct })?;
+        self.source = self.guest.handle(Op::Open { path: SOURCE.into(), flags: direct })?;
         Ok(())
     }
 

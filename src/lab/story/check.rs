@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use super::step::{Outcome, Step};
 use super::{Story, line_of};
 
+mod processes;
+
 /// Pages that a story may name: each is watched.
 const MAX_PAGES: usize = 32;
 /// Steps that a story may have.
@@ -47,6 +49,7 @@ enum Named {
 
 pub(super) fn check(story: &Story) -> Result<(), Mistake> {
     places(story)?;
+    processes::check(story)?;
     if story.steps.len() > MAX_STEPS {
         return Err(Mistake::new(0, "step", format!("there are more than {MAX_STEPS} steps")));
     }
@@ -130,10 +133,17 @@ impl Checker<'_> {
         Mistake::new(self.at, key, what)
     }
 
+    /// The steps before this one.
+    fn before(&self) -> impl Iterator<Item = &Step> {
+        let before = self.story.steps.iter().take_while(|other| other.span().start < self.at);
+        before.map(|other| other.get_ref())
+    }
+
     fn step(&self, step: &Step, names: &mut BTreeMap<String, Named>) -> Result<(), Mistake> {
         self.outcomes(step)?;
         self.race(step, names)?;
-        if let Some(page) = step.writes() {
+        self.process(step)?;
+        if let Some(page) = step.page() {
             self.page(page)?;
         }
         if let Some(tag) = step.tag() {
@@ -144,9 +154,8 @@ impl Checker<'_> {
         }
         match step {
             Step::Store(_) | Step::RdmaWrite(_) | Step::DioWrite(_) | Step::Punch(_) => {}
-            Step::Load(load) | Step::RdmaRead(load) => self.page(&load.page)?,
+            Step::Load(_) | Step::RdmaRead(_) | Step::Writeback(_) | Step::Advise(_) => {}
             Step::Fsync(fsync) => self.file(&fsync.file)?,
-            Step::Writeback(writeback) => self.page(&writeback.page)?,
             Step::DioRead(read) => {
                 if read.bytes == 0 || read.bytes > 4096 || read.bytes % 512 != 0 {
                     return Err(self.mistake("bytes", format!("{} is not a multiple of 512 up to 4096", read.bytes)));
@@ -158,10 +167,7 @@ impl Checker<'_> {
                 }
                 self.name("name", &read.name, Named::Read, names)?;
             }
-            Step::Hold(hold) => {
-                self.page(&hold.page)?;
-                self.name("name", &hold.name, Named::Hold, names)?;
-            }
+            Step::Hold(hold) => self.name("name", &hold.name, Named::Hold, names)?,
             Step::Deliver(name) => self.known(&name.name, &[Named::Read, Named::Hold], names)?,
             Step::Finish(name) => {
                 self.known(&name.name, &[Named::Read, Named::Hold], names)?;
@@ -171,13 +177,16 @@ impl Checker<'_> {
                 self.known(&name.name, &[Named::Background], names)?;
                 names.remove(&name.name);
             }
-            Step::Advise(advise) => self.page(&advise.page)?,
+            Step::Kill(kill) => self.kill(&kill.process, names),
             Step::Register(of) | Step::Deregister(of) => self.file(&of.file)?,
             Step::DropCaches(_) | Step::Cut(_) => {}
         }
         let rdma = matches!(step, Step::Register(_) | Step::Deregister(_) | Step::RdmaWrite(_) | Step::RdmaRead(_));
         if rdma && self.story.registrations.is_empty() {
             return Err(self.mistake("step", "this step wants an RDMA device: give the story `registrations`"));
+        }
+        if rdma && step.process().is_some() {
+            return Err(self.mistake("process", "RDMA is the agent's own process's: leave `process` out"));
         }
         Ok(())
     }
@@ -210,15 +219,9 @@ impl Checker<'_> {
             return Err(self.mistake("race", "in a race nothing is held"));
         }
         let Some(page) = step.writes() else { return Ok(()) };
-        let open = |other: &&Step| {
-            let name = match other {
-                Step::DioRead(read) => Some(read.name.as_str()),
-                other => other.background(),
-            };
-            other.writes() == Some(page) && name.is_some_and(|name| names.contains_key(name))
-        };
-        let before = self.story.steps.iter().take_while(|other| other.span().start < self.at);
-        match before.map(|other| other.get_ref()).find(open) {
+        let open =
+            |other: &&Step| other.writes() == Some(page) && other.name().is_some_and(|name| names.contains_key(name));
+        match self.before().find(open) {
             Some(_) => {
                 let what =
                     format!("an earlier step still writes page \"{page}\": nobody could say whose bytes come last");

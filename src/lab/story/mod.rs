@@ -25,7 +25,7 @@ use super::check::Check;
 use super::plan::{Folio, Registration};
 
 pub use expect::Expect;
-use step::Step;
+use step::{Empty, Step};
 
 /// A scenario. `[pages]` names pages, `[[step]]` is what happens, in order.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -74,6 +74,9 @@ pub struct Story {
     pub files: BTreeMap<String, FileSpec>,
     /// Pages that steps name.
     pub pages: BTreeMap<String, PageSpec>,
+    /// Processes beside the agent's own, by which steps are done.
+    #[serde(default)]
+    pub processes: BTreeMap<String, Empty>,
     /// Values that `"$name"` stands for: a row for each combination.
     #[serde(default)]
     pub parameters: BTreeMap<String, Vec<toml::Value>>,

@@ -2,11 +2,12 @@
 //! A story's steps at a bench. What each page may hold is [`PageModel`]'s to say; here is what is done, and what was seen.
 //!
 //! * here: the rounds of a story, and what they come to. `stage`: files and pages. `judge`: what was seen, against what was promised.
-//! * `steps`: what each step does; `jobs`: what may come of it; `levers`: requests that are held; `rdma`.
+//! * `steps`: what each step does; `jobs`: what may come of it; `levers`: requests that are held; `processes`: who does it; `rdma`.
 
 mod jobs;
 mod judge;
 mod levers;
+mod processes;
 mod rdma;
 mod stage;
 mod steps;
@@ -21,6 +22,8 @@ use crate::model::Promise;
 use crate::verdict::Verdict;
 use blk::LeverId;
 use jobs::Job;
+use levers::Read;
+use processes::{By, Process};
 use stage::{File, Place};
 
 pub use stage::{Stage, source, stage};
@@ -30,12 +33,7 @@ pub(super) const VOIDS: u32 = 6;
 
 /// What goes on beside the steps.
 enum Running {
-    Read {
-        job: u32,
-        held: Option<(LeverId, u64)>,
-        page: String,
-        bytes: u32,
-    },
+    Read(Read),
     Hold {
         lever: LeverId,
         page: String,
@@ -47,12 +45,33 @@ enum Running {
     Ended,
 }
 
+impl Running {
+    /// The process that it belongs to.
+    fn by(&self) -> By<'_> {
+        match self {
+            Running::Read(read) => read.by.as_deref(),
+            Running::Job(job) => job.by.as_deref(),
+            Running::Hold { .. } | Running::Ended => None,
+        }
+    }
+
+    /// The agent's job, of a step that has one.
+    fn job(&self) -> Option<u32> {
+        match self {
+            Running::Read(read) => Some(read.job),
+            Running::Job(job) => Some(job.job),
+            Running::Hold { .. } | Running::Ended => None,
+        }
+    }
+}
+
 /// A story at work.
 pub(super) struct Play<'p, 'b> {
     bench: &'p mut Bench<'b>,
     story: &'static Story,
     files: BTreeMap<String, File>,
     places: BTreeMap<String, Place>,
+    processes: BTreeMap<String, Process>,
     running: BTreeMap<String, Running>,
     /// How often the steps have been played before.
     round: u32,
@@ -80,6 +99,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         story,
         files,
         places,
+        processes: BTreeMap::new(),
         running: BTreeMap::new(),
         round: 0,
         void: None,
@@ -148,6 +168,7 @@ impl Play<'_, '_> {
     fn play_once(&mut self) -> Result<(), Stop> {
         self.void = None;
         self.places.values_mut().for_each(|place| place.trail.clear());
+        self.revive()?;
         let story = self.story;
         story.steps.iter().try_for_each(|step| self.step(step.get_ref()))
     }

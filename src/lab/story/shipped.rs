@@ -22,6 +22,7 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h04-neighbours.toml", include_str!("../../../stories/h04-neighbours.toml")),
     ("h04-punch.toml", include_str!("../../../stories/h04-punch.toml")),
     ("h04-write.toml", include_str!("../../../stories/h04-write.toml")),
+    ("h04-process.toml", include_str!("../../../stories/h04-process.toml")),
     ("h04-race.toml", include_str!("../../../stories/h04-race.toml")),
     ("h12-write.toml", include_str!("../../../stories/h12-write.toml")),
     ("h12-punch.toml", include_str!("../../../stories/h12-punch.toml")),

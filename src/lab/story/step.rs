@@ -3,7 +3,10 @@
 
 use serde::Deserialize;
 
-use crate::verdict::errno_name;
+mod ask;
+mod outcome;
+
+pub use outcome::Outcome;
 
 /// What an advice covers, around a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -77,43 +80,12 @@ pub enum Step {
     DioWrite(DioWrite),
     /// FALLOC_FL_PUNCH_HOLE of the page: zeroes.
     Punch(Punch),
+    /// SIGKILL to a process, and its end.
+    Kill(Kill),
     /// drop_caches.
     DropCaches(Empty),
     /// A power cut, of which every page is read that the story names.
     Cut(Empty),
-}
-
-/// What may come of a step. Nothing else may: it ends the row.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Outcome {
-    /// "returns": it does what it is for.
-    Returns,
-    /// "waits": in the background, until what is held goes on.
-    Waits,
-    /// "errno:EIO": it fails with this error.
-    Errno(i32),
-    /// "error:remote access error": a work request completes with this status (ibv_wc_status_str(3)).
-    Status(String),
-}
-
-impl TryFrom<String> for Outcome {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let errno = |name: &str| (1..200).find(|number| errno_name(*number) == name);
-        match (text.as_str(), text.split_once(':')) {
-            ("returns", _) => Ok(Self::Returns),
-            ("waits", _) => Ok(Self::Waits),
-            (_, Some(("errno", name))) => errno(name).map(Self::Errno).ok_or_else(|| {
-                format!(
-                    "`allow`: \"{name}\" is no error that this program has a name for; \"errno N\" is one by its number"
-                )
-            }),
-            (_, Some(("error", status))) => Ok(Self::Status(status.into())),
-            _ => Err(format!("`allow`: \"{text}\" is no outcome; there are returns, waits, errno:NAME, error:STATUS")),
-        }
-    }
 }
 
 /// By default a step has to return.
@@ -135,6 +107,9 @@ pub struct Write {
     /// What may come of it.
     #[serde(default = "returns")]
     pub allow: Vec<Outcome>,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// See [`Step::DioWrite`].
@@ -154,6 +129,9 @@ pub struct DioWrite {
     /// The page must leave the mapping: else the row says nothing.
     #[serde(default)]
     pub replaces: bool,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// See [`Step::Punch`].
@@ -168,6 +146,9 @@ pub struct Punch {
     /// What may come of it.
     #[serde(default = "returns")]
     pub allow: Vec<Outcome>,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// See [`Step::Load`] and [`Step::RdmaRead`].
@@ -176,6 +157,9 @@ pub struct Punch {
 pub struct OfPage {
     /// Name of the page.
     pub page: String,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// See [`Step::Fsync`].
@@ -190,6 +174,9 @@ pub struct Fsync {
     /// What may come of it.
     #[serde(default = "returns")]
     pub allow: Vec<Outcome>,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// See [`Step::Writeback`].
@@ -200,6 +187,9 @@ pub struct Writeback {
     pub page: String,
     /// Its name: the next steps run beside it.
     pub background: String,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// See [`Step::DioRead`].
@@ -215,6 +205,9 @@ pub struct DioRead {
     pub bytes: u32,
     /// Its name, for steps that let it go on. It is held before its data.
     pub name: String,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 fn page() -> u32 {
@@ -254,6 +247,9 @@ pub struct Advise {
     /// It must take the page from the mapping, or what the file system had attached to its folio: else the trial is void.
     #[serde(default)]
     pub takes: bool,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 /// A file.
@@ -262,55 +258,20 @@ pub struct Advise {
 pub struct OfFile {
     /// Its name.
     pub file: String,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
+}
+
+/// See [`Step::Kill`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kill {
+    /// Name of the process.
+    pub process: String,
 }
 
 /// Nothing to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Empty {}
-
-impl Step {
-    /// The writer's letter, of steps that write.
-    pub fn tag(&self) -> Option<char> {
-        match self {
-            Step::Store(write) | Step::RdmaWrite(write) => Some(write.tag),
-            Step::DioWrite(write) => Some(write.tag),
-            Step::DioRead(read) => Some(read.tag),
-            _ => None,
-        }
-    }
-
-    /// The page that it writes.
-    pub fn writes(&self) -> Option<&str> {
-        match self {
-            Step::Store(write) | Step::RdmaWrite(write) => Some(&write.page),
-            Step::DioWrite(write) => Some(&write.page),
-            Step::DioRead(read) => Some(&read.page),
-            Step::Punch(punch) => Some(&punch.page),
-            _ => None,
-        }
-    }
-
-    /// The name under which it runs beside the next steps.
-    pub fn background(&self) -> Option<&str> {
-        match self {
-            Step::Store(write) | Step::RdmaWrite(write) => write.background.as_deref(),
-            Step::DioWrite(write) => write.background.as_deref(),
-            Step::Punch(punch) => punch.background.as_deref(),
-            Step::Fsync(fsync) => fsync.background.as_deref(),
-            Step::Writeback(writeback) => Some(&writeback.background),
-            _ => None,
-        }
-    }
-
-    /// What may come of it, of steps that can fail.
-    pub fn allow(&self) -> &[Outcome] {
-        match self {
-            Step::Store(write) | Step::RdmaWrite(write) => &write.allow,
-            Step::DioWrite(write) => &write.allow,
-            Step::Punch(punch) => &punch.allow,
-            Step::Fsync(fsync) => &fsync.allow,
-            _ => &[],
-        }
-    }
-}

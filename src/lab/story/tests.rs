@@ -163,7 +163,7 @@ fn shipped_stories_are_read() {
     for mode in ["pinned", "pinned-ro", "odp", "odp-ro", "rxe-pinned", "rxe-ro", "rxe-odp"] {
         assert!(has("H13", mode), "H13 {mode}");
     }
-    assert!(has("H03n", "cold+half_folio"));
+    assert!(has("H03n", "cold+half_folio") && has("H04x", "disk"));
 }
 
 #[test]
@@ -205,4 +205,40 @@ fn each_round_has_letters_of_its_own() {
     let letters: Vec<_> = (0..3).map(|round| (story.letter('B', round), story.letter('C', round))).collect();
     assert_eq!(letters, [('B', 'C'), ('D', 'E'), ('F', 'G')]);
     assert_eq!(story.letter('B', 25), 'B');
+}
+
+#[test]
+fn processes_have_their_mistakes() {
+    let with = |processes: &str, steps: &[&str]| {
+        let steps: String = steps.iter().map(|step| format!("[[step]]\n{step}\n")).collect();
+        GOOD.replace("[[step]]\ncut", &format!("{steps}[[step]]\ncut")) + "[processes]\n" + processes
+    };
+    let (store, kill) = ("store = { page = \"next\", tag = \"D\", process = \"p\" }", "kill = { process = \"p\" }");
+    let read = "dio_read = { page = \"k\", tag = \"E\", name = \"other\", process = \"p\" }";
+    let again = "fsync = { file = \"f\", background = \"other\" }";
+    let finish = "finish = { name = \"other\" }";
+    let rdma = "rdma_read = { page = \"k\", process = \"p\" }";
+    for (text, said) in [
+        (with("p = {}", &[store, read, finish, kill]), ""),
+        (with("p = {}\nq = {}", &[read, kill, again, "wait = { name = \"other\" }"]), ""),
+        (with("q = {}", &[store]), "line 20, `process`: there is no process \"p\"; there are q"),
+        (with("q = {}", &[kill]), "line 20, `process`: there is no process \"p\"; there are q"),
+        (with("p = { q = 1 }", &[store]), "line 25: unknown field `q`"),
+        (with("p = {}", &[kill, store]), "line 22, `process`: an earlier step has killed process \"p\""),
+        (with("p = {}", &[kill, kill]), "line 22, `process`: an earlier step has killed process \"p\""),
+        (
+            with("p = {}", &[read, kill, finish]),
+            "line 24, `name`: no earlier step that has not ended is called \"other\"",
+        ),
+        (with("p = {}", &[read, finish, again, kill, again]), "line 28, `background`: \"other\" is taken"),
+        (with("a = {}\nb = {}\nc = {}\nd = {}", &[]), ""),
+        (with("a = {}\nb = {}\nc = {}\nd = {}\ne = {}", &[]), "line 1, `processes`: there are 5 processes; 4 will do"),
+        (
+            with("p = {}", &[rdma]).replace("[files]", "registrations = [\"odp\"]\n[files]"),
+            "line 21, `process`: RDMA is the agent's own process's",
+        ),
+    ] {
+        let told = Story::parse(&text).map_or_else(|error| error, |_| String::new());
+        assert!(told.starts_with(said) && told.is_empty() == said.is_empty() && !told.contains('\n'), "{text}: {told}");
+    }
 }

@@ -21,6 +21,8 @@ const WINDOW: Duration = Duration::from_secs(4);
 /// A step that has begun.
 pub(super) struct Job {
     pub(super) job: u32,
+    /// The process that does it.
+    pub(super) by: Option<String>,
     /// The step in words.
     pub(super) what: String,
     pub(super) allow: Vec<Outcome>,
@@ -42,9 +44,9 @@ pub(super) enum Effect {
 }
 
 impl Play<'_, '_> {
-    /// Runs `op` to its end, or beside the next steps.
+    /// Runs `op` in the job's process to its end, or beside the next steps.
     pub(super) fn begin(&mut self, op: Op, name: Option<&String>, mut job: Job) -> Result<(), Stop> {
-        job.job = self.bench.spawn(op)?;
+        job.job = self.bench.spawn(self.within(job.by.as_deref(), op)?)?;
         let Some(name) = name else { return self.end(job, PROMPT) };
         let running = self.beside(job)?;
         self.running.insert(name.clone(), running);
@@ -80,31 +82,28 @@ impl Play<'_, '_> {
 
     /// What came of it.
     fn end(&mut self, job: Job, limit: Duration) -> Result<(), Stop> {
-        let Job { job, what, allow, effect } = job;
-        match effect {
-            Effect::Fsync(promises) => self.end_fsync(job, &promises, &allow, limit),
+        match &job.effect {
+            Effect::Fsync(promises) => self.end_fsync(&job, promises, limit),
             Effect::Rdma { page, since } => {
-                let Some(completion) = self.bench.wait_write(job, limit)? else {
-                    return Err(self.bench.waits(&what, limit));
+                let Some(completion) = self.bench.wait_write(job.job, limit)? else {
+                    return Err(self.bench.waits(&job.what, limit));
                 };
-                self.wrote_by_nic(&page, (&what, since), &completion, &allow)
+                self.wrote_by_nic(page, (&job.what, *since), &completion, &job.allow)
             }
-            effect => {
-                let state = self.bench.wait_job(job, limit)?;
-                let Some(result) = errno_of(&state) else { return Err(self.bench.waits(&what, limit)) };
-                self.returned(&what, result.err(), &allow, effect)
+            _ => {
+                let state = self.bench.wait_job(job.job, limit)?;
+                let Some(result) = errno_of(&state) else { return Err(self.bench.waits(&job.what, limit)) };
+                self.returned(&job, result.err())
             }
         }
     }
 
-    fn end_fsync(
-        &mut self,
-        job: u32,
-        promises: &BTreeMap<String, Promise>,
-        allow: &[Outcome],
-        limit: Duration,
-    ) -> Result<(), Stop> {
-        let fsync = self.bench.await_fsync(job, limit)?;
+    fn end_fsync(&mut self, job: &Job, promises: &BTreeMap<String, Promise>, limit: Duration) -> Result<(), Stop> {
+        let allow = &job.allow;
+        let fsync = self.bench.await_fsync(job.job, limit)?;
+        if fsync.errno.is_some() {
+            self.is_there(job.by.as_deref())?;
+        }
         for name in promises.keys() {
             self.place(name)?.trail.push(fsync.fact);
         }
@@ -122,9 +121,13 @@ impl Play<'_, '_> {
     }
 
     /// A call has returned. An error that the story does not allow ends the row as REFUSED.
-    fn returned(&mut self, what: &str, errno: Option<i32>, allow: &[Outcome], effect: Effect) -> Result<(), Stop> {
+    fn returned(&mut self, job: &Job, errno: Option<i32>) -> Result<(), Stop> {
+        let Job { by, what, allow, effect, .. } = job;
+        if errno.is_some() {
+            self.is_there(by.as_deref())?;
+        }
         let at = self.bench.mark(&format!("{what} end"));
-        let fact = self.bench.fact(at, What::Returned { step: what.into(), errno });
+        let fact = self.bench.fact(at, What::Returned { step: what.clone(), errno });
         match errno {
             None if !allow.contains(&Outcome::Returns) => return Err(unexpected(what)),
             Some(errno) if !allow.contains(&Outcome::Errno(errno)) => {
@@ -133,11 +136,11 @@ impl Play<'_, '_> {
             _ => {}
         }
         match effect {
-            Effect::Store(page) => self.written(&page, what, errno, at)?,
+            Effect::Store(page) => self.written(page, what, errno, at)?,
             Effect::Replace { page, wanted, before } => {
-                self.place(&page)?.trail.push(fact);
-                self.written(&page, what, errno, at)?;
-                self.replaced(&page, wanted && errno.is_none(), &before)?;
+                self.place(page)?.trail.push(fact);
+                self.written(page, what, errno, at)?;
+                self.replaced((by.as_deref(), page), *wanted && errno.is_none(), before)?;
             }
             Effect::Writeback | Effect::Fsync(_) | Effect::Rdma { .. } => {}
         }
@@ -152,12 +155,19 @@ impl Play<'_, '_> {
             Some(_) => place.model.fail(what),
         }
         place.since = at;
-        for running in self.running.values_mut() {
-            if let Running::Hold { page: of, held: Some(_), met, .. } = running {
-                *met |= of == page && errno.is_none();
-            }
+        if errno.is_none() {
+            self.meet(page);
         }
         Ok(())
+    }
+
+    /// The page was written: while a write of it was held?
+    pub(super) fn meet(&mut self, page: &str) {
+        for running in self.running.values_mut() {
+            if let Running::Hold { page: of, held: Some(_), met, .. } = running {
+                *met |= of == page;
+            }
+        }
     }
 }
 

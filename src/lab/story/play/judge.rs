@@ -28,7 +28,7 @@ impl Play<'_, '_> {
         let content = value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))?;
         let image = self.image(page, &content);
         let place = self.place(page)?;
-        let (file, at, right) = (place.file.clone(), place.at, place.model.may_show().contains(&image));
+        let (file, at, right) = (place.file.clone(), place.at, place.model.may_show(&image));
         let found = crate::fact::Found::of(&Ok(content));
         let fact = self.bench.now(What::Seen { by: by.into(), file, at, found });
         match right {

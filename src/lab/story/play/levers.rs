@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rnic_agent::proto::{Op, Value};
 
+use super::processes::{of, read_state};
 use super::stage::reads;
 use super::{Play, Running};
 use crate::bench::{Disk, PAGE, PROMPT};
@@ -17,28 +18,43 @@ use blk::{BlkOp, HoldPoint, LeverId};
 /// How long a held write waits before anything is let into its page: a file system may compute a checksum in a worker.
 const CHECKSUM_TIME: Duration = Duration::from_millis(100);
 
+/// An O_DIRECT read that has begun.
+pub(super) struct Read {
+    pub(super) job: u32,
+    /// The process that reads.
+    pub(super) by: Option<String>,
+    /// The lever, and the request that it holds.
+    pub(super) held: Option<(LeverId, u64)>,
+    pub(super) page: String,
+    pub(super) bytes: u32,
+}
+
 impl Play<'_, '_> {
     pub(super) fn dio_read(&mut self, read: &DioRead) -> Result<(), Stop> {
-        self.locate(&read.page)?;
+        let by = read.process.as_deref();
+        if by.is_some() {
+            // Another process may have taken the page from this one's page tables.
+            self.touch(by, &read.page)?;
+        }
+        self.locate(by, &read.page)?;
         let count = reads(self.story).count() as u64;
         let slot = reads(self.story).position(|other| other == read).unwrap_or_default() as u64;
         let slot = u64::from(self.round) * count + slot;
-        let place = self.place(&read.page)?;
-        let (gpa, moff) = (place.gpa, place.at);
-        let map = self.map_of(&read.page)?;
+        let gpa = self.place(&read.page)?.gpa;
+        let (opened, moff) = self.opened_at(by, &read.page)?;
         let race = self.story.race.is_some();
         let lever = (!race).then(|| self.bench.arm_at(Disk::Source, BlkOp::Read, HoldPoint::BeforeData, gpa));
-        self.bench.mark(&format!("O_DIRECT read into {} begin", read.page));
-        let (h, len) = (self.bench.source_handle(), u64::from(read.bytes));
+        self.bench.mark(&format!("O_DIRECT read into {}{} begin", read.page, of(by)));
+        let (h, len) = (self.source_of(by)?, u64::from(read.bytes));
         let letter = self.letter(read.tag);
         if race {
             self.place(&read.page)?.model.begin(&read.name, read.bytes as usize, letter);
         }
-        let job = self.bench.guest.handle(Op::DioReadInto { h, foff: slot * PAGE, m: map, moff, len })?;
+        let job = self.start_read(by, Op::DioReadInto { h, foff: slot * PAGE, m: opened.map, moff, len })?;
         let held = match lever {
             Some(lever) => {
                 let id = self.bench.wait_held(Disk::Source, lever)?;
-                self.locate(&read.page)?;
+                self.locate(by, &read.page)?;
                 if self.place(&read.page)?.gpa != gpa {
                     return Err(Stop::Inconclusive("the page moved while the read was being submitted".into()));
                 }
@@ -47,8 +63,8 @@ impl Play<'_, '_> {
             }
             None => None,
         };
-        let (page, bytes) = (read.page.clone(), read.bytes);
-        self.running.insert(read.name.clone(), Running::Read { job, held, page, bytes });
+        let (by, page, bytes) = (read.process.clone(), read.page.clone(), read.bytes);
+        self.running.insert(read.name.clone(), Running::Read(Read { job, by, held, page, bytes }));
         Ok(())
     }
 
@@ -81,7 +97,7 @@ impl Play<'_, '_> {
 
     pub(super) fn deliver(&mut self, name: &str) -> Result<(), Stop> {
         match self.running.get(name) {
-            Some(Running::Read { held: Some((lever, id)), page, .. }) => {
+            Some(Running::Read(Read { held: Some((lever, id)), page, .. })) => {
                 let (lever, id, page) = (*lever, *id, page.clone());
                 self.bench.deliver(Disk::Source, lever)?;
                 self.place(&page)?.model.land(name);
@@ -114,7 +130,7 @@ impl Play<'_, '_> {
 
     pub(super) fn finish(&mut self, name: &str) -> Result<(), Stop> {
         match self.running.remove(name) {
-            Some(Running::Read { job, held, page, bytes }) => self.finish_read(name, (job, held), &page, bytes),
+            Some(Running::Read(read)) => self.finish_read(name, &read),
             Some(Running::Hold { lever, page, held, met }) => {
                 self.bench.release(Disk::Fs, lever)?;
                 self.overlap(&page, held, met)
@@ -123,20 +139,15 @@ impl Play<'_, '_> {
         }
     }
 
-    fn finish_read(
-        &mut self,
-        name: &str,
-        (job, held): (u32, Option<(LeverId, u64)>),
-        page: &str,
-        bytes: u32,
-    ) -> Result<(), Stop> {
+    fn finish_read(&mut self, name: &str, Read { job, by, held, page, bytes }: &Read) -> Result<(), Stop> {
         if let Some((lever, _)) = held {
-            self.bench.release(Disk::Source, lever)?;
+            self.bench.release(Disk::Source, *lever)?;
         }
-        let state = self.bench.wait_job(job, PROMPT)?;
+        let state = read_state(self.bench.wait_job(*job, PROMPT)?);
         match state.result.as_deref() {
-            Some(Ok(Value::Num(n))) if *n == u64::from(bytes) => self.place(page)?.model.complete(name),
+            Some(Ok(Value::Num(n))) if *n == u64::from(*bytes) => self.place(page)?.model.complete(name),
             Some(Err(failure)) => {
+                self.is_there(by.as_deref())?;
                 let step = format!("the O_DIRECT read \"{name}\"");
                 self.bench.now(What::Returned { step, errno: Some(failure.errno) });
                 self.place(page)?.model.fail(name);
@@ -147,7 +158,7 @@ impl Play<'_, '_> {
         self.place(page)?.since = self.bench.mark("read complete");
         if let Some((_, id)) = held {
             self.aim(page)?;
-            let record = self.bench.record(id)?;
+            let record = self.bench.record(*id)?;
             let fact = self.bench.block(&record);
             self.place(page)?.trail.push(fact);
         }
@@ -160,7 +171,7 @@ impl Play<'_, '_> {
         let write = self.bench.record(held)?;
         let mut met = met;
         for running in self.running.values() {
-            if let Running::Read { held: Some((_, id)), page: of, .. } = running {
+            if let Running::Read(Read { held: Some((_, id)), page: of, .. }) = running {
                 met |= of == page && oracle::landed_before_data(&self.bench.record(*id)?, &write);
             }
         }

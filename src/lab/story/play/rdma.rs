@@ -72,7 +72,7 @@ impl Play<'_, '_> {
         }
         let op = Op::Verbs(VerbsOp::Do { p: self.bench.pair_handle()?, wr, limit_ms: LONG_MS });
         let effect = Effect::Rdma { page: write.page.clone(), since };
-        self.begin(op, write.background.as_ref(), Job { job: 0, what, allow: write.allow.clone(), effect })
+        self.begin(op, write.background.as_ref(), Job { job: 0, by: None, what, allow: write.allow.clone(), effect })
     }
 
     /// An RDMA WRITE has completed, in one way or another.
@@ -145,7 +145,7 @@ impl Play<'_, '_> {
             let fact = self.bench.nic(read);
             self.place(page)?.trail.push(fact);
             // Right bytes prove nothing there: a frame that was freed may have been given them.
-            let now = self.page_info(page)?;
+            let now = self.page_info(None, page)?;
             if now.present && !oracle::nic::is_of(read, now.gpa()) {
                 let folio = self.bench.now(What::folio("when it was read", &now, None));
                 self.find(page, Finding::new(Verdict::Stale, fact, [folio]));

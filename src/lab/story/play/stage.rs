@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rnic_agent::pattern::{Pattern, fill};
 use rnic_agent::proto::{Advice as Madvice, Fadvice, MrInfo, Op, Page};
 
-use super::Play;
+use super::{By, Play};
 use crate::bench::{Bench, PAGE};
 use crate::fact::FactId;
 use crate::finding::Stop;
@@ -90,7 +90,7 @@ pub fn stage(bench: &mut Bench<'_>, story: &Story) -> Result<Stage, Stop> {
     for (name, spec) in story.pages.iter().rev() {
         let (at, map) = (u64::from(spec.at) * PAGE, stage.files[&spec.file].map);
         bench.guest.must(Op::Touch { m: map, off: at, write: false })?;
-        let page = page_info(bench, map, at)?;
+        let page = page_of(bench, Op::PageInfo { m: map, off: at })?;
         check_folio(bench, &page)?;
         if !page.present {
             return Err(absent(name));
@@ -134,8 +134,8 @@ fn absent(page: &str) -> Stop {
     Stop::Inconclusive(format!("page \"{page}\" is not present in the mapping"))
 }
 
-fn page_info(bench: &Bench<'_>, map: u32, off: u64) -> Result<Page, Stop> {
-    let value = bench.guest.must(Op::PageInfo { m: map, off })?;
+fn page_of(bench: &Bench<'_>, info: Op) -> Result<Page, Stop> {
+    let value = bench.guest.must(info)?;
     value.page().ok_or_else(|| Stop::Failed("the agent gave no page".into()))
 }
 
@@ -148,19 +148,15 @@ impl Play<'_, '_> {
         self.files.get(name).ok_or_else(|| Stop::Failed(format!("there is no file {name}")))
     }
 
-    pub(super) fn map_of(&mut self, page: &str) -> Result<u32, Stop> {
-        let file = self.place(page)?.file.clone();
-        Ok(self.file(&file)?.map)
-    }
-
-    pub(super) fn page_info(&mut self, name: &str) -> Result<Page, Stop> {
-        let (map, off) = (self.map_of(name)?, self.place(name)?.at);
-        page_info(self.bench, map, off)
+    /// The page in the page tables of a process.
+    pub(super) fn page_info(&mut self, by: By<'_>, name: &str) -> Result<Page, Stop> {
+        let (opened, off) = self.opened_at(by, name)?;
+        page_of(self.bench, self.within(by, Op::PageInfo { m: opened.map, off })?)
     }
 
     /// Reads the page's address again and watches it; needed after each step that may move it.
-    pub(super) fn locate(&mut self, name: &str) -> Result<(), Stop> {
-        let page = self.page_info(name)?;
+    pub(super) fn locate(&mut self, by: By<'_>, name: &str) -> Result<(), Stop> {
+        let page = self.page_info(by, name)?;
         if !page.present {
             return Err(absent(name));
         }

@@ -3,12 +3,13 @@
 
 use rnic_agent::proto::{Advice as Madvice, Fadvice, FallocMode, Op, OpenFlags, Page, kpf};
 
-use super::Play;
 use super::jobs::{Effect, Job};
+use super::processes::{Opened, of};
+use super::{By, Play};
 use crate::bench::{DIR, PAGE, PROMPT};
 use crate::fact::What;
 use crate::finding::Stop;
-use crate::story::step::{Advice, Advise, DioWrite, Fsync, Punch, Range, Step, Write, Writeback};
+use crate::story::step::{Advice, Advise, DioWrite, Fsync, OfPage, Punch, Range, Step, Write, Writeback};
 use crate::verdict::Verdict;
 
 /// Bytes: more than a processor's list of free pages holds.
@@ -20,7 +21,7 @@ impl Play<'_, '_> {
     pub(super) fn step(&mut self, step: &Step) -> Result<(), Stop> {
         match step {
             Step::Store(store) => self.store(store),
-            Step::Load(load) => self.load(&load.page),
+            Step::Load(load) => self.load(load),
             Step::Fsync(fsync) => self.fsync(fsync),
             Step::Writeback(writeback) => self.writeback(writeback),
             Step::DioRead(read) => self.dio_read(read),
@@ -35,6 +36,7 @@ impl Play<'_, '_> {
             Step::RdmaRead(read) => self.rdma_read(&read.page),
             Step::DioWrite(write) => self.dio_write(write),
             Step::Punch(punch) => self.punch(punch),
+            Step::Kill(kill) => self.kill(&kill.process),
             Step::DropCaches(_) => self.bench.guest.must(Op::DropCaches { what: 3 }).map(drop),
             Step::Cut(_) => self.cut(),
         }
@@ -42,67 +44,74 @@ impl Play<'_, '_> {
 
     fn store(&mut self, store: &Write) -> Result<(), Stop> {
         let letter = self.letter(store.tag);
-        let (m, pattern) = (self.map_of(&store.page)?, self.pattern(&store.page, letter)?);
-        let what = format!("store {letter} to {}", store.page);
-        let place = self.place(&store.page)?;
-        place.model.begin(&what, PAGE as usize, letter);
-        let op = Op::Store { m, off: place.at, len: PAGE, pattern };
+        let (by, pattern) = (store.process.clone(), self.pattern(&store.page, letter)?);
+        let what = format!("store {letter} to {}{}", store.page, of(by.as_deref()));
+        let (opened, off) = self.opened_at(by.as_deref(), &store.page)?;
+        self.place(&store.page)?.model.begin(&what, PAGE as usize, letter);
+        let op = Op::Store { m: opened.map, off, len: PAGE, pattern };
         self.bench.mark(&what);
-        let effect = Effect::Store(store.page.clone());
-        self.begin(op, store.background.as_ref(), Job { job: 0, what, allow: store.allow.clone(), effect })?;
-        if store.background.is_some() { Ok(()) } else { self.locate(&store.page) }
+        let (allow, effect) = (store.allow.clone(), Effect::Store(store.page.clone()));
+        self.begin(op, store.background.as_ref(), Job { job: 0, by, what, allow, effect })?;
+        if store.background.is_some() { Ok(()) } else { self.locate(store.process.as_deref(), &store.page) }
     }
 
-    fn load(&mut self, page: &str) -> Result<(), Stop> {
-        let (map, off) = (self.map_of(page)?, self.place(page)?.at);
-        let value = self.bench.guest.must(Op::Load { m: map, off, len: PAGE })?;
-        self.seen("the mapping", page, value, Verdict::Split)
+    fn load(&mut self, load: &OfPage) -> Result<(), Stop> {
+        let by = load.process.as_deref();
+        let (opened, off) = self.opened_at(by, &load.page)?;
+        let op = self.within(by, Op::Load { m: opened.map, off, len: PAGE })?;
+        let value = self.bench.guest.must(op)?;
+        self.seen(&format!("the mapping{}", of(by)), &load.page, value, Verdict::Split)
     }
 
     fn fsync(&mut self, fsync: &Fsync) -> Result<(), Stop> {
-        let h = self.file(&fsync.file)?.handle;
-        let what = format!("fsync of {}", fsync.file);
+        let by = fsync.process.clone();
+        let h = self.opened(by.as_deref(), &fsync.file)?.handle;
+        let what = format!("fsync of {}{}", fsync.file, of(by.as_deref()));
         let effect = Effect::Fsync(self.promises(&fsync.file));
         self.bench.mark(&format!("{what} begin"));
-        let job = Job { job: 0, what, allow: fsync.allow.clone(), effect };
+        let job = Job { job: 0, by, what, allow: fsync.allow.clone(), effect };
         self.begin(Op::Fsync { h }, fsync.background.as_ref(), job)
     }
 
     /// sync_file_range(2): starts the page's write and does not wait for it.
     fn writeback(&mut self, writeback: &Writeback) -> Result<(), Stop> {
-        let (file, off) = (self.place(&writeback.page)?.file.clone(), self.place(&writeback.page)?.at);
-        let h = self.file(&file)?.handle;
+        let by = writeback.process.clone();
+        let (opened, off) = self.opened_at(by.as_deref(), &writeback.page)?;
+        let h = opened.handle;
         let op = Op::SyncFileRange { h, off, len: PAGE, wait_before: false, write: true, wait_after: false };
-        let what = format!("sync_file_range of {}", writeback.page);
+        let what = format!("sync_file_range of {}{}", writeback.page, of(by.as_deref()));
         self.bench.mark(&format!("{what} begin"));
         let allow = vec![crate::story::step::Outcome::Returns];
-        self.begin(op, Some(&writeback.background), Job { job: 0, what, allow, effect: Effect::Writeback })
+        self.begin(op, Some(&writeback.background), Job { job: 0, by, what, allow, effect: Effect::Writeback })
     }
 
     fn dio_write(&mut self, write: &DioWrite) -> Result<(), Stop> {
         let letter = self.letter(write.tag);
         let pattern = self.pattern(&write.page, letter)?;
-        let before = self.page_info(&write.page)?;
+        let by = write.process.clone();
+        let before = self.page_info(by.as_deref(), &write.page)?;
         let (file, off) = (self.place(&write.page)?.file.clone(), self.place(&write.page)?.at);
         let flags = OpenFlags { write: true, direct: true, ..Default::default() };
-        let h = self.bench.guest.handle(Op::Open { path: format!("{DIR}/{file}"), flags })?;
-        let what = format!("an O_DIRECT write of {letter} to {}", write.page);
+        let open = self.within(by.as_deref(), Op::Open { path: format!("{DIR}/{file}"), flags })?;
+        let h = self.bench.guest.handle(open)?;
+        let what = format!("an O_DIRECT write of {letter} to {}{}", write.page, of(by.as_deref()));
         self.place(&write.page)?.model.begin(&what, PAGE as usize, letter);
         self.bench.mark(&format!("{what} begin"));
         let effect = Effect::Replace { page: write.page.clone(), wanted: write.replaces, before };
-        let job = Job { job: 0, what, allow: write.allow.clone(), effect };
+        let job = Job { job: 0, by, what, allow: write.allow.clone(), effect };
         self.begin(Op::Write { h, off, len: PAGE, pattern }, write.background.as_ref(), job)
     }
 
     fn punch(&mut self, punch: &Punch) -> Result<(), Stop> {
-        let before = self.page_info(&punch.page)?;
-        let (file, off) = (self.place(&punch.page)?.file.clone(), self.place(&punch.page)?.at);
-        let h = self.file(&file)?.handle;
-        let what = format!("a punch of {}", punch.page);
+        let by = punch.process.clone();
+        let before = self.page_info(by.as_deref(), &punch.page)?;
+        let (opened, off) = self.opened_at(by.as_deref(), &punch.page)?;
+        let h = opened.handle;
+        let what = format!("a punch of {}{}", punch.page, of(by.as_deref()));
         self.place(&punch.page)?.model.begin(&what, PAGE as usize, '0');
         self.bench.mark(&format!("{what} begin"));
         let effect = Effect::Replace { page: punch.page.clone(), wanted: false, before };
-        let job = Job { job: 0, what, allow: punch.allow.clone(), effect };
+        let job = Job { job: 0, by, what, allow: punch.allow.clone(), effect };
         let op = Op::Fallocate { h, mode: FallocMode::PunchHole, off, len: PAGE };
         self.begin(op, punch.background.as_ref(), job)
     }
@@ -120,12 +129,11 @@ impl Play<'_, '_> {
 
     /// Sees to it that the page, which has left `old`, is not in that frame again: a device that still uses it would go unseen.
     fn move_from(&mut self, page: &str, old: u64) -> Result<(), Stop> {
-        let (m, file, off) = (self.map_of(page)?, self.place(page)?.file.clone(), self.place(page)?.at);
-        let h = self.file(&file)?.handle;
+        let (Opened { handle: h, map: m, .. }, off) = self.opened_at(None, page)?;
         for _ in 0..MOVES {
             self.take_free_frames()?;
-            self.bench.guest.must(Op::Touch { m, off, write: false })?;
-            if self.page_info(page)?.gpa() != old {
+            self.touch(None, page)?;
+            if self.page_info(None, page)?.gpa() != old {
                 break;
             }
             self.bench.guest.must(Op::Madvise { m, off, len: PAGE, advice: Madvice::Dontneed })?;
@@ -135,16 +143,20 @@ impl Play<'_, '_> {
     }
 
     /// Where the page is now: the kernel may have put another one in its place.
-    pub(super) fn replaced(&mut self, page: &str, wanted: bool, before: &Page) -> Result<(), Stop> {
+    pub(super) fn replaced(&mut self, (by, page): (By<'_>, &str), wanted: bool, before: &Page) -> Result<(), Stop> {
         // Without a pin the frame is free, and the next page may get it: that the page has left the mapping is what shows.
-        let taken = !self.page_info(page)?.present;
-        let (map, off) = (self.map_of(page)?, self.place(page)?.at);
-        if wanted && taken {
+        let taken = !self.page_info(by, page)?.present;
+        // Another process that maps it would keep it where it is.
+        if wanted && taken && self.story.processes.is_empty() {
             self.move_from(page, before.gpa())?;
         }
-        self.bench.guest.must(Op::Touch { m: map, off, write: false })?;
-        self.locate(page)?;
-        let after = self.page_info(page)?;
+        self.touch(by, page)?;
+        if by.is_some() {
+            // It was taken from the agent's own page tables too.
+            self.touch(None, page)?;
+        }
+        self.locate(by, page)?;
+        let after = self.page_info(by, page)?;
         let facts = [
             self.bench.now(What::folio("before it", before, None)),
             self.bench.now(What::folio("after it", &Page { present: !taken, ..*before }, None)),
@@ -159,7 +171,8 @@ impl Play<'_, '_> {
     }
 
     fn advise(&mut self, advise: &Advise) -> Result<(), Stop> {
-        let before = self.page_info(&advise.page)?;
+        let by = advise.process.as_deref();
+        let before = self.page_info(by, &advise.page)?;
         let had = self.attached(before.folio_pfn)?;
         let (off, len) = self.range(advise, &before)?;
         let advice = match advise.advice {
@@ -169,9 +182,9 @@ impl Play<'_, '_> {
         };
         let first = self.bench.now(What::folio("before the advice", &before, Some(had)));
         self.bench.mark(&format!("{:?} of {off:#x}+{len:#x}", advise.advice));
-        let m = self.map_of(&advise.page)?;
-        self.bench.guest.must(Op::Madvise { m, off, len, advice })?;
-        let after = self.page_info(&advise.page)?;
+        let m = self.opened_at(by, &advise.page)?.0.map;
+        self.bench.guest.must(self.within(by, Op::Madvise { m, off, len, advice })?)?;
+        let after = self.page_info(by, &advise.page)?;
         let has = self.attached(before.folio_pfn)?;
         let shown = if after.present { after } else { Page { present: false, ..before } };
         let second = self.bench.now(What::folio("after the advice", &shown, Some(has)));

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What can be asked of any step.
+
+use super::{Outcome, Step};
+
+impl Step {
+    /// The writer's letter, of steps that write.
+    pub fn tag(&self) -> Option<char> {
+        match self {
+            Step::Store(write) | Step::RdmaWrite(write) => Some(write.tag),
+            Step::DioWrite(write) => Some(write.tag),
+            Step::DioRead(read) => Some(read.tag),
+            _ => None,
+        }
+    }
+
+    /// The page that it writes.
+    pub fn writes(&self) -> Option<&str> {
+        match self {
+            Step::Store(write) | Step::RdmaWrite(write) => Some(&write.page),
+            Step::DioWrite(write) => Some(&write.page),
+            Step::DioRead(read) => Some(&read.page),
+            Step::Punch(punch) => Some(&punch.page),
+            _ => None,
+        }
+    }
+
+    /// The page that it is about, of steps on one.
+    pub fn page(&self) -> Option<&str> {
+        match self {
+            Step::Load(of) | Step::RdmaRead(of) => Some(&of.page),
+            Step::Writeback(writeback) => Some(&writeback.page),
+            Step::Hold(hold) => Some(&hold.page),
+            Step::Advise(advise) => Some(&advise.page),
+            other => other.writes(),
+        }
+    }
+
+    /// The name under which it runs beside the next steps.
+    pub fn background(&self) -> Option<&str> {
+        match self {
+            Step::Store(write) | Step::RdmaWrite(write) => write.background.as_deref(),
+            Step::DioWrite(write) => write.background.as_deref(),
+            Step::Punch(punch) => punch.background.as_deref(),
+            Step::Fsync(fsync) => fsync.background.as_deref(),
+            Step::Writeback(writeback) => Some(&writeback.background),
+            _ => None,
+        }
+    }
+
+    /// The name that later steps know it by, until it has ended.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Step::DioRead(read) => Some(&read.name),
+            Step::Hold(hold) => Some(&hold.name),
+            other => other.background(),
+        }
+    }
+
+    /// The process that it is done by, or to. None: the agent's own.
+    pub fn process(&self) -> Option<&str> {
+        match self {
+            Step::Store(write) | Step::RdmaWrite(write) => write.process.as_deref(),
+            Step::Load(of) | Step::RdmaRead(of) => of.process.as_deref(),
+            Step::Fsync(fsync) => fsync.process.as_deref(),
+            Step::Writeback(writeback) => writeback.process.as_deref(),
+            Step::DioRead(read) => read.process.as_deref(),
+            Step::Advise(advise) => advise.process.as_deref(),
+            Step::Register(of) | Step::Deregister(of) => of.process.as_deref(),
+            Step::DioWrite(write) => write.process.as_deref(),
+            Step::Punch(punch) => punch.process.as_deref(),
+            Step::Kill(kill) => Some(&kill.process),
+            Step::Hold(_) | Step::Deliver(_) | Step::Finish(_) | Step::Wait(_) => None,
+            Step::DropCaches(_) | Step::Cut(_) => None,
+        }
+    }
+
+    /// What may come of it, of steps that can fail.
+    pub fn allow(&self) -> &[Outcome] {
+        match self {
+            Step::Store(write) | Step::RdmaWrite(write) => &write.allow,
+            Step::DioWrite(write) => &write.allow,
+            Step::Punch(punch) => &punch.allow,
+            Step::Fsync(fsync) => &fsync.allow,
+            _ => &[],
+        }
+    }
+}

@@ -34,8 +34,7 @@ pub use cuts::{CutPage, Promise};
 pub use gates::Gate;
 pub use holds::{HeldRead, PROMPT, errno_of};
 pub use plant::Plant;
-pub use verbs::Completion;
-pub use verbs::wqe;
+pub use verbs::{COMPLETION_LIMIT, Completion, wqe};
 
 /// Bytes of the file.
 pub const FILE_LEN: u64 = 1 << 20;

@@ -17,7 +17,7 @@ use crate::plan::{Registration, Writer};
 /// Entries of each queue.
 const DEPTH: u32 = 16;
 /// How long a work request may take that waits for nothing held.
-pub(super) const COMPLETION_LIMIT: Duration = Duration::from_secs(20);
+pub const COMPLETION_LIMIT: Duration = Duration::from_secs(20);
 /// How long a work request is waited for at all: it may be queued before what it waits for.
 const LONG_LIMIT: Duration = Duration::from_secs(60);
 /// Contexts opened in search of an engine of one's own.
@@ -46,6 +46,8 @@ pub struct Verbs {
     nic: u32,
     info: NicInfo,
     pair: PairInfo,
+    /// Of other processes.
+    others: Vec<u32>,
     sources: Vec<(char, Region)>,
     sink: Option<Region>,
     /// The registration of the file mapping.
@@ -68,7 +70,7 @@ impl Bench<'_> {
         }
         let pair = self.guest.must(Op::Verbs(VerbsOp::Pair { nic, depth: DEPTH }))?.pair();
         let pair = pair.ok_or_else(|| Stop::Failed("the agent gave no pair".into()))?;
-        self.verbs = Some(Verbs { nic, info, pair, sources: Vec::new(), sink: None, mr: None });
+        self.verbs = Some(Verbs { nic, info, pair, others: Vec::new(), sources: Vec::new(), sink: None, mr: None });
         Ok(())
     }
 
@@ -137,9 +139,17 @@ impl Bench<'_> {
         self.verbs.as_ref().map_or(0, |verbs| verbs.pair.qpns[0])
     }
 
-    /// QPNs of the row's pair; none without a device.
+    /// QPNs of the row's pairs; none without a device.
     pub fn qpns(&self) -> Vec<u32> {
-        self.verbs.as_ref().map_or(Vec::new(), |verbs| verbs.pair.qpns.to_vec())
+        self.verbs.as_ref().map_or(Vec::new(), |verbs| [&verbs.pair.qpns, verbs.others.as_slice()].concat())
+    }
+
+    /// Another process has this pair too, or `ended` with it.
+    pub fn note_pair(&mut self, pair: &PairInfo, ended: bool) {
+        if let Some(verbs) = &mut self.verbs {
+            verbs.others.retain(|qpn| !pair.qpns.contains(qpn));
+            verbs.others.extend(pair.qpns.iter().filter(|_| !ended));
+        }
     }
 
     // ---- memory ----
@@ -157,8 +167,13 @@ impl Bench<'_> {
     /// Registers `len` bytes of any mapping.
     pub fn register_map(&self, map: u32, len: u64, access: u32) -> Result<Result<MrInfo, i32>, Stop> {
         let nic = self.verbs()?.nic;
+        self.register_by(Op::Verbs(VerbsOp::Reg { nic, m: map, off: 0, len, access }))
+    }
+
+    /// Registers as `op` says, which another process may have to carry out.
+    pub fn register_by(&self, op: Op) -> Result<Result<MrInfo, i32>, Stop> {
         self.mark("ibv_reg_mr begin");
-        let result = self.guest.call(Op::Verbs(VerbsOp::Reg { nic, m: map, off: 0, len, access }));
+        let result = self.guest.call(op);
         self.mark("ibv_reg_mr end");
         match result {
             Ok(value) => value.mr().map(Ok).ok_or_else(|| Stop::Failed("the agent gave no memory region".into())),
@@ -301,8 +316,13 @@ impl Bench<'_> {
     /// Posts a work request and waits for its completion.
     pub fn finish_wr(&mut self, wr: Wr, what: &str) -> Result<Completion, Stop> {
         let (p, limit_ms) = (self.verbs()?.pair.handle, COMPLETION_LIMIT.as_millis() as u32);
+        self.finish_by(Op::Verbs(VerbsOp::Do { p, wr, limit_ms }), what)
+    }
+
+    /// The same, as `op` says, which another process may have to carry out.
+    pub fn finish_by(&mut self, op: Op, what: &str) -> Result<Completion, Stop> {
         self.mark(&format!("{what} begin"));
-        let result = self.guest.call(Op::Verbs(VerbsOp::Do { p, wr, limit_ms }));
+        let result = self.guest.call(op);
         self.completion(what, result)
     }
 

@@ -181,12 +181,8 @@ impl Checker<'_> {
             Step::Register(of) | Step::Deregister(of) => self.file(&of.file)?,
             Step::DropCaches(_) | Step::Cut(_) => {}
         }
-        let rdma = matches!(step, Step::Register(_) | Step::Deregister(_) | Step::RdmaWrite(_) | Step::RdmaRead(_));
-        if rdma && self.story.registrations.is_empty() {
+        if step.is_rdma() && self.story.registrations.is_empty() {
             return Err(self.mistake("step", "this step wants an RDMA device: give the story `registrations`"));
-        }
-        if rdma && step.process().is_some() {
-            return Err(self.mistake("process", "RDMA is the agent's own process's: leave `process` out"));
         }
         Ok(())
     }

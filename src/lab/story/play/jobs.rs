@@ -88,7 +88,7 @@ impl Play<'_, '_> {
                 let Some(completion) = self.bench.wait_write(job.job, limit)? else {
                     return Err(self.bench.waits(&job.what, limit));
                 };
-                self.wrote_by_nic(page, (&job.what, *since), &completion, &job.allow)
+                self.wrote_by_nic((page, *since), &job, &completion)
             }
             _ => {
                 let state = self.bench.wait_job(job.job, limit)?;

@@ -130,7 +130,7 @@ impl Play<'_, '_> {
         let (_, newer) = self.newer(name, cuts.1.at)?;
         std::thread::sleep(WORKER_TIME);
         let file = self.place(name)?.file.clone();
-        let handle = self.file(&file)?.handle;
+        let handle = self.file(&file)?.opened.handle;
         let second = self.bench.fsync_of(handle)?;
         let page = (file, self.place(name)?.at);
         let (nonce, files, place) = (self.bench.nonce(), &self.files, self.places.get(name));

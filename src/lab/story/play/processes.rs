@@ -4,16 +4,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rnic_agent::proto::{Advice as Madvice, JobState, Op, OpenFlags, Value};
+use rnic_agent::proto::{Advice as Madvice, JobState, MrInfo, Op, OpenFlags, Value};
 
 use super::jobs::Effect;
 use super::levers::Read;
+use super::rdma::Device;
 use super::{Play, Running};
 use crate::bench::{Bench, DIR, Disk, PAGE, PROMPT, SOURCE, errno_of};
 use crate::fact::{FactId, What};
 use crate::finding::Stop;
 use crate::plan::Folio;
 use crate::story::Story;
+use crate::story::step::Step;
 
 /// Longest wait for a read in another process: less than its agent waits for a step.
 const READ_MS: u32 = 280_000;
@@ -28,6 +30,8 @@ pub(super) type By<'a> = Option<&'a str>;
 pub(super) struct Opened {
     pub(super) handle: u32,
     pub(super) map: u32,
+    /// The registration of the mapping.
+    pub(super) mr: Option<MrInfo>,
 }
 
 /// A process beside the agent's own.
@@ -35,11 +39,12 @@ pub(super) struct Process {
     handle: u32,
     source: u32,
     files: BTreeMap<String, Opened>,
+    device: Option<Device>,
 }
 
 impl Process {
     /// Starts one, with every file open and mapped, and the pages that its steps name touched.
-    pub(super) fn start(bench: &Bench<'_>, story: &Story, name: &str) -> Result<Self, Stop> {
+    pub(super) fn start(bench: &mut Bench<'_>, story: &Story, name: &str) -> Result<Self, Stop> {
         let handle = bench.guest.handle(Op::Process)?;
         let within = |op: Op| bench.guest.must(Op::In { p: handle, op: Box::new(op) });
         let handle_of = |op: Op| {
@@ -55,14 +60,18 @@ impl Process {
             if bench.row().folio == Folio::Single {
                 within(Op::Madvise { m: map, off: 0, len, advice: Madvice::Random })?;
             }
-            files.insert(file.clone(), Opened { handle: h, map });
+            files.insert(file.clone(), Opened { handle: h, map, mr: None });
         }
-        let steps = story.steps.iter().map(|step| step.get_ref()).filter(|step| step.process() == Some(name));
-        for page in steps.filter_map(|step| step.page()).filter_map(|page| story.pages.get(page)) {
+        let steps = || story.steps.iter().map(|step| step.get_ref()).filter(|step| step.process() == Some(name));
+        for page in steps().filter_map(|step| step.page()).filter_map(|page| story.pages.get(page)) {
             let (m, off) = (files[&page.file].map, u64::from(page.at) * PAGE);
             within(Op::Touch { m, off, write: false })?;
         }
-        Ok(Self { handle, source, files })
+        let device = steps().any(Step::is_rdma).then(|| Device::open(bench, within)).transpose()?;
+        if let Some(device) = &device {
+            bench.note_pair(&device.pair, false);
+        }
+        Ok(Self { handle, source, files, device })
     }
 }
 
@@ -79,10 +88,27 @@ impl Play<'_, '_> {
 
     /// The file as this process has it.
     pub(super) fn opened(&self, by: By<'_>, file: &str) -> Result<Opened, Stop> {
-        let own = || self.file(file).map(|file| Opened { handle: file.handle, map: file.map });
-        let Some(name) = by else { return own() };
+        let Some(name) = by else { return self.file(file).map(|file| file.opened) };
         let opened = self.process(name)?.files.get(file).copied();
         opened.ok_or_else(|| Stop::Failed(format!("process {name} has no file {file}")))
+    }
+
+    /// The mapping of the file in this process has another registration now, or none.
+    pub(super) fn registered(&mut self, by: By<'_>, file: &str, mr: Option<MrInfo>) {
+        let opened = match by {
+            None => self.files.get_mut(file).map(|file| &mut file.opened),
+            Some(name) => self.processes.get_mut(name).and_then(|process| process.files.get_mut(file)),
+        };
+        if let Some(opened) = opened {
+            opened.mr = mr;
+        }
+    }
+
+    /// The RDMA device and the pair of queue pairs of this process.
+    pub(super) fn device(&self, by: By<'_>) -> Result<(u32, u32), Stop> {
+        let Some(name) = by else { return Ok((self.bench.nic_handle()?, self.bench.pair_handle()?)) };
+        let device = self.process(name)?.device.as_ref().map(|device| (device.nic, device.pair.handle));
+        device.ok_or_else(|| Stop::Failed(format!("process {name} has no RDMA device")))
     }
 
     /// The file of a page as this process has it, and the page's offset.
@@ -146,7 +172,9 @@ impl Play<'_, '_> {
         }
         let at = self.bench.mark(&format!("process {name} has ended"));
         let fact = self.bench.fact(at, What::Returned { step: what, errno: None });
-        self.processes.remove(name);
+        if let Some(device) = self.processes.remove(name).and_then(|process| process.device) {
+            self.bench.note_pair(&device.pair, true);
+        }
         self.bench.guest.must(Op::Close { h: p })?;
         begun.into_iter().try_for_each(|(name, running)| self.ends_with_it(&name, running, fact))
     }

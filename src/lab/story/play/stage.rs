@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use rnic_agent::pattern::{Pattern, fill};
-use rnic_agent::proto::{Advice as Madvice, Fadvice, MrInfo, Op, Page};
+use rnic_agent::proto::{Advice as Madvice, Fadvice, Op, Page};
 
+use super::processes::Opened;
 use super::{By, Play};
 use crate::bench::{Bench, PAGE};
 use crate::fact::FactId;
@@ -18,12 +19,10 @@ use probe::ledger::Seq;
 
 /// A file of the story.
 pub struct File {
-    pub(super) handle: u32,
-    pub(super) map: u32,
+    pub(super) opened: Opened,
     pub(super) pages: u32,
     /// Its place among the story's files: part of its patterns.
     pub(super) number: u64,
-    pub(super) mr: Option<MrInfo>,
 }
 
 /// A page that the story names.
@@ -85,10 +84,11 @@ pub fn stage(bench: &mut Bench<'_>, story: &Story) -> Result<Stage, Stop> {
         bench.guest.must(Op::Write { h: handle, off: 0, len, pattern })?;
         bench.guest.must(Op::Fsync { h: handle })?;
         let map = map(bench, handle, len)?;
-        stage.files.insert(name.clone(), File { handle, map, pages: spec.pages, number, mr: None });
+        let opened = Opened { handle, map, mr: None };
+        stage.files.insert(name.clone(), File { opened, pages: spec.pages, number });
     }
     for (name, spec) in story.pages.iter().rev() {
-        let (at, map) = (u64::from(spec.at) * PAGE, stage.files[&spec.file].map);
+        let (at, map) = (u64::from(spec.at) * PAGE, stage.files[&spec.file].opened.map);
         bench.guest.must(Op::Touch { m: map, off: at, write: false })?;
         let page = page_of(bench, Op::PageInfo { m: map, off: at })?;
         check_folio(bench, &page)?;

@@ -75,6 +75,11 @@ impl Step {
         }
     }
 
+    /// Whether it needs an RDMA device.
+    pub fn is_rdma(&self) -> bool {
+        matches!(self, Step::Register(_) | Step::Deregister(_) | Step::RdmaWrite(_) | Step::RdmaRead(_))
+    }
+
     /// What may come of it, of steps that can fail.
     pub fn allow(&self) -> &[Outcome] {
         match self {

@@ -126,14 +126,6 @@ impl Bench<'_> {
         self.verbs.as_ref().ok_or_else(|| Stop::Failed("this row has no RDMA device".into()))
     }
 
-    /// For evidence: "nic", "rxe0".
-    pub fn writer_name(&self) -> &str {
-        match &self.verbs {
-            Some(verbs) if !self.nic_is_ours() => &verbs.info.name,
-            _ => "nic",
-        }
-    }
-
     /// QPN that work requests are posted on.
     pub fn qpn(&self) -> u32 {
         self.verbs.as_ref().map_or(0, |verbs| verbs.pair.qpns[0])

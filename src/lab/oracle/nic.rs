@@ -21,11 +21,6 @@ pub fn last_write(records: &[NicRecord], page: u64) -> Option<&NicRecord> {
     records.iter().rev().find(|r| matches!(r.kind, NicKind::Wrote { gpa, .. } if same_page(gpa, page)))
 }
 
-/// The NIC's last read of page `gpa`.
-pub fn last_read(records: &[NicRecord], page: u64) -> Option<&NicRecord> {
-    records.iter().rev().find(|r| matches!(r.kind, NicKind::Read { gpa, .. } if same_page(gpa, page)))
-}
-
 /// E1: the NIC wrote the page of `write` after `write` had arrived and before its data was taken.
 pub fn landed_before_data(nic: &NicRecord, write: &RequestRecord) -> bool {
     write.data_begin.is_some_and(|taken| write.arrived < begun(nic) && nic.seq < taken)

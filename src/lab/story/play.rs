@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A story's steps at a bench. What each page may hold is [`PageModel`]'s to say; here is what is done, and what was seen.
+//! A story's steps at a bench. What each page may hold is [`PageModel`](crate::model::PageModel)'s to say; here is what is done, and what was seen.
 //!
 //! * here: the rounds of a story, and what they come to. `stage`: files and pages. `judge`: what was seen, against what was promised.
 //! * `steps`: what each step does; `jobs`: what may come of it; `levers`: requests that are held; `processes`: who does it; `rdma`.

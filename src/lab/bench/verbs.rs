@@ -8,7 +8,7 @@ use rnic_agent::client::CallError;
 use rnic_agent::pattern::Content;
 use rnic_agent::proto::{MrInfo, NicInfo, Op, PairInfo, Value, VerbsOp, Wc, Wr, WrKind, access};
 
-use super::{Bench, FILE_LEN, PAGE, PAGE_AT, Plant};
+use super::{Bench, FILE_LEN, PAGE, PAGE_AT};
 use crate::fact::{FactId, What};
 use crate::finding::Stop;
 use crate::guest::Via;
@@ -295,10 +295,6 @@ impl Bench<'_> {
         let sink = self.sink()?;
         let wr = self.wr(WrKind::Read, sink)?;
         let wc = self.finish_wr(wr, "RDMA READ")?;
-        if self.is_planted(Plant::OldBytes) {
-            let pattern = self.pattern('A');
-            self.guest.must(Op::Store { m: sink.map, off: PAGE_AT, len: PAGE, pattern })?;
-        }
         let value = self.guest.must(Op::Load { m: sink.map, off: PAGE_AT, len: PAGE })?;
         let content = value.content().ok_or_else(|| Stop::Failed("the agent gave no content".into()))?;
         let fact = self.seen("RDMA READ", "file", &Ok(content.clone()));

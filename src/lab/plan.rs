@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use rnic_agent::proto::{FsType, access};
+use rnic_agent::proto::access;
 use serde::Deserialize;
 
 use super::bench::Bench;
@@ -11,6 +11,10 @@ use super::controls::Control;
 use super::finding::{Finding, Stop};
 use super::scenarios;
 use super::story::{Story, rows};
+
+mod ground;
+
+pub use ground::{DiskKind, Fs};
 
 /// Size of the page cache's units under test, which decides the unit of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -106,9 +110,11 @@ pub struct Scenario {
     /// One line.
     pub title: &'static str,
     /// File systems that it applies to.
-    pub filesystems: &'static [FsType],
+    pub filesystems: &'static [Fs],
+    /// Disks below them.
+    pub disks: &'static [DiskKind],
     /// Whether it is part of the core set: on which file systems.
-    pub core: &'static [FsType],
+    pub core: &'static [Fs],
     /// A negative control by itself: what goes wrong on purpose, and what must notice.
     pub control: Option<Control>,
     /// Whether folio sizes matter to it.
@@ -135,7 +141,9 @@ pub struct Row {
     /// What.
     pub scenario: &'static Scenario,
     /// On which file system.
-    pub fs: FsType,
+    pub fs: Fs,
+    /// On which disk.
+    pub disk: DiskKind,
     /// With which folios.
     pub folio: Folio,
     /// As a negative control: what is broken, and what must notice.
@@ -151,16 +159,19 @@ pub struct Selection {
     pub scenarios: Vec<String>,
     /// File system names; empty means all.
     pub filesystems: Vec<String>,
+    /// Names of disks; empty means all.
+    pub disks: Vec<String>,
     /// Modes; empty means all.
     pub modes: Vec<String>,
 }
 
 impl Selection {
-    /// Whether scenario, file system and mode are among those that are named, if any are.
+    /// Whether scenario, file system, disk and mode are among those that are named, if any are.
     pub fn names(&self, row: &Row) -> bool {
         let wants = |list: &[String], name: &str| list.is_empty() || list.iter().any(|w| w.eq_ignore_ascii_case(name));
         wants(&self.scenarios, row.scenario.id)
             && wants(&self.filesystems, row.fs.name())
+            && wants(&self.disks, row.disk.name())
             && wants(&self.modes, row.scenario.mode)
     }
 }
@@ -173,20 +184,21 @@ pub fn all_rows() -> Vec<Row> {
 impl Scenario {
     /// Its rows.
     pub fn rows(&'static self) -> Vec<Row> {
-        let of = |fs: &FsType| self.folios.iter().map(|&folio| Row::new(self, *fs, folio)).collect::<Vec<_>>();
-        self.filesystems.iter().flat_map(of).collect()
+        let grounds = self.disks.iter().flat_map(|disk| self.filesystems.iter().map(|fs| (*fs, *disk)));
+        grounds.flat_map(|ground| self.folios.iter().map(move |folio| Row::new(self, ground, *folio))).collect()
     }
 }
 
 impl Row {
     /// A row as its scenario has it.
-    pub fn new(scenario: &'static Scenario, fs: FsType, folio: Folio) -> Self {
-        Self { scenario, fs, folio, control: scenario.control }
+    pub fn new(scenario: &'static Scenario, (fs, disk): (Fs, DiskKind), folio: Folio) -> Self {
+        Self { scenario, fs, disk, folio, control: scenario.control }
     }
 
     /// Whether it belongs to the core set: the story in a few minutes.
     fn is_core(&self) -> bool {
-        self.scenario.core.contains(&self.fs) && self.scenario.core_folios.contains(&self.folio)
+        let plain = self.disk == DiskKind::Plain;
+        plain && self.scenario.core.contains(&self.fs) && self.scenario.core_folios.contains(&self.folio)
     }
 }
 
@@ -206,7 +218,8 @@ pub fn select(selection: &Selection) -> Result<Vec<Row>, String> {
     };
     known(&selection.scenarios, distinct(|scenario| scenario.id), "scenario")?;
     known(&selection.modes, distinct(|scenario| scenario.mode), "mode")?;
-    known(&selection.filesystems, vec!["ext4", "xfs", "btrfs"], "file system")?;
+    known(&selection.filesystems, Fs::ALL.map(Fs::name).into(), "file system")?;
+    known(&selection.disks, DiskKind::ALL.map(DiskKind::name).into(), "disk")?;
     let named = !selection.scenarios.is_empty() || !selection.modes.is_empty();
     let rows: Vec<_> = all_rows()
         .into_iter()

@@ -9,7 +9,7 @@ use super::check::Check;
 use super::expect::{Expectation, NAMED, expected};
 use super::fact::{Fact, Facts};
 use super::finding::Found;
-use super::plan::{Row, Scenario, all_rows};
+use super::plan::{DiskKind, Row, Scenario, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
@@ -51,8 +51,11 @@ pub struct Attempt {
 pub struct RowResult {
     /// Catalogue number.
     pub scenario: String,
-    /// File system.
+    /// File system; "none" of rows that are of memory alone.
     pub fs: String,
+    /// The disk below it, where that is not the virtio disk itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
     /// How the writer reached the page.
     pub mode: String,
     /// "single" or "large".
@@ -130,6 +133,7 @@ impl RowResult {
         Self {
             scenario: row.scenario.id.into(),
             fs: row.fs.name().into(),
+            disk: disk_of(row).map(Into::into),
             mode: row.scenario.mode.into(),
             folio: row.folio.to_string(),
             kernel: kernel.into(),
@@ -151,10 +155,21 @@ impl RowResult {
     /// Whether it is of `row` on this kernel.
     pub fn is_of(&self, row: &Row, kernel: &str, version: &str) -> bool {
         (self.scenario.as_str(), self.mode.as_str()) == (row.scenario.id, row.scenario.mode)
+            && self.disk.as_deref() == disk_of(row)
             && (self.fs.as_str(), self.folio.as_str()) == (row.fs.name(), row.folio.to_string().as_str())
             && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
             && self.plant.as_deref() == row.control.map(|control| control.plant.name())
     }
+}
+
+/// The name of a disk that is not the virtio disk itself.
+fn disk_of(row: &Row) -> Option<&'static str> {
+    (row.disk != DiskKind::Plain).then(|| row.disk.name())
+}
+
+/// "ext4", or "ext4/DISK".
+fn ground(fs: &str, disk: Option<&str>) -> String {
+    disk.map_or_else(|| fs.into(), |disk| format!("{fs}/{disk}"))
 }
 
 /// What the last attempt says of its rounds.
@@ -247,7 +262,7 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
         out,
         "{:<8} {:<5} {:<11} {:<6} {:<6} {:<16} {:<16} {:>7.1}{mark}",
         row.scenario,
-        row.fs,
+        ground(&row.fs, row.disk.as_deref()),
         row.mode,
         row.folio,
         short(&row.kernel),
@@ -305,9 +320,7 @@ fn short(kernel: &str) -> &str {
 pub fn print_list(out: &mut dyn Write, sources: bool) -> io::Result<()> {
     writeln!(out, "Scenarios (* = part of the core set that `rnic lab` runs; --all runs every row):")?;
     for scenario in scenarios::all() {
-        let name = |fs: &rnic_agent::proto::FsType| {
-            format!("{}{}", fs.name(), if scenario.core.contains(fs) { "*" } else { "" })
-        };
+        let name = |fs: &crate::plan::Fs| format!("{}{}", fs.name(), if scenario.core.contains(fs) { "*" } else { "" });
         let filesystems: Vec<_> = scenario.filesystems.iter().map(name).collect();
         writeln!(out, "  {:<7} {:<11} {:<19} {}", scenario.id, scenario.mode, filesystems.join(" "), scenario.title)?;
         if sources {
@@ -327,7 +340,7 @@ fn print_expected(out: &mut dyn Write, scenario: &'static Scenario) -> io::Resul
     for (kernel, version) in NAMED {
         for row in scenario.rows() {
             let Some(expected) = expected(&row, version) else { continue };
-            let place = format!("{kernel} {} {}", row.fs.name(), row.folio);
+            let place = format!("{kernel} {} {}", ground(row.fs.name(), disk_of(&row)), row.folio);
             match all.iter_mut().find(|(known, _)| *known == expected) {
                 Some((_, places)) => places.push(place),
                 None => all.push((expected, vec![place])),

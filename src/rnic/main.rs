@@ -24,7 +24,7 @@ enum Command {
     /// Boot a kernel in a small machine with a console.
     Run(Box<cli::run::RunArgs>),
     /// Run scenarios on kernels and print verdicts with their evidence.
-    Lab(cli::lab::LabArgs),
+    Lab(Box<cli::lab::LabArgs>),
     /// Say whether this host's KVM is an architectural one (exit status 0) or not (1).
     KvmProbe,
     /// Fill the image cache: kernels, root file systems, QEMU. A second run only looks.
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     cli::log::start();
     let result = match Args::parse().command {
         Command::Run(args) => cli::run::main(*args),
-        Command::Lab(args) => cli::lab::main(args),
+        Command::Lab(args) => cli::lab::main(*args),
         Command::KvmProbe => cli::probe::main(),
         Command::Prepare(args) => cli::prepare::main(&args).map(|never| match never {}),
         Command::Completions(args) => cli::manual::completions(&args, Args::command()),

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use rnic_agent::client::CallError;
 use rnic_agent::pattern::{Content, Pattern};
-use rnic_agent::proto::{FsType, Op, OpenFlags, Value};
+use rnic_agent::proto::{Op, OpenFlags, Value};
 
-use super::{Bench, DIR, PAGE, PAGE_AT, Plant, mount};
+use super::ground::CUT_DIR;
+use super::{Bench, DIR, PAGE, PAGE_AT, Plant};
 use crate::check::{Check, Tripped};
 use crate::complaints;
 use crate::fact::{FactId, Role, What};
@@ -20,8 +21,6 @@ use crate::verdict::Verdict;
 use blk::{DiskLedger, PowerCut};
 use probe::ledger::Seq;
 
-/// Where the second guest mounts what a power cut left.
-const CUT_DIR: &str = "/mnt/cut";
 /// The interval of the kernel's rate limit (DEFAULT_RATELIMIT_INTERVAL), and a little.
 const RATE_LIMIT: Duration = Duration::from_millis(5500);
 /// What a kernel says of a page whose checksum is wrong.
@@ -149,17 +148,12 @@ impl Bench<'_> {
         self.plant_image(image)?;
         self.witness.must(Op::Reset)?;
         self.witness.insert(image)?;
-        if let Err(error) = self.witness.call(mount("/dev/vdb", CUT_DIR, self.row.fs, "")) {
+        if let Err(error) = self.mount_cut() {
             return Err(self.corrupt(cut, "mount", &error));
         }
         let read = pages.iter().map(|(name, at)| self.read_cut_page(cut, name, *at, mark)).collect::<Vec<_>>();
         self.witness.must(Op::Reset)?;
-        self.witness.must(Op::Umount { dir: CUT_DIR.into() })?;
-        if self.row.fs == FsType::Btrfs {
-            // Else the kernel remembers this file system's identity and takes the next image for a stale copy of it.
-            let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
-            self.witness.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 })?;
-        }
+        self.unmount_cut()?;
         read.into_iter().collect()
     }
 

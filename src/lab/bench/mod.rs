@@ -7,14 +7,14 @@
 //! re-dirty it and hide what is looked for.
 
 use rnic_agent::pattern::{Pattern, fill};
-use rnic_agent::proto::{Advice, Fadvice, FsType, Op, OpenFlags, Page};
+use rnic_agent::proto::{Advice, Fadvice, Op, OpenFlags, Page};
 
 use super::check::{Check, Tripped};
 use super::fact::{FactId, Facts};
 use super::finding::{Finding, Stop};
 use super::guest::Guest;
 use super::oracle;
-use super::plan::{Folio, Row};
+use super::plan::{Folio, Fs, Row};
 use super::report::Figure;
 use super::story::play::{self, Stage};
 use blk::DiskLedger;
@@ -25,6 +25,7 @@ use probe::ledger::{Note, Seq};
 
 mod cuts;
 mod gates;
+mod ground;
 mod holds;
 mod plant;
 mod record;
@@ -32,6 +33,7 @@ mod verbs;
 
 pub use cuts::{CutPage, Promise};
 pub use gates::Gate;
+pub use ground::mount;
 pub use holds::{HeldRead, PROMPT, errno_of};
 pub use plant::Plant;
 pub use verbs::{COMPLETION_LIMIT, Completion, wqe};
@@ -160,6 +162,8 @@ impl<'a> Bench<'a> {
             stage: None,
         };
         bench.make_fs()?;
+        let direct = OpenFlags { direct: true, ..Default::default() };
+        bench.source = bench.guest.handle(Op::Open { path: SOURCE.into(), flags: direct })?;
         match row.scenario.story {
             Some(story) => bench.stage = Some(play::stage(&mut bench, story)?),
             None => {
@@ -170,20 +174,6 @@ impl<'a> Bench<'a> {
         bench.quiet_nic();
         bench.open_verbs()?;
         Ok(bench)
-    }
-
-    fn make_fs(&mut self) -> Result<(), Stop> {
-        // The flusher would heal behind the row's back; xfs and btrfs have timers of their own, see mount options.
-        self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
-        let made = self.guest.must(Op::Mkfs { fs: self.row.fs, dev: "/dev/vdb".into(), opts: vec![] })?;
-        if let Some(exec) = made.exec().filter(|exec| exec.status != 0) {
-            return Err(Stop::Failed(format!("mkfs.{} failed: {}", self.row.fs.name(), exec.err)));
-        }
-        let opts = if self.row.fs == FsType::Btrfs { "commit=300" } else { "" };
-        self.guest.must(mount("/dev/vdb", DIR, self.row.fs, opts))?;
-        let direct = OpenFlags { direct: true, ..Default::default() };
-        self.source = self.guest.handle(Op::Open { path: SOURCE.into(), flags: direct })?;
-        Ok(())
     }
 
     fn make_file(&mut self) -> Result<(), Stop> {
@@ -232,7 +222,7 @@ impl<'a> Bench<'a> {
     }
 
     /// The file system of this row.
-    pub fn fs(&self) -> FsType {
+    pub fn fs(&self) -> Fs {
         self.row.fs
     }
 
@@ -322,13 +312,7 @@ impl<'a> Bench<'a> {
         self.quiet_nic();
         self.guest.must(Op::Reset)?;
         self.plant_hang();
-        // A file system that refuses to unmount is reported by the next row's swap at the latest.
-        let unmounted = self.guest.call(Op::Umount { dir: DIR.into() });
-        if self.row.fs == FsType::Btrfs && unmounted.is_ok() {
-            let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
-            self.guest.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 })?;
-        }
-        unmounted.map(drop).map_err(|error| self.guest.stop_for("unmounting", &error))
+        self.take_fs_down()
     }
 
     /// What the checks have noticed that every row passes, once nothing moves any more. Nothing where the evidence is sound.
@@ -358,9 +342,4 @@ impl<'a> Bench<'a> {
             self.tripped.push(Tripped { check: Check::Fault, why });
         }
     }
-}
-
-/// mount(2) of `dev`.
-pub fn mount(dev: &str, dir: &str, fs: FsType, opts: &str) -> Op {
-    Op::Mount { dev: dev.into(), dir: dir.into(), fs: fs.name().into(), opts: opts.into(), ro: false }
 }

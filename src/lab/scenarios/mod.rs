@@ -12,13 +12,14 @@ mod rdma_exit;
 mod rdma_held;
 mod reflink;
 
-use rnic_agent::proto::FsType::{Btrfs, Xfs};
-
-use super::plan::{Folio, Scenario, Writer};
+use super::plan::Fs::{Btrfs, Xfs};
+use super::plan::{DiskKind, Folio, Scenario, Writer};
 use super::story::shipped;
 
 const BOTH: &[Folio] = &[Folio::Single, Folio::Large];
 const SINGLE: &[Folio] = &[Folio::Single];
+/// Rows of Rust are of the virtio disk itself.
+const PLAIN_DISK: &[DiskKind] = &[DiskKind::Plain];
 
 /// Every scenario there is.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
@@ -32,6 +33,7 @@ const DISK: &[Scenario] = &[
         writer: Writer::Disk,
         title: "fsync and FICLONE while the read is held: is the clone overwritten?",
         filesystems: &[Xfs],
+        disks: PLAIN_DISK,
         core: &[Xfs],
         control: None,
         folios: BOTH,
@@ -46,6 +48,7 @@ const DISK: &[Scenario] = &[
         writer: Writer::Disk,
         title: "fsync and FICLONE while the read is held: is the clone overwritten?",
         filesystems: &[Btrfs],
+        disks: PLAIN_DISK,
         core: &[Btrfs],
         control: None,
         folios: BOTH,

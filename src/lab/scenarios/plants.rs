@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use rnic_agent::proto::{FsType, Op};
+use rnic_agent::proto::Op;
 
 use super::promise::{expected_page, fsync_brings};
 use crate::bench::{Bench, PAGE, PAGE_AT, Plant};
 use crate::check::Check;
 use crate::controls::Control;
 use crate::finding::{Finding, Stop};
-use crate::plan::{Folio, Scenario, Writer};
+use crate::plan::{Folio, Fs, Scenario, Writer};
 use crate::verdict::Verdict;
 use blk::PowerCut;
 
@@ -23,7 +23,8 @@ const fn plant(id: &'static str, mode: &'static str, title: &'static str, run: R
         mode,
         writer: Writer::Disk,
         title,
-        filesystems: &[FsType::Ext4],
+        filesystems: &[Fs::Ext4],
+        disks: super::PLAIN_DISK,
         core: &[],
         control: None,
         folios: &[Folio::Single],

@@ -2,7 +2,6 @@
 //! The scenarios in which an RDMA device reaches the page, and what they have in common.
 
 use rnic_agent::pattern::Content;
-use rnic_agent::proto::FsType::{self, Btrfs, Ext4, Xfs};
 use rnic_agent::proto::Op;
 
 use super::promise::{expected_page, failed};
@@ -13,23 +12,24 @@ use crate::controls::Control;
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::oracle;
+use crate::plan::Fs::{self, Btrfs, Ext4, Xfs};
 use crate::plan::Registration::{Odp, OdpRo, Pinned};
 use crate::plan::{Folio, Scenario, Writer};
 use crate::verdict::Verdict;
 
 type Run = fn(&mut Bench<'_>) -> Result<Finding, Stop>;
 
-const ALL_FS: &[FsType] = &[Ext4, Xfs, Btrfs];
-const EXT4: &[FsType] = &[Ext4];
-const PLAIN: &[FsType] = &[Ext4, Xfs];
-const BTRFS: &[FsType] = &[Btrfs];
+const ALL_FS: &[Fs] = &[Ext4, Xfs, Btrfs];
+const EXT4: &[Fs] = &[Ext4];
+const PLAIN: &[Fs] = &[Ext4, Xfs];
+const BTRFS: &[Fs] = &[Btrfs];
 const SINGLE: &[Folio] = &[Folio::Single];
 
 const fn row(
     id: &'static str,
     mode: &'static str,
     writer: Writer,
-    filesystems: &'static [FsType],
+    filesystems: &'static [Fs],
     title: &'static str,
     run: Run,
 ) -> Scenario {
@@ -41,6 +41,7 @@ const fn row(
         writer,
         title,
         filesystems,
+        disks: super::PLAIN_DISK,
         core,
         control,
         folios,
@@ -51,7 +52,7 @@ const fn row(
     }
 }
 
-const fn core(on: &'static [FsType], scenario: Scenario) -> Scenario {
+const fn core(on: &'static [Fs], scenario: Scenario) -> Scenario {
     Scenario { core: on, ..scenario }
 }
 

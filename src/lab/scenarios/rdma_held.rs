@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rnic_agent::proto::{FsType, Op};
+use rnic_agent::proto::Op;
 
 use super::promise::{expected_page, failed, fsync_brings};
 use super::rdma::{error_completion, refused, start_writeback};
@@ -11,6 +11,7 @@ use crate::bench::{Bench, Completion, Disk, Fsync, PAGE, errno_of};
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::oracle;
+use crate::plan::Fs;
 use crate::verdict::Verdict;
 use blk::{BlkOp, RequestRecord};
 use blk::{HoldPoint, LeverId, PowerCut};
@@ -152,9 +153,7 @@ fn judge(
     }
     // A cut now, before anything heals it: a checksum that is wrong on disk at this moment is harm, whatever comes later.
     let torn = match point {
-        HoldPoint::BeforeData if bench.fs() == FsType::Btrfs => {
-            bench.cut_and_read(PowerCut::Kind, "file")?.unreadable()
-        }
+        HoldPoint::BeforeData if bench.fs() == Fs::Btrfs => bench.cut_and_read(PowerCut::Kind, "file")?.unreadable(),
         _ => None,
     };
     torn.into_iter().for_each(|torn| bench.find(torn.beside(window.facts.iter().copied())));

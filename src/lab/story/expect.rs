@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a story expects of stock kernels: `[[expect]]`. The first that matches a row counts.
 
-use rnic_agent::proto::FsType;
 use serde::Deserialize;
 
 use crate::expect::{Kernels, Version, is_verdict, plain_mode};
-use crate::plan::{Folio, Row};
+use crate::plan::{DiskKind, Folio, Fs, Row};
 
 /// An expectation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -13,7 +12,10 @@ use crate::plan::{Folio, Row};
 pub struct Expect {
     /// Of rows on this file system only.
     #[serde(default)]
-    pub fs: Option<FsType>,
+    pub fs: Option<Fs>,
+    /// Of rows on this disk only.
+    #[serde(default)]
+    pub disk: Option<DiskKind>,
     /// Of rows with folios of this size only.
     #[serde(default)]
     pub folio: Option<Folio>,
@@ -37,6 +39,7 @@ impl Expect {
     /// Whether it is about `row` on a kernel of `version`.
     pub fn fits(&self, row: &Row, version: Version) -> bool {
         self.fs.is_none_or(|fs| fs == row.fs)
+            && self.disk.is_none_or(|disk| disk == row.disk)
             && self.folio.is_none_or(|folio| folio == row.folio)
             && self.mode.as_ref().is_none_or(|mode| mode == plain_mode(row.scenario.mode))
             && self.kernels.has(version)

@@ -16,13 +16,12 @@ mod variants;
 
 use std::collections::BTreeMap;
 
-use rnic_agent::proto::FsType;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::bench::Plant;
 use super::check::Check;
-use super::plan::{Folio, Registration};
+use super::plan::{DiskKind, Folio, Fs, Registration};
 
 pub use expect::Expect;
 use step::{Empty, Step};
@@ -36,7 +35,10 @@ pub struct Story {
     /// One line.
     pub title: String,
     /// File systems that it applies to.
-    pub filesystems: Vec<FsType>,
+    pub filesystems: Vec<Fs>,
+    /// Disks below them: rows for each.
+    #[serde(default = "plain")]
+    pub disks: Vec<DiskKind>,
     /// Folio sizes of its rows.
     #[serde(default = "single")]
     pub folios: Vec<Folio>,
@@ -51,7 +53,7 @@ pub struct Story {
     pub soft_roce: Vec<Registration>,
     /// Its rows on these file systems are part of the core set.
     #[serde(default)]
-    pub core: Vec<FsType>,
+    pub core: Vec<Fs>,
     /// With these folios.
     #[serde(default = "single")]
     pub core_folios: Vec<Folio>,
@@ -127,6 +129,10 @@ pub struct Control {
 
 /// B to Z.
 const LETTERS: u32 = 25;
+
+fn plain() -> Vec<DiskKind> {
+    vec![DiskKind::Plain]
+}
 
 fn single() -> Vec<Folio> {
     vec![Folio::Single]

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The rows that a story makes.
 
-use rnic_agent::proto::FsType;
-
 use super::{Control, Story, play};
 use crate::controls;
-use crate::plan::{Folio, Registration, Scenario, Writer};
+use crate::plan::{DiskKind, Folio, Fs, Registration, Scenario, Writer};
 
 const SINGLE: &[Folio] = &[Folio::Single];
+const PLAIN: &[DiskKind] = &[DiskKind::Plain];
 
 /// A scenario for each of its modes, and one for each control. What they refer to lives as long as the program.
 pub fn scenarios(story: Story) -> Vec<Scenario> {
@@ -19,6 +18,7 @@ pub fn scenarios(story: Story) -> Vec<Scenario> {
     };
     let soft = story.soft_roce.iter().map(|registration| Scenario {
         filesystems: first,
+        disks: PLAIN,
         core: &[],
         folios: SINGLE,
         ..scenario(story, Writer::Rxe(*registration))
@@ -36,6 +36,7 @@ fn scenario(story: &'static Story, writer: Writer) -> Scenario {
         writer,
         title: &story.title,
         filesystems: &story.filesystems,
+        disks: &story.disks,
         core: if core { &story.core } else { &[] },
         control: None,
         folios: &story.folios,
@@ -46,16 +47,13 @@ fn scenario(story: &'static Story, writer: Writer) -> Scenario {
     }
 }
 
-fn control(
-    story: &'static Story,
-    control: &'static Control,
-    (id, first): (&'static str, &'static [FsType]),
-) -> Scenario {
+fn control(story: &'static Story, control: &'static Control, (id, first): (&'static str, &'static [Fs])) -> Scenario {
     let registration = control.registration.or(story.registrations.first().copied());
     Scenario {
         id,
         title: &control.title,
         filesystems: first,
+        disks: &story.disks[..1],
         core: if control.core { first } else { &[] },
         control: Some(controls::Control { plant: control.plant, checks: &control.checks }),
         folios: SINGLE,

@@ -44,6 +44,9 @@ pub struct LabArgs {
     /// Only these file systems.
     #[arg(long)]
     fs: Vec<String>,
+    /// Only rows on these disks: plain (the virtio disk itself), or what lies between it and the file system.
+    #[arg(long)]
+    disk: Vec<String>,
     /// Only these modes (how the page is reached: pinned, odp, dio...). May be given several times.
     #[arg(long)]
     mode: Vec<String>,
@@ -107,6 +110,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         all: args.all || args.selftest,
         scenarios: args.scenario.clone(),
         filesystems: args.fs.clone(),
+        disks: args.disk.clone(),
         modes: args.mode.clone(),
     };
     let rows = match own.is_empty() {
@@ -114,7 +118,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         false => own.into_iter().flatten().filter(|row| selection.names(row)).collect::<Vec<_>>(),
     };
     if rows.is_empty() {
-        return Err("--fs, --mode and --scenario leave no row of the scenario files".into());
+        return Err("--fs, --disk, --mode and --scenario leave no row of the scenario files".into());
     }
     let names: Vec<String> = match (args.kernel.is_empty(), args.all || args.selftest) {
         (false, _) => args.kernel.clone(),

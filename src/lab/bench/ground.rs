@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a row's files lie on: made and mounted in the guest under test, taken down at the row's end; and what a power cut left of it,
+//! mounted in the second guest.
+
+use rnic_agent::client::CallError;
+use rnic_agent::proto::Op;
+
+use super::{Bench, DIR};
+use crate::finding::Stop;
+use crate::guest::Guest;
+use crate::plan::{DiskKind, Fs};
+
+/// Where the second guest mounts what a power cut left.
+pub(super) const CUT_DIR: &str = "/mnt/cut";
+/// The virtio disk under test, in either guest.
+const VIRTIO: &str = "/dev/vdb";
+
+impl Bench<'_> {
+    /// Makes the disk and its file system, and mounts it. Rows of memory alone have neither.
+    pub(super) fn make_fs(&mut self) -> Result<(), Stop> {
+        // The flusher would heal behind the row's back; xfs and btrfs have timers of their own, see mount options.
+        self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
+        let Some(made) = self.row.fs.made() else { return Ok(()) };
+        let dev = self.make_disk()?;
+        let told = self.guest.must(Op::Mkfs { fs: made, dev: dev.into(), opts: vec![] })?;
+        if let Some(exec) = told.exec().filter(|exec| exec.status != 0) {
+            return Err(Stop::Failed(format!("mkfs.{} failed: {}", made.name(), exec.err)));
+        }
+        let opts = if self.row.fs == Fs::Btrfs { "commit=300" } else { "" };
+        self.guest.must(mount(dev, DIR, self.row.fs, opts)).map(drop)
+    }
+
+    /// The block device that the file system lies on.
+    fn make_disk(&mut self) -> Result<&'static str, Stop> {
+        match self.row.disk {
+            DiskKind::Plain => Ok(VIRTIO),
+        }
+    }
+
+    /// Unmounts in the guest under test.
+    pub(super) fn take_fs_down(&mut self) -> Result<(), Stop> {
+        if self.row.fs == Fs::None {
+            return Ok(());
+        }
+        // A file system that refuses to unmount is reported by the next row's swap at the latest.
+        let unmounted = self.guest.call(Op::Umount { dir: DIR.into() });
+        if unmounted.is_ok() {
+            forget(self.guest, self.row.fs)?;
+        }
+        unmounted.map(drop).map_err(|error| self.guest.stop_for("unmounting", &error))
+    }
+
+    /// Mounts in the second guest what a power cut left on the disk that has been put in.
+    pub(super) fn mount_cut(&mut self) -> Result<(), CallError> {
+        self.witness.call(mount(VIRTIO, CUT_DIR, self.row.fs, "")).map(drop)
+    }
+
+    /// Unmounts it.
+    pub(super) fn unmount_cut(&mut self) -> Result<(), Stop> {
+        self.witness.must(Op::Umount { dir: CUT_DIR.into() })?;
+        forget(self.witness, self.row.fs)
+    }
+}
+
+/// Else the kernel remembers this file system's identity and takes the next image for a stale copy of it.
+fn forget(guest: &Guest, fs: Fs) -> Result<(), Stop> {
+    if fs != Fs::Btrfs {
+        return Ok(());
+    }
+    let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
+    guest.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 }).map(drop)
+}
+
+/// mount(2) of `dev`.
+pub fn mount(dev: &str, dir: &str, fs: Fs, opts: &str) -> Op {
+    Op::Mount { dev: dev.into(), dir: dir.into(), fs: fs.name().into(), opts: opts.into(), ro: false }
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a row's files lie on: a file system, and the disk below it.
+
+use rnic_agent::proto::FsType;
+use serde::Deserialize;
+
+/// The file system under test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fs {
+    /// ext4.
+    Ext4,
+    /// xfs.
+    Xfs,
+    /// btrfs.
+    Btrfs,
+    /// None: memory that no disk is behind.
+    None,
+}
+
+impl Fs {
+    /// Each with its name.
+    pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::None];
+
+    /// As stories, the command line and reports call it.
+    pub fn name(self) -> &'static str {
+        self.made().map_or("none", FsType::name)
+    }
+
+    /// What mkfs is asked for.
+    pub fn made(self) -> Option<FsType> {
+        match self {
+            Self::Ext4 => Some(FsType::Ext4),
+            Self::Xfs => Some(FsType::Xfs),
+            Self::Btrfs => Some(FsType::Btrfs),
+            Self::None => None,
+        }
+    }
+}
+
+/// The disk below it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskKind {
+    /// The virtio disk itself.
+    #[default]
+    Plain,
+}
+
+impl DiskKind {
+    /// Each of them.
+    pub const ALL: [Self; 1] = [Self::Plain];
+
+    /// As stories, the command line and reports call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+        }
+    }
+}

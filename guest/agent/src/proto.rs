@@ -18,7 +18,7 @@ pub use value::*;
 pub use verbs::*;
 
 /// Version of this protocol; both ends must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A request from the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

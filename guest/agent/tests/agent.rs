@@ -15,6 +15,9 @@ use rnic_agent::client::{CallError, Client};
 use rnic_agent::pattern::Pattern;
 use rnic_agent::proto::{Advice, Event, ExecOut, FallocMode, Op, OpenFlags, Value};
 
+#[path = "agent/gup.rs"]
+mod gup;
+
 const LIMIT: Duration = Duration::from_secs(20);
 const A: Pattern = Pattern { nonce: 0xfeed_0001, tag: 'A' };
 const B: Pattern = Pattern { tag: 'B', ..A };
@@ -380,7 +383,7 @@ fn wrong_usage_is_told_in_one_sentence() {
 #[test]
 fn another_process_has_handles_of_its_own_and_dies_alone() {
     let agent = Agent::start();
-    let p = agent.ok(Op::Process).handle().unwrap();
+    let p = agent.ok(Op::Process { user: false }).handle().unwrap();
     let within = |op: Op| Op::In { p, op: Box::new(op) };
     let own = agent.ok(Op::AnonBuffer { len: 8192, huge: false }).handle().unwrap();
     let theirs = agent.ok(within(Op::AnonBuffer { len: 8192, huge: false })).handle().unwrap();
@@ -388,7 +391,7 @@ fn another_process_has_handles_of_its_own_and_dies_alone() {
     agent.ok(Op::Store { m: own, off: 0, len: 4096, pattern: A });
     let seen = agent.ok(within(Op::Load { m: theirs, off: 0, len: 4096 })).content().unwrap();
     assert!(seen.is(&B, 0) && agent.load(own, 0, 4096).is(&A, 0));
-    assert_eq!(agent.errno(within(Op::Process)), libc::EINVAL, "no processes within processes");
+    assert_eq!(agent.errno(within(Op::Process { user: false })), libc::EINVAL, "no processes within processes");
     agent.ok(Op::Kill { p });
     assert_eq!(agent.errno(within(Op::Ping)), libc::EIO, "it is dead");
     agent.ok(Op::Ping);

@@ -119,7 +119,7 @@ pub fn freed_key(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
 
 impl Process {
     fn start(bench: &mut Bench<'_>, tag: char) -> Result<Self, Stop> {
-        let handle = bench.guest.handle(Op::Process)?;
+        let handle = bench.guest.handle(Op::Process { user: false })?;
         let within = |op: Op| bench.guest.must(Op::In { p: handle, op: Box::new(op) });
         let name = bench.device_name()?;
         let nic = number(within(Op::Verbs(VerbsOp::Open { name: Some(name) }))?)?;

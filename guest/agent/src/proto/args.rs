@@ -120,3 +120,15 @@ pub enum Advice {
     /// MADV_MERGEABLE.
     Mergeable,
 }
+
+/// Kinds of memory file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memfd {
+    /// memfd_create(2).
+    Plain,
+    /// The same of huge pages: MFD_HUGETLB.
+    Hugetlb,
+    /// memfd_secret(2).
+    Secret,
+}

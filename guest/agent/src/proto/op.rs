@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Advice, Fadvice, FallocMode, FsType, OpenFlags, VerbsOp};
+use super::{Advice, Fadvice, FallocMode, FsType, Memfd, OpenFlags, VerbsOp};
 use crate::acked::Plan;
 use crate::pattern::Pattern;
 
@@ -401,13 +401,121 @@ pub enum Op {
         len: u64,
     },
 
+    // Other users of get_user_pages.
+    /// IORING_OP_READ from a file into a mapping, by a ring of its own, as a job. Returns `Handle` of the job, whose result is `Num`: bytes.
+    UringRead {
+        /// File.
+        h: u32,
+        /// Offset in the file.
+        #[serde(rename = "f")]
+        foff: u64,
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        moff: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// IORING_REGISTER_BUFFERS of a part of a mapping. Returns `Handle` of the ring; closing it takes the registration back.
+    UringRegister {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// IORING_OP_READ_FIXED into registered memory, as a job. Returns `Handle` of the job, whose result is `Num`: bytes.
+    UringReadFixed {
+        /// From [`Op::UringRegister`].
+        u: u32,
+        /// File.
+        h: u32,
+        /// Offset in the file.
+        #[serde(rename = "f")]
+        foff: u64,
+        /// Offset in the mapping of which a part is registered.
+        #[serde(rename = "o")]
+        moff: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// vmsplice(2) of a part of a mapping, 64 KiB at most, into a new pipe. Returns `Handle` of the pipe.
+    Vmsplice {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// Reads all that [`Op::Vmsplice`] has put into a pipe. Returns `Content`.
+    PipeRead {
+        /// The pipe.
+        h: u32,
+    },
+    /// Returns `Place`: this process, and the address of an offset of a mapping.
+    Whereabouts {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+    },
+    /// process_vm_writev(2) of a pattern into another process's memory. Returns `Num`: bytes.
+    VmWrite {
+        /// The process.
+        pid: u32,
+        /// Where; see [`Op::Whereabouts`].
+        addr: u64,
+        /// The pattern is that of this file offset.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length, at most 1 MiB.
+        #[serde(rename = "l")]
+        len: u64,
+        /// What.
+        #[serde(rename = "p")]
+        pattern: Pattern,
+    },
+    /// XDP_UMEM_REG: a part of a mapping as the memory of a new AF_XDP socket. Returns `Handle` of the socket.
+    XdpUmem {
+        /// Mapping.
+        m: u32,
+        /// Offset in the mapping.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+    /// memfd_create(2), memfd_secret(2). Returns `Handle` of the file.
+    Memfd {
+        /// Which.
+        kind: Memfd,
+        /// Length.
+        #[serde(rename = "l")]
+        len: u64,
+    },
+
     /// RDMA verbs.
     #[serde(rename = "ib")]
     Verbs(VerbsOp),
 
     // Other processes.
     /// Starts another process of this agent, with handles of its own. Returns `Handle`; closing it kills the process.
-    Process,
+    Process {
+        /// Of an ordinary user: user and group 65534, without capabilities. Else as this one.
+        #[serde(rename = "u", default, skip_serializing_if = "std::ops::Not::not")]
+        user: bool,
+    },
     /// Runs `op` in another process and waits. Returns what it returns.
     In {
         /// From [`Op::Process`].
@@ -459,4 +567,18 @@ pub enum Op {
         /// Groups that were acknowledged.
         n: u64,
     },
+}
+
+impl Op {
+    /// Whether it always runs as a job; see [`Request::bg`](super::Request::bg).
+    pub fn is_job(&self) -> bool {
+        matches!(
+            self,
+            Op::DioReadInto { .. }
+                | Op::DioWriteFrom { .. }
+                | Op::UringRead { .. }
+                | Op::UringReadFixed { .. }
+                | Op::AckedWriter { .. }
+        )
+    }
 }

@@ -37,6 +37,14 @@ pub enum Value {
     /// A page.
     #[serde(rename = "p")]
     Page(Page),
+    /// An address of a process.
+    #[serde(rename = "at")]
+    Place {
+        /// The process.
+        pid: u32,
+        /// The address.
+        addr: u64,
+    },
     /// A job.
     #[serde(rename = "j")]
     Job(JobState),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rnic_agent::pattern::{Pattern, SECTOR, fill, identify};
 use rnic_agent::proto::{Op, Value};
 
-use super::{Outcome, failed, failure, page, unit};
+use super::{Outcome, failed, failure, gup, page, unit};
 use crate::serve::Context;
 use crate::serve::objects::Object;
 use crate::sys::mapping::Mapping;
@@ -14,7 +14,7 @@ use crate::sys::mapping::Mapping;
 /// Most bytes of one store or load step.
 const MAX_COPY: u64 = 64 << 20;
 
-/// Runs a step on mappings. What nobody knows is refused.
+/// Runs a step on mappings, or passes it on.
 pub fn run(context: &Context, op: Op) -> Outcome {
     let mapping = |m: u32| context.objects.mapping(m);
     let add = |mapping: Mapping| context.objects.add(Object::Mapping(Arc::new(mapping))).map(Value::Handle);
@@ -42,7 +42,7 @@ pub fn run(context: &Context, op: Op) -> Outcome {
             let (file, mapping) = (context.objects.file(h)?, mapping(m)?);
             mapping.write_to(moff, &file, foff, len).map(Value::Num).map_err(failed("pwrite from the mapping"))
         }
-        op => Err(failure(libc::ENOSYS, format!("this agent does not know {op:?}"))),
+        op => gup::run(context, op),
     }
 }
 

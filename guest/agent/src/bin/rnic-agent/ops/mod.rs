@@ -13,6 +13,7 @@ use crate::serve::Context;
 mod durable;
 mod exec;
 mod files;
+mod gup;
 pub mod kmsg;
 mod memory;
 mod page;
@@ -64,7 +65,7 @@ pub fn run(context: &Arc<Context>, op: Op) -> Outcome {
         Op::AckedWriter { path, plan, max_s, max_groups } => durable::write(context, &path, &plan, max_s, max_groups),
         Op::AckedCheck { path, plan, n } => durable::check(&path, &plan, n),
         Op::Verbs(op) => verbs::run(context, op),
-        Op::Process => process::start(context),
+        Op::Process { user } => process::start(context, user),
         Op::In { p, op } => process::run(context, p, *op),
         Op::Kill { p } => process::kill(context, p),
         op => system_op(context, op),

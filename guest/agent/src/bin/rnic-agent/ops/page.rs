@@ -26,7 +26,16 @@ fn bit(value: u64, number: u32) -> bool {
 /// Where the page at `off` of the mapping is now.
 pub fn info(mapping: &Mapping, off: u64) -> io::Result<Page> {
     let address = mapping.address(off, 1)? as u64;
-    let entry = word(&File::open("/proc/self/pagemap")?, address / PAGE)?;
+    at("/proc/self/pagemap", address)
+}
+
+/// Where the page at `address` of process `pid` is now. Page frame numbers are for root only.
+pub fn info_of(pid: u32, address: u64) -> io::Result<Page> {
+    at(&format!("/proc/{pid}/pagemap"), address)
+}
+
+fn at(pagemap: &str, address: u64) -> io::Result<Page> {
+    let entry = word(&File::open(pagemap)?, address / PAGE)?;
     let mut page = Page {
         present: bit(entry, 63),
         swapped: bit(entry, 62),

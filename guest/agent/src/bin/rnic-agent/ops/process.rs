@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use rnic_agent::client::{CallError, Client};
 use rnic_agent::proto::{Op, Value};
 
-use super::{Outcome, failed, failure};
+use super::{Outcome, failed, failure, page};
 use crate::serve::objects::Object;
 use crate::serve::{Context, lock};
 
@@ -19,11 +20,14 @@ use crate::serve::{Context, lock};
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Longest step in another process.
 const STEP_LIMIT: Duration = Duration::from_secs(300);
+/// "nobody", user and group.
+const NOBODY: u32 = 65534;
 
 /// Another process of this agent. It is killed when nobody knows it any more.
 pub struct Process {
     child: Mutex<Child>,
     client: Client,
+    user: bool,
 }
 
 impl Drop for Process {
@@ -34,15 +38,27 @@ impl Drop for Process {
 }
 
 impl Process {
-    fn start() -> std::io::Result<Self> {
+    fn start(user: bool) -> std::io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let child =
-            Command::new("/proc/self/exe").args(["--port", "-"]).stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--port", "-"]).stdin(Stdio::from(OwnedFd::from(theirs)));
+        if user {
+            // Supplementary groups go too, and with the user id every capability.
+            command.gid(NOBODY).uid(NOBODY);
+        }
+        let child = command.spawn()?;
         let mut writer = ours.try_clone()?;
         let client = Client::new(move |bytes| std::io::Write::write_all(&mut writer, bytes));
         let feeder = client.clone();
         std::thread::Builder::new().stack_size(64 << 10).spawn(move || feed(ours, &feeder))?;
-        Ok(Self { child: Mutex::new(child), client })
+        Ok(Self { child: Mutex::new(child), client, user })
+    }
+
+    fn call(&self, op: Op) -> Outcome {
+        match self.client.call(op, STEP_LIMIT) {
+            Err(CallError::Failed(failure)) => Err(failure),
+            other => other.map_err(|error| failure(libc::EIO, error)),
+        }
     }
 
     /// SIGKILL, and waits for the end: all that the kernel does when a process ends has then been done.
@@ -63,21 +79,26 @@ fn feed(mut stream: UnixStream, client: &Client) {
     client.close();
 }
 
-/// Starts one.
-pub fn start(context: &Context) -> Outcome {
-    let process = Process::start().map_err(failed("starting another agent"))?;
+/// Starts one, of an ordinary user or of root.
+pub fn start(context: &Context, user: bool) -> Outcome {
+    let process = Process::start(user).map_err(failed("starting another agent"))?;
     process.client.wait_hello(START_LIMIT).map_err(|error| failure(libc::EIO, error))?;
     context.objects.add(Object::Process(Arc::new(process))).map(Value::Handle)
 }
 
 /// Runs a step in it.
 pub fn run(context: &Context, process: u32, op: Op) -> Outcome {
-    if matches!(op, Op::In { .. } | Op::Process | Op::Poweroff | Op::Reboot | Op::Crash) {
+    if matches!(op, Op::In { .. } | Op::Process { .. } | Op::Poweroff | Op::Reboot | Op::Crash) {
         return Err(failure(libc::EINVAL, "not in another process"));
     }
-    match context.objects.process(process)?.client.call(op, STEP_LIMIT) {
-        Err(CallError::Failed(failure)) => Err(failure),
-        other => other.map_err(|error| failure(libc::EIO, error)),
+    let process = context.objects.process(process)?;
+    match op {
+        // An ordinary user is not told of page frame numbers.
+        Op::PageInfo { m, off } if process.user => match process.call(Op::Whereabouts { m, off })? {
+            Value::Place { pid, addr } => page::info_of(pid, addr).map(Value::Page).map_err(failed("page info")),
+            other => Err(failure(libc::EIO, format!("{other:?} is no place"))),
+        },
+        op => process.call(op),
     }
 }
 

@@ -82,7 +82,7 @@ impl Context {
     }
 
     fn accept(self: &Arc<Self>, Request { id, bg, op }: Request) {
-        let as_job = bg || matches!(op, Op::DioReadInto { .. } | Op::DioWriteFrom { .. } | Op::AckedWriter { .. });
+        let as_job = bg || op.is_job();
         let context = self.clone();
         let started = if as_job { self.start_job(id, op) } else { self.pool.run(move || context.answer(id, op)) };
         if let Err(busy) = started {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,9 @@ use super::lock;
 use crate::ops::process::Process;
 #[cfg(feature = "verbs")]
 use crate::ops::verbs::Pair;
+use crate::sys::gup::Pipe;
 use crate::sys::mapping::Mapping;
+use crate::sys::uring::Ring;
 #[cfg(feature = "verbs")]
 use crate::sys::verbs::{Mr, Nic};
 
@@ -56,6 +59,12 @@ pub enum Object {
     Job(Arc<Job>),
     /// Another process of this agent.
     Process(Arc<Process>),
+    /// An io_uring with registered memory.
+    Ring(Arc<Ring>),
+    /// A pipe with pages of a mapping.
+    Pipe(Arc<Pipe>),
+    /// An AF_XDP socket, which lives as long as its handle.
+    Socket(#[allow(dead_code, reason = "its pins are held by its being there")] Arc<OwnedFd>),
     /// RDMA device.
     #[cfg(feature = "verbs")]
     Nic(Arc<Nic>),
@@ -136,6 +145,10 @@ getters! {
     job -> Job(Job), "job";
     /// The other process `handle`.
     process -> Process(Process), "process";
+    /// The io_uring `handle`.
+    ring -> Ring(Ring), "io_uring with registered memory";
+    /// The pipe `handle`.
+    pipe -> Pipe(Pipe), "pipe";
     /// The RDMA device `handle`.
     #[cfg(feature = "verbs")]
     nic -> Nic(Nic), "RDMA device";

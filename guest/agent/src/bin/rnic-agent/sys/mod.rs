@@ -9,9 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 pub mod file;
+pub mod gup;
 pub mod mapping;
 pub mod process;
 pub mod tty;
+pub mod uring;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 

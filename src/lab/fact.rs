@@ -125,6 +125,13 @@ pub enum What {
         /// Since when none came.
         since: Seq,
     },
+    /// A disk's write does not take its bytes from the memory that it was asked to be from: the kernel has copied them.
+    Copied {
+        /// Number of the write in the ledger.
+        id: u64,
+        /// Guest physical address of the memory.
+        gpa: u64,
+    },
     /// An event of the NIC.
     Nic {
         /// The event in words.

@@ -25,7 +25,12 @@ impl Bench<'_> {
 
     /// The same for any page.
     pub fn arm_at(&mut self, disk: Disk, op: BlkOp, point: HoldPoint, gpa: u64) -> LeverId {
-        let lever = Lever::new(RequestMatch { page: Some(gpa), ..op.into() }, point, HOLD);
+        self.arm_nth(disk, op, point, Some(gpa), 1)
+    }
+
+    /// Holds the request number `nth` from now on of kind `op`: of any page, where none is given.
+    pub fn arm_nth(&mut self, disk: Disk, op: BlkOp, point: HoldPoint, page: Option<u64>, nth: u32) -> LeverId {
+        let lever = Lever { nth, ..Lever::new(RequestMatch { page, ..op.into() }, point, HOLD) };
         let id = self.disk(disk).arm(lever);
         self.holds.push((disk, id));
         id

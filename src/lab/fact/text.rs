@@ -44,6 +44,9 @@ impl fmt::Display for What {
             What::Seen { by, file, at, found } => write!(f, "{by} of page {} of \"{file}\": {found}", at / 4096),
             What::Block { .. } => self.fmt_block(f),
             What::NoBlock { op, gpa, since } => write!(f, "no blk {op} of GPA {gpa:#x} since #{since}"),
+            What::Copied { id, gpa } => {
+                write!(f, "blk write {id} takes its bytes from a copy, not from the buffer at GPA {gpa:#x}")
+            }
             What::Nic { event, .. } => f.write_str(event),
             What::Paging { faults, answered, updates } => {
                 write!(f, "{faults} page faults raised, {answered} answered, {updates} updates of translations")

@@ -14,6 +14,8 @@ const MAX_PAGES: usize = 32;
 const MAX_STEPS: usize = 200;
 /// Reads that are held at once: what a page may hold while they are open doubles with each.
 const MAX_READS: usize = 8;
+/// Writes of a page that a hold may count.
+const MAX_WRITES: u32 = 8;
 /// Rounds of a race, and trials.
 const MAX_ROUNDS: u32 = 100;
 /// Reads of all rounds together: each has its page on the source disk.
@@ -103,6 +105,13 @@ fn places(story: &Story) -> Result<(), Mistake> {
         let what = format!("file \"{name}\" has {} pages; it may have 1 to {MAX_FILE}", file.pages);
         return Err(Mistake::new(0, "files", what));
     }
+    if story.buffers.len() > MAX_PAGES {
+        return Err(Mistake::new(0, "buffers", format!("there are more than {MAX_PAGES} buffers")));
+    }
+    if let Some((name, buffer)) = story.buffers.iter().find(|(_, buffer)| !story.pages.contains_key(&buffer.page)) {
+        let what = format!("buffer \"{name}\" is of page \"{}\"; {}", buffer.page, there_are(story.pages.keys()));
+        return Err(Mistake::new(0, "buffers", what));
+    }
     for (name, page) in &story.pages {
         let Some(file) = story.files.get(&page.file) else {
             let what = format!("page \"{name}\" is of file \"{}\"; {}", page.file, there_are(story.files.keys()));
@@ -146,6 +155,7 @@ impl Checker<'_> {
         if let Some(page) = step.page() {
             self.page(page)?;
         }
+        self.buffer(step)?;
         if let Some(tag) = step.tag() {
             self.tag(tag)?;
         }
@@ -179,7 +189,7 @@ impl Checker<'_> {
             }
             Step::Kill(kill) => self.kill(&kill.process, names),
             Step::Register(of) | Step::Deregister(of) => self.file(&of.file)?,
-            Step::DropCaches(_) | Step::Cut(_) => {}
+            Step::Change(_) | Step::DropCaches(_) | Step::Cut(_) => {}
         }
         if step.is_rdma() && self.story.registrations.is_empty() {
             return Err(self.mistake("step", "this step wants an RDMA device: give the story `registrations`"));
@@ -232,6 +242,29 @@ impl Checker<'_> {
             return Ok(());
         }
         Err(self.mistake("page", format!("there is no page \"{name}\"; {}", there_are(self.story.pages.keys()))))
+    }
+
+    /// A buffer is of one page, and of the agent's own process.
+    fn buffer(&self, step: &Step) -> Result<(), Mistake> {
+        if let Step::Hold(hold) = step {
+            if !(1..=MAX_WRITES).contains(&hold.nth) {
+                return Err(self.mistake("nth", format!("{} is not from 1 to {MAX_WRITES}", hold.nth)));
+            }
+        }
+        let Some(name) = step.buffer() else { return Ok(()) };
+        let Some(spec) = self.story.buffers.get(name) else {
+            let what = format!("there is no buffer \"{name}\"; {}", there_are(self.story.buffers.keys()));
+            return Err(self.mistake("buffer", what));
+        };
+        if step.page().is_some_and(|page| page != spec.page) {
+            return Err(self.mistake("buffer", format!("buffer \"{name}\" is of page \"{}\"", spec.page)));
+        }
+        let refused = match step {
+            Step::DioWrite(write) if write.process.is_some() => "only the agent's own process writes from a buffer",
+            Step::DioWrite(write) if write.replaces => "`replaces` is not for a write from a buffer: nobody looks",
+            _ => return Ok(()),
+        };
+        Err(self.mistake("buffer", refused))
     }
 
     fn file(&self, name: &str) -> Result<(), Mistake> {

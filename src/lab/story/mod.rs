@@ -76,6 +76,9 @@ pub struct Story {
     pub files: BTreeMap<String, FileSpec>,
     /// Pages that steps name.
     pub pages: BTreeMap<String, PageSpec>,
+    /// Anonymous memory that O_DIRECT writes of a page take their bytes from.
+    #[serde(default)]
+    pub buffers: BTreeMap<String, BufferSpec>,
     /// Processes beside the agent's own, by which steps are done.
     #[serde(default)]
     pub processes: BTreeMap<String, Empty>,
@@ -154,6 +157,14 @@ pub struct PageSpec {
     pub file: String,
     /// Which page of it, from 0.
     pub at: u32,
+}
+
+/// A buffer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BufferSpec {
+    /// Name of the page that is written from it.
+    pub page: String,
 }
 
 impl Story {

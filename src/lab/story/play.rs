@@ -2,8 +2,9 @@
 //! A story's steps at a bench. What each page may hold is [`PageModel`](crate::model::PageModel)'s to say; here is what is done, and what was seen.
 //!
 //! * here: the rounds of a story, and what they come to. `stage`: files and pages. `judge`: what was seen, against what was promised.
-//! * `steps`: what each step does; `jobs`: what may come of it; `levers`: requests that are held; `processes`: who does it; `rdma`.
+//! * `steps`: what each step does; `jobs`: what may come of it; `levers`: requests that are held; `buffers`: what O_DIRECT writes are from; `processes`: who does it; `rdma`.
 
+mod buffers;
 mod jobs;
 mod judge;
 mod levers;
@@ -21,6 +22,7 @@ use crate::finding::{Finding, Stop};
 use crate::model::Promise;
 use crate::verdict::Verdict;
 use blk::LeverId;
+use buffers::Buffers;
 use jobs::Job;
 use levers::Read;
 use processes::{By, Process};
@@ -37,6 +39,7 @@ enum Running {
     Hold {
         lever: LeverId,
         page: String,
+        buffer: Option<String>,
         held: Option<u64>,
         met: bool,
     },
@@ -72,6 +75,7 @@ pub(super) struct Play<'p, 'b> {
     files: BTreeMap<String, File>,
     places: BTreeMap<String, Place>,
     processes: BTreeMap<String, Process>,
+    buffers: Buffers,
     running: BTreeMap<String, Running>,
     /// How often the steps have been played before.
     round: u32,
@@ -100,6 +104,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         files,
         places,
         processes: BTreeMap::new(),
+        buffers: Buffers::new(),
         running: BTreeMap::new(),
         round: 0,
         void: None,
@@ -109,7 +114,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         exposed: Vec::new(),
         waited: Vec::new(),
     };
-    let told = play.rounds();
+    let told = play.make_buffers().and_then(|()| play.rounds());
     for (_, finding) in std::mem::take(&mut play.found) {
         play.bench.find(finding);
     }

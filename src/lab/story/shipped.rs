@@ -30,6 +30,8 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h04-punch-race.toml", include_str!("../../../stories/h04-punch-race.toml")),
     ("h13-neighbour.toml", include_str!("../../../stories/h13-neighbour.toml")),
     ("h14-punch.toml", include_str!("../../../stories/h14-punch.toml")),
+    ("h11-cpu.toml", include_str!("../../../stories/h11-cpu.toml")),
+    ("h11.toml", include_str!("../../../stories/h11.toml")),
 ];
 
 static SCENARIOS: LazyLock<Vec<Scenario>> = LazyLock::new(|| {

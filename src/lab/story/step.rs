@@ -80,6 +80,8 @@ pub enum Step {
     DioWrite(DioWrite),
     /// FALLOC_FL_PUNCH_HOLE of the page: zeroes.
     Punch(Punch),
+    /// Other bytes in a buffer that O_DIRECT writes take theirs from.
+    Change(Change),
     /// SIGKILL to a process, and its end.
     Kill(Kill),
     /// drop_caches.
@@ -129,6 +131,9 @@ pub struct DioWrite {
     /// The page must leave the mapping: else the row says nothing.
     #[serde(default)]
     pub replaces: bool,
+    /// Name of the buffer that has its bytes, which stays writable meanwhile; by default one of the agent's that nobody else writes.
+    #[serde(default)]
+    pub buffer: Option<String>,
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,
@@ -224,6 +229,40 @@ pub struct Hold {
     pub point: Point,
     /// The hold's name.
     pub name: String,
+    /// Which of the page's writes from now on: on a mirror each leg has one.
+    #[serde(default = "first")]
+    pub nth: u32,
+    /// Writes of the disk, of whatever page: the ledger tells whether what it holds takes its bytes from this buffer.
+    #[serde(default)]
+    pub buffer: Option<String>,
+}
+
+fn first() -> u32 {
+    1
+}
+
+/// Who changes a buffer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Changer {
+    /// A CPU store.
+    #[default]
+    Cpu,
+    /// An RDMA WRITE, the buffer registered as the row's mode says.
+    Rdma,
+}
+
+/// See [`Step::Change`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Name of the buffer.
+    pub buffer: String,
+    /// The letter of its new bytes.
+    pub tag: char,
+    /// Who.
+    #[serde(default)]
+    pub by: Changer,
 }
 
 /// What an earlier step named.

@@ -240,3 +240,56 @@ fn processes_have_their_mistakes() {
         assert!(told.starts_with(said) && told.is_empty() == said.is_empty() && !told.contains('\n'), "{text}: {told}");
     }
 }
+
+const BUFFER: &str = r#"
+id = "H11"
+title = "a source changes"
+filesystems = ["ext4"]
+[files]
+f = { pages = 256 }
+[pages]
+k = { file = "f", at = 100 }
+next = { file = "f", at = 101 }
+[buffers]
+source = { page = "k" }
+[[step]]
+hold = { page = "k", buffer = "source", nth = 2, point = "before_data", name = "write" }
+[[step]]
+dio_write = { page = "k", tag = "C", buffer = "source", background = "dio" }
+[[step]]
+change = { buffer = "source", tag = "D" }
+[[step]]
+finish = { name = "write" }
+[[step]]
+wait = { name = "dio" }
+"#;
+
+#[test]
+fn a_buffer_is_of_one_page_and_of_the_agents_own_process() {
+    let story = Story::parse(BUFFER).unwrap().remove(0);
+    let Step::Hold(hold) = story.steps[0].get_ref() else { panic!("{:?}", story.steps[0]) };
+    assert_eq!((hold.nth, hold.buffer.as_deref()), (2, Some("source")));
+    for (good, bad, said) in [
+        (
+            "source = { page = \"k\" }",
+            "source = { page = \"q\" }",
+            "line 1, `buffers`: buffer \"source\" is of page \"q\"",
+        ),
+        (
+            "dio_write = { page = \"k\"",
+            "dio_write = { page = \"next\"",
+            "line 15, `buffer`: buffer \"source\" is of page \"k\"",
+        ),
+        (
+            "change = { buffer = \"source\"",
+            "change = { buffer = \"sink\"",
+            "line 17, `buffer`: there is no buffer \"sink\"; there are source",
+        ),
+        ("nth = 2", "nth = 0", "line 13, `nth`: 0 is not from 1 to 8"),
+        ("tag = \"D\" }", "tag = \"D\", by = \"rdma\" }", "line 17, `step`: this step wants an RDMA device"),
+        ("background = \"dio\"", "background = \"dio\", replaces = true", "line 15, `buffer`: `replaces` is not for"),
+    ] {
+        let error = Story::parse(&BUFFER.replacen(good, bad, 1)).unwrap_err();
+        assert!(error.starts_with(said) && !error.contains('\n'), "{bad}: {error}");
+    }
+}

@@ -39,6 +39,8 @@ pub(super) enum Effect {
     Store(String),
     /// By the kernel, which may put another page in its place.
     Replace { page: String, wanted: bool, before: rnic_agent::proto::Page },
+    /// The page is written past the page cache, from a buffer that others may change.
+    From { page: String, buffer: String },
     /// By the NIC.
     Rdma { page: String, since: u64 },
 }
@@ -47,6 +49,11 @@ impl Play<'_, '_> {
     /// Runs `op` in the job's process to its end, or beside the next steps.
     pub(super) fn begin(&mut self, op: Op, name: Option<&String>, mut job: Job) -> Result<(), Stop> {
         job.job = self.bench.spawn(self.within(job.by.as_deref(), op)?)?;
+        self.begun(name, job)
+    }
+
+    /// A job has begun: waits for its end, or goes on beside it.
+    pub(super) fn begun(&mut self, name: Option<&String>, job: Job) -> Result<(), Stop> {
         let Some(name) = name else { return self.end(job, PROMPT) };
         let running = self.beside(job)?;
         self.running.insert(name.clone(), running);
@@ -55,7 +62,7 @@ impl Play<'_, '_> {
 
     /// Lets it run for as long as it takes to see whether it waits for what is held.
     fn beside(&mut self, job: Job) -> Result<Running, Stop> {
-        let waits_by_itself = matches!(job.effect, Effect::Fsync(_) | Effect::Writeback);
+        let waits_by_itself = matches!(job.effect, Effect::Fsync(_) | Effect::Writeback | Effect::From { .. });
         if waits_by_itself || self.story.race.is_some() {
             return Ok(Running::Job(job));
         }
@@ -141,6 +148,11 @@ impl Play<'_, '_> {
                 self.place(page)?.trail.push(fact);
                 self.written(page, what, errno, at)?;
                 self.replaced((by.as_deref(), page), *wanted && errno.is_none(), before)?;
+            }
+            Effect::From { page, buffer } => {
+                self.place(page)?.trail.push(fact);
+                self.written(page, what, errno, at)?;
+                self.wrote_from(page, buffer)?;
             }
             Effect::Writeback | Effect::Fsync(_) | Effect::Rdma { .. } => {}
         }

@@ -73,9 +73,11 @@ impl Play<'_, '_> {
             Point::BeforeData => HoldPoint::BeforeData,
             Point::BeforeComplete => HoldPoint::BeforeComplete,
         };
-        let gpa = self.place(&hold.page)?.gpa;
-        let lever = self.bench.arm_at(Disk::Fs, BlkOp::Write, point, gpa);
-        let hold_of = Running::Hold { lever, page: hold.page.clone(), held: None, met: false };
+        // Where the kernel copies the buffer nobody knows the page that its write has.
+        let gpa = if hold.buffer.is_some() { None } else { Some(self.place(&hold.page)?.gpa) };
+        let lever = self.bench.arm_nth(Disk::Fs, BlkOp::Write, point, gpa, hold.nth);
+        let (page, buffer) = (hold.page.clone(), hold.buffer.clone());
+        let hold_of = Running::Hold { lever, page, buffer, held: None, met: false };
         self.running.insert(hold.name.clone(), hold_of);
         Ok(())
     }
@@ -131,9 +133,9 @@ impl Play<'_, '_> {
     pub(super) fn finish(&mut self, name: &str) -> Result<(), Stop> {
         match self.running.remove(name) {
             Some(Running::Read(read)) => self.finish_read(name, &read),
-            Some(Running::Hold { lever, page, held, met }) => {
+            Some(Running::Hold { lever, page, buffer, held, met }) => {
                 self.bench.release(Disk::Fs, lever)?;
-                self.overlap(&page, held, met)
+                self.overlap((&page, buffer.as_deref()), held, met)
             }
             _ => Err(Stop::Failed(format!("{name} holds nothing"))),
         }
@@ -166,7 +168,7 @@ impl Play<'_, '_> {
     }
 
     /// Whether the page was written while write `held` of it was held.
-    fn overlap(&mut self, page: &str, held: Option<u64>, met: bool) -> Result<(), Stop> {
+    fn overlap(&mut self, (page, buffer): (&str, Option<&str>), held: Option<u64>, met: bool) -> Result<(), Stop> {
         let Some(held) = held else { return Err(Stop::Inconclusive("the hold caught no request".into())) };
         let write = self.bench.record(held)?;
         let mut met = met;
@@ -176,6 +178,9 @@ impl Play<'_, '_> {
             }
         }
         self.aim(page)?;
+        if let Some(buffer) = buffer {
+            met &= self.takes_from(page, buffer, &write)?;
+        }
         let fact = self.bench.block(&write);
         self.place(page)?.trail.push(fact);
         if met {

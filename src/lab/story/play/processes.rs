@@ -209,7 +209,10 @@ impl Play<'_, '_> {
                 (read.page, name.to_owned())
             }
             Running::Job(job) => match job.effect {
-                Effect::Store(page) | Effect::Replace { page, .. } | Effect::Rdma { page, .. } => (page, job.what),
+                Effect::Store(page)
+                | Effect::Replace { page, .. }
+                | Effect::From { page, .. }
+                | Effect::Rdma { page, .. } => (page, job.what),
                 Effect::Fsync(_) | Effect::Writeback => return Ok(()),
             },
             Running::Hold { .. } | Running::Ended => return Ok(()),

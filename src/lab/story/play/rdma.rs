@@ -113,7 +113,7 @@ impl Play<'_, '_> {
     }
 
     /// A work request of a process, and its completion.
-    fn finish_wr(&mut self, by: By<'_>, wr: Wr, what: &str) -> Result<Completion, Stop> {
+    pub(super) fn finish_wr(&mut self, by: By<'_>, wr: Wr, what: &str) -> Result<Completion, Stop> {
         let (p, limit_ms) = (self.device(by)?.1, COMPLETION_LIMIT.as_millis() as u32);
         self.bench.finish_by(self.within(by, Op::Verbs(VerbsOp::Do { p, wr, limit_ms }))?, what)
     }
@@ -145,11 +145,16 @@ impl Play<'_, '_> {
 
     /// When the NIC's bytes were there, by its own records. A device that is not ours has none.
     fn landed_by_nic(&mut self, page: &str, since: u64) -> Result<u64, Stop> {
+        let gpa = self.place(page)?.gpa;
+        self.landed_at(page, gpa, since)
+    }
+
+    /// The same of bytes of the page that are elsewhere.
+    pub(super) fn landed_at(&mut self, page: &str, gpa: u64, since: u64) -> Result<u64, Stop> {
         if !self.bench.nic_is_ours() {
             return Ok(self.bench.mark("RDMA WRITE completed"));
         }
         let records = self.bench.nic_records(since);
-        let gpa = self.place(page)?.gpa;
         let elsewhere = || records.iter().rev().find(|record| matches!(record.kind, NicKind::Wrote { .. }));
         let Some(record) = oracle::nic::last_write(&records, gpa).or_else(elsewhere) else {
             let why = format!("the completion says success and the ledger has no NIC write of GPA {gpa:#x}");

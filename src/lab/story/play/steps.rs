@@ -36,6 +36,7 @@ impl Play<'_, '_> {
             Step::RdmaRead(read) => self.rdma_read(read),
             Step::DioWrite(write) => self.dio_write(write),
             Step::Punch(punch) => self.punch(punch),
+            Step::Change(change) => self.change(change),
             Step::Kill(kill) => self.kill(&kill.process),
             Step::DropCaches(_) => self.bench.guest.must(Op::DropCaches { what: 3 }).map(drop),
             Step::Cut(_) => self.cut(),
@@ -86,6 +87,9 @@ impl Play<'_, '_> {
     }
 
     fn dio_write(&mut self, write: &DioWrite) -> Result<(), Stop> {
+        if let Some(buffer) = &write.buffer {
+            return self.dio_write_from(write, buffer);
+        }
         let letter = self.letter(write.tag);
         let pattern = self.pattern(&write.page, letter)?;
         let by = write.process.clone();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What can be asked of any step.
 
-use super::{Outcome, Step};
+use super::{Changer, Outcome, Step};
 
 impl Step {
     /// The writer's letter, of steps that write.
@@ -10,6 +10,7 @@ impl Step {
             Step::Store(write) | Step::RdmaWrite(write) => Some(write.tag),
             Step::DioWrite(write) => Some(write.tag),
             Step::DioRead(read) => Some(read.tag),
+            Step::Change(change) => Some(change.tag),
             _ => None,
         }
     }
@@ -71,12 +72,25 @@ impl Step {
             Step::Punch(punch) => punch.process.as_deref(),
             Step::Kill(kill) => Some(&kill.process),
             Step::Hold(_) | Step::Deliver(_) | Step::Finish(_) | Step::Wait(_) => None,
-            Step::DropCaches(_) | Step::Cut(_) => None,
+            Step::Change(_) | Step::DropCaches(_) | Step::Cut(_) => None,
+        }
+    }
+
+    /// The buffer that it names.
+    pub fn buffer(&self) -> Option<&str> {
+        match self {
+            Step::DioWrite(write) => write.buffer.as_deref(),
+            Step::Hold(hold) => hold.buffer.as_deref(),
+            Step::Change(change) => Some(&change.buffer),
+            _ => None,
         }
     }
 
     /// Whether it needs an RDMA device.
     pub fn is_rdma(&self) -> bool {
+        if let Step::Change(change) = self {
+            return change.by == Changer::Rdma;
+        }
         matches!(self, Step::Register(_) | Step::Deregister(_) | Step::RdmaWrite(_) | Step::RdmaRead(_))
     }
 

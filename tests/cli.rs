@@ -186,6 +186,36 @@ fn disks_that_cannot_be_used() {
 }
 
 #[test]
+fn persistent_memory_that_cannot_be() {
+    let place = Place::new();
+    let (good, odd, empty) = (place.disk("good", 4 << 20), place.disk("odd", (2 << 20) + 512), place.disk("empty", 0));
+    for (pmem, words) in [
+        ("".to_owned(), &["size=SIZE", "path=FILE"][..]),
+        ("256M".to_owned(), &["size=SIZE"]),
+        ("size=3M".to_owned(), &["multiple of 2 MiB", "4194304"]),
+        ("size=0".to_owned(), &["multiple of 2 MiB", "2097152"]),
+        ("size=65G".to_owned(), &["65 GiB", "at most 64 GiB"]),
+        ("size=32G".to_owned(), &["persistent memory of 32768 MiB", "--memory size="]),
+        ("path=/nowhere/m.img".to_owned(), &["/nowhere/m.img", "size="]),
+        ("path=/".to_owned(), &["regular file"]),
+        ("path=/dev/zero,size=4M".to_owned(), &["/dev/zero", "regular file"]),
+        (format!("path={odd}"), &[odd.as_str(), "multiple of 2 MiB"]),
+        (format!("path={empty}"), &[empty.as_str(), "multiple of 2 MiB"]),
+        (format!("path={good},size=8M"), &[good.as_str(), "has 4 MiB, not 8 MiB"]),
+    ] {
+        let options = ["run", "--kernel", "6.1", "--memory", "300M", "--exec", "true"];
+        place.refuses(&[&options[..], &["--pmem", &pmem]].concat(), words);
+    }
+    let option = format!("path={good}");
+    let twice = ["run", "--kernel", "6.1", "--exec", "true", "--pmem", &option, "--pmem", &option];
+    place.refuses(&twice, &[&good, "in use", "twice"]);
+    let disk_too = ["run", "--kernel", "6.1", "--exec", "true", "--pmem", &option, "--disk", &option];
+    place.refuses(&disk_too, &[&good, "in use"]);
+    let often = ["--pmem", "size=2M"].repeat(5);
+    place.refuses(&[&["run", "--kernel", "6.1", "--exec", "true"], &often[..]].concat(), &["5 times", "at most 4"]);
+}
+
+#[test]
 fn nics_that_cannot_be() {
     let place = Place::new();
     for (nic, words) in [

@@ -49,6 +49,9 @@ pub const RDMA_MODULES: [&str; 9] =
     ["ib_uverbs", "ib_umad", "rdma_cm", "rdma_ucm", "mlx5_core", "mlx5_ib", "rdma_rxe", "crc32_generic", "dummy"];
 /// Loaded at boot where there is a NIC, as udev does elsewhere: rdma-core's programs see it at once.
 pub const NIC_BOOT_MODULES: [&str; 2] = ["mlx5_ib", "ib_uverbs"];
+/// Loaded at boot where there is persistent memory, as udev does elsewhere: a region is made of what the firmware's map calls legacy
+/// persistent memory, and a block device of the region. They bring libnvdimm.
+pub const PMEM_BOOT_MODULES: [&str; 2] = ["nd_e820", "nd_pmem"];
 /// What the NIC's drivers offer to other modules: those that build on it (ib_ipoib, ib_srp, nvme_rdma, rpcrdma and so on).
 pub const RDMA_CORE: [&str; 2] = ["ib_core", "mlx5_core"];
 /// Without these a remote disk has no block device, and a target nothing to serve; no module lists them.

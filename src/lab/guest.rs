@@ -137,6 +137,7 @@ impl Guest {
             cpus: parts.cpus,
             memory: MEMORY,
             disks,
+            pmems: Vec::new(),
             nics: parts.nic.clone().into_iter().collect(),
             console: Box::new(console.clone()),
         };

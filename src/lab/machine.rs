@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A machine with our devices: disks and NICs that share one ledger. `rnic run` and the lab's guests are made of it.
+//! A machine with our devices: disks and NICs that share one ledger, and persistent memory. `rnic run` and the lab's guests are made of it.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -10,9 +10,10 @@ use image::vmlinux;
 use mlx5::fabric::LocalFabric;
 use mlx5::{NicConfig, NicHandle, NicPlug, PluggedNic};
 use pci::Plug;
+use pmem::{Medium, PmemConfig, PmemHandle};
 use probe::ledger::Ledger;
 use virtio::VirtioPlug;
-use vmm::{Kernel, VmConfig, VmmError};
+use vmm::{Kernel, Persistent, VmConfig, VmmError};
 
 /// What a machine is made of. See [`VmConfig`] for what is not said here.
 pub struct MachineConfig {
@@ -28,6 +29,8 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Disks, in the order of their PCI slots.
     pub disks: Vec<DiskConfig>,
+    /// Persistent memory, in the order of the guest's /dev/pmem0 and so on.
+    pub pmems: Vec<PmemConfig>,
     /// NICs, in the slots after the disks.
     pub nics: Vec<NicConfig>,
     /// Where ttyS0 goes.
@@ -38,6 +41,8 @@ pub struct MachineConfig {
 pub struct Devices {
     /// Disks, in the order of the configuration.
     pub disks: Vec<DiskHandle>,
+    /// Persistent memory, in the order of the configuration.
+    pub pmems: Vec<PmemHandle>,
     /// What all of them did, in one order.
     pub ledger: Arc<Ledger>,
     nics: Vec<PluggedNic>,
@@ -51,10 +56,10 @@ impl Devices {
 }
 
 impl MachineConfig {
-    /// Opens the disks and gives what the machine is booted from.
+    /// Opens the disks and persistent memory, and gives what the machine is booted from.
     ///
     /// # Errors
-    /// A disk that is missing, damaged or in use.
+    /// A disk, or a file of persistent memory, that is missing, damaged or in use.
     pub fn open(self) -> Result<(VmConfig, Devices), VmmError> {
         let ledger = Ledger::new();
         let mut devices: Vec<Box<dyn Plug>> = Vec::new();
@@ -64,6 +69,13 @@ impl MachineConfig {
                 BlockDevice::open(index, config, ledger.clone()).map_err(|error| VmmError::Device(error.into()))?;
             devices.push(Box::new(VirtioPlug(Box::new(device))));
             disks.push(handle);
+        }
+        let (mut persistent, mut pmems) = (Vec::new(), Vec::new());
+        for config in &self.pmems {
+            let medium = Medium::open(config).map_err(|error| VmmError::Device(error.into()))?;
+            pmems.push(medium.handle().map_err(|error| VmmError::Device(error.into()))?);
+            let Medium { file, size, lasting, place } = medium;
+            persistent.push(Persistent { file, size, lasting, place });
         }
         let fabric = Arc::<LocalFabric>::default();
         for (index, config) in (0..).zip(self.nics) {
@@ -77,9 +89,10 @@ impl MachineConfig {
             cmdline: self.cmdline,
             cpus: self.cpus,
             memory: self.memory,
+            persistent,
             devices,
             console: self.console,
         };
-        Ok((config, Devices { disks, ledger, nics }))
+        Ok((config, Devices { disks, pmems, ledger, nics }))
     }
 }

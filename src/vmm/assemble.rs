@@ -9,9 +9,10 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::error::VmmError;
 use super::irq::{Interrupts, IoEvents};
+use super::memory::{self, Memory};
 use super::placement::{Placement, place};
 use super::vm::{Kernel, VmConfig};
-use super::{MAX_CPUS, acpi, boot, cpuid, layout, memory};
+use super::{MAX_CPUS, MAX_PERSISTENT, acpi, boot, cpuid, layout};
 use dma::GuestRam;
 use pci::{PciBus, Plug, Socket};
 
@@ -33,16 +34,17 @@ pub struct Image {
 
 impl Image {
     /// Fills guest memory and makes the vCPUs, the first of them at the kernel's entry point.
-    pub fn load(&self, vm: &VmFd, ram: &GuestRam, vmlinux: &[u8]) -> Result<Vec<VcpuFd>, VmmError> {
+    pub fn load(&self, vm: &VmFd, memory: &Memory, vmlinux: &[u8]) -> Result<Vec<VcpuFd>, VmmError> {
         // A kernel file may have changed since the machine was prepared: this is also what a restart runs.
+        let ram = &memory.all;
         let Placement { initramfs } =
-            place(&self.kernel.path, vmlinux, self.initramfs.as_ref(), &self.cmdline, memory::size(ram))?;
+            place(&self.kernel.path, vmlinux, self.initramfs.as_ref(), &self.cmdline, memory.into())?;
         let entry = boot::load_kernel(ram, &self.kernel.path, vmlinux)?;
         if let (Some(file), Some(place)) = (&self.initramfs, initramfs) {
             boot::load_initramfs(ram, file, place)?;
         }
         let rsdp = acpi::write_tables(ram, self.cpus, self.window_64)?;
-        boot::write_boot_params(ram, &self.cmdline, initramfs, rsdp)?;
+        boot::write_boot_params(memory, &self.cmdline, initramfs, rsdp)?;
         (0..self.cpus).map(|id| self.vcpu(vm, ram, id, entry)).collect()
     }
 
@@ -66,6 +68,9 @@ pub fn check(config: &VmConfig) -> Result<(), VmmError> {
     if !(64 << 20..=64 << 30).contains(&config.memory) {
         return Err(VmmError::MemorySize(config.memory));
     }
+    if config.persistent.len() > MAX_PERSISTENT {
+        return Err(VmmError::Persistent(config.persistent.len()));
+    }
     Ok(())
 }
 
@@ -78,7 +83,7 @@ pub fn open_kvm() -> Result<Kvm, VmmError> {
     })
 }
 
-/// A KVM machine with interrupt controllers and all of `ram`, without vCPUs.
+/// A KVM machine with interrupt controllers and all of a guest's memory, without vCPUs.
 pub fn create_vm(kvm: &Kvm, ram: &GuestRam) -> Result<Arc<VmFd>, VmmError> {
     let vm = kvm.create_vm().map_err(VmmError::kvm("creating the VM"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(VmmError::kvm("placing the identity map"))?;

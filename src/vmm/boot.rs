@@ -10,13 +10,16 @@ use kvm_bindings::kvm_segment;
 use kvm_ioctls::VcpuFd;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress};
 
+use super::memory::Memory;
 use super::{Kernel, VmmError, layout};
 use dma::GuestRam;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
+/// Persistent memory without an NFIT: Linux calls it legacy, `nd_e820` makes a region of it.
+const E820_PERSISTENT: u32 = 12;
 
 /// The kernel's ELF image.
 pub fn read_kernel(kernel: &Kernel) -> Result<Vec<u8>, VmmError> {
@@ -50,12 +53,13 @@ pub fn load_initramfs(ram: &GuestRam, file: &std::fs::File, (address, size): (u6
 
 /// Writes the command line, of which [`super::placement`] has checked the length, and the zero page.
 pub fn write_boot_params(
-    ram: &GuestRam,
+    whole: &Memory,
     cmdline: &str,
     initramfs: Option<(u64, u64)>,
     rsdp: u64,
 ) -> Result<(), VmmError> {
     let memory = |e| VmmError::Memory(std::io::Error::other(e));
+    let ram = &whole.all;
     ram.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE)).map_err(memory)?;
     ram.write_obj(0u8, GuestAddress(layout::CMDLINE + cmdline.len() as u64)).map_err(memory)?;
 
@@ -72,7 +76,7 @@ pub fn write_boot_params(
         params.hdr.ramdisk_image = address as u32;
         params.hdr.ramdisk_size = size as u32;
     }
-    for (slot, (addr, size, kind)) in params.e820_table.iter_mut().zip(e820(ram)) {
+    for (slot, (addr, size, kind)) in params.e820_table.iter_mut().zip(e820(whole)) {
         *slot = boot_e820_entry { addr, size, r#type: kind };
         params.e820_entries += 1;
     }
@@ -88,15 +92,15 @@ fn reset_code() -> [u8; 9] {
     [0xba, low, high, 0xb0, layout::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
-fn e820(ram: &GuestRam) -> Vec<(u64, u64, u32)> {
+fn e820(memory: &Memory) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_RAM_END, E820_RAM),
         (layout::ACPI, layout::ACPI_END - layout::ACPI, E820_RESERVED),
         (layout::ECAM.0, layout::ECAM.1, E820_RESERVED),
     ];
-    for region in ram.iter() {
-        let start = region.start_addr().0.max(layout::HIGH_RAM);
-        map.push((start, region.last_addr().0 + 1 - start, E820_RAM));
+    for (start, size, is_ram) in memory.pieces() {
+        let from = start.max(layout::HIGH_RAM);
+        map.push((from, start + size - from, if is_ram { E820_RAM } else { E820_PERSISTENT }));
     }
     map.sort_unstable();
     map

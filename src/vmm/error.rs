@@ -39,6 +39,17 @@ pub enum VmmError {
     /// A size outside what the machine models.
     #[error("--memory size={} MiB is out of range; use 64 MiB to 64 GiB", .0 >> 20)]
     MemorySize(u64),
+    /// Too many ranges of persistent memory.
+    #[error("{0} times --pmem is too often; give it at most 4 times")]
+    Persistent(usize),
+    /// Memory would reach into the PCI window.
+    #[error("the guest's memory ends at {} GiB and this host's processors leave room up to {} GiB; give less --memory or --pmem", .end.div_ceil(1 << 30), .room >> 30)]
+    NoRoom {
+        /// The address behind the last byte.
+        end: u64,
+        /// Where the window begins.
+        room: u64,
+    },
     /// A vCPU count outside what the machine models.
     #[error("--cpus {0} is out of range; use 1 to 8")]
     Cpus(u8),
@@ -63,8 +74,8 @@ pub enum VmmError {
     },
     /// Kernel, initramfs and what the kernel needs to start do not fit together.
     #[error(
-        "the guest has {} MiB of memory; a kernel that ends at {} MiB and an initramfs of {} MiB need more; give it --memory size={}M",
-        .memory >> 20, .kernel_end.div_ceil(1 << 20), .initramfs.div_ceil(1 << 20), .needed >> 20
+        "the guest has {} MiB of memory; a kernel that ends at {} MiB, an initramfs of {} MiB and persistent memory of {} MiB (a 64th of it) need more; give it --memory size={}M",
+        .memory >> 20, .kernel_end.div_ceil(1 << 20), .initramfs.div_ceil(1 << 20), .persistent >> 20, .needed >> 20
     )]
     TooSmall {
         /// Bytes of guest memory.
@@ -75,6 +86,8 @@ pub enum VmmError {
         kernel_end: u64,
         /// Bytes of the initramfs.
         initramfs: u64,
+        /// Bytes of persistent memory.
+        persistent: u64,
     },
     /// The command line is too long or holds a zero.
     #[error(

@@ -9,6 +9,7 @@
 //! 0xe0000000         ECAM, 256 buses
 //! 0xfec00000         IOAPIC;  0xfee00000 local APIC;  0xfffbc000 KVM's own pages on Intel
 //! 0x1_0000_0000      RAM beyond 3 GiB
+//! behind it, by GiB  persistent memory, each range by itself
 //! half of the physical address space, at most 256 GiB: 64-bit PCI window, up to 64 GiB
 //! ```
 
@@ -84,6 +85,23 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// Where ranges of persistent memory begin, and what is left free between two: Linux hot-plugs memory by sections of 128 MiB, and two
+/// ranges of one kind that touch would be one to it.
+const PERSISTENT_ALIGN: u64 = 1 << 30;
+const PERSISTENT_GAP: u64 = 128 << 20;
+
+/// Places for ranges of persistent memory of `sizes` behind `ram` bytes of RAM: (guest address, length).
+pub fn persistent_ranges(ram: u64, sizes: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
+    let end_of_ram = ram_ranges(ram).last().map_or(0, |(start, length)| start + length);
+    let mut free = end_of_ram.max(RAM_ABOVE_4G);
+    let place = |size| {
+        let start = free.next_multiple_of(PERSISTENT_ALIGN);
+        free = start + size + PERSISTENT_GAP;
+        (start, size)
+    };
+    sizes.into_iter().map(place).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,5 +138,20 @@ mod tests {
         assert!(ECAM.0 + ECAM.1 <= u64::from(IOAPIC));
         assert_eq!(ram_ranges(512 << 20), vec![(0, 512 << 20)]);
         assert_eq!(ram_ranges(4 << 30), vec![(0, RAM_HOLE), (RAM_ABOVE_4G, 1 << 30)]);
+    }
+
+    #[test]
+    fn persistent_memory_lies_behind_ram_and_by_itself() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(persistent_ranges(GIB / 2, []), []);
+        assert_eq!(persistent_ranges(GIB / 2, [256 << 20, 2 << 20]), [(4 * GIB, 256 << 20), (5 * GIB, 2 << 20)]);
+        // One that ends at a boundary does not touch the next.
+        assert_eq!(persistent_ranges(4 * GIB, [GIB, GIB]), [(5 * GIB, GIB), (7 * GIB, GIB)]);
+        for ram in [64 << 20, RAM_HOLE, RAM_HOLE + (1 << 20), 64 * GIB] {
+            let end = ram_ranges(ram).last().map(|(start, length)| start + length).unwrap();
+            let ranges = persistent_ranges(ram, [GIB + (2 << 20); 4]);
+            assert!(ranges[0].0 >= end.max(RAM_ABOVE_4G));
+            assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 + (128 << 20) <= pair[1].0));
+        }
     }
 }

@@ -29,9 +29,12 @@ mod whereabouts;
 
 pub use console::{Console, Echo};
 pub use error::VmmError;
+pub use memory::Persistent;
 pub use outcome::Outcome;
 pub use sys::{on_ending_signal, send_signal, unblock_signals, window_size};
 pub use vm::{Kernel, Prepared, Vm, VmConfig};
 
 /// Most vCPUs a machine can have.
 pub const MAX_CPUS: u8 = 8;
+/// Most ranges of persistent memory that a machine can have.
+pub const MAX_PERSISTENT: usize = 4;

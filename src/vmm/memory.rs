@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest RAM: one memfd, mapped shared, handed to KVM as memory slots. `unsafe` lives here for the slot calls.
+//! Guest memory: RAM, one memfd mapped shared, and ranges of persistent memory, each a file mapped shared. All of it is handed to KVM as
+//! memory slots, and devices reach all of it. `unsafe` lives here for the slot calls.
 #![allow(unsafe_code, reason = "KVM is given addresses of guest memory")]
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -14,9 +15,71 @@ use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 use super::{VmmError, layout};
 use dma::GuestRam;
 
-/// Makes `size` bytes of zeroed guest RAM on a memfd. The size is checked against what the host can give first, since a
-/// memfd alone would promise anything and the guest would die later.
-pub fn allocate(size: u64) -> Result<Arc<GuestRam>, VmmError> {
+/// A range of guest memory that is no RAM, and whose bytes are a file's.
+#[derive(Debug)]
+pub struct Persistent {
+    /// The file; it is mapped shared.
+    pub file: File,
+    /// Bytes of it.
+    pub size: u64,
+    /// Whether it is to be on stable storage when the machine has ended.
+    pub lasting: bool,
+    /// Gets the range's first address.
+    pub place: Arc<OnceLock<u64>>,
+}
+
+/// All memory of a guest.
+pub struct Memory {
+    /// What devices reach.
+    pub all: Arc<GuestRam>,
+    ram: u64,
+    persistent: Vec<Persistent>,
+}
+
+impl Memory {
+    /// Bytes of RAM.
+    pub fn ram(&self) -> u64 {
+        self.ram
+    }
+
+    /// Pieces of it: (first address, bytes, whether it is RAM).
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, u64, bool)> {
+        let is_ram = |start: u64| self.persistent.iter().all(|range| range.place.get() != Some(&start));
+        self.all.iter().map(move |region| {
+            let start = region.start_addr().0;
+            (start, region.len(), is_ram(start))
+        })
+    }
+
+    /// The address behind the last byte.
+    pub fn end(&self) -> u64 {
+        self.all.last_addr().0 + 1
+    }
+
+    /// Zeroes RAM, and gives it back to the host. Persistent memory is what it was.
+    pub fn clear(&self) -> Result<(), VmmError> {
+        for (region, (.., is_ram)) in self.all.iter().zip(self.pieces()) {
+            let Some(place) = region.file_offset().filter(|_| is_ram) else { continue };
+            fallocate(place.file(), FallocateMode::PunchHole, true, place.start(), region.len())
+                .map_err(|error| VmmError::Memory(std::io::Error::from_raw_os_error(error.errno())))?;
+        }
+        Ok(())
+    }
+
+    /// What was written to lasting ranges is on stable storage.
+    pub fn sync(&self) {
+        for range in self.persistent.iter().filter(|range| range.lasting) {
+            // The machine has ended: there is nobody left whom an error could stop.
+            if let Err(error) = range.file.sync_data() {
+                log::error!("persistent memory could not be written to its file: {error}");
+            }
+        }
+    }
+}
+
+/// Makes `size` bytes of zeroed guest RAM on a memfd, and maps persistent memory behind it. The size is checked against what the host can give
+/// first, since a memfd alone would promise anything and the guest would die later.
+pub fn allocate(size: u64, persistent: Vec<Persistent>) -> Result<Memory, VmmError> {
     let available = available_memory();
     if available.is_some_and(|available| size > available) {
         return Err(VmmError::NoMemory { wanted: size, available: available.unwrap_or(0) });
@@ -29,13 +92,15 @@ pub fn allocate(size: u64) -> Result<Arc<GuestRam>, VmmError> {
         ranges.push((GuestAddress(address), length as usize, Some(FileOffset::new(piece, offset))));
         offset += length;
     }
-    let ram = GuestRam::from_ranges_with_files(ranges).map_err(|e| VmmError::Memory(std::io::Error::other(e)))?;
-    Ok(Arc::new(ram))
-}
-
-/// How much of it there is, in bytes.
-pub fn size(ram: &GuestRam) -> u64 {
-    ram.iter().map(|region| region.len()).sum()
+    let places = layout::persistent_ranges(size, persistent.iter().map(|range| range.size));
+    for (range, (address, length)) in persistent.iter().zip(places) {
+        let file = range.file.try_clone().map_err(VmmError::Memory)?;
+        ranges.push((GuestAddress(address), length as usize, Some(FileOffset::new(file, 0))));
+        // A place is given once, by the one machine that the range is in.
+        range.place.get_or_init(|| address);
+    }
+    let all = GuestRam::from_ranges_with_files(ranges).map_err(|e| VmmError::Memory(std::io::Error::other(e)))?;
+    Ok(Memory { all: Arc::new(all), ram: size, persistent })
 }
 
 fn memfd(size: u64) -> std::io::Result<File> {
@@ -50,17 +115,7 @@ fn memfd(size: u64) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Zeroes all of it, and gives it back to the host.
-pub fn clear(ram: &GuestRam) -> Result<(), VmmError> {
-    for region in ram.iter() {
-        let Some(place) = region.file_offset() else { continue };
-        fallocate(place.file(), FallocateMode::PunchHole, true, place.start(), region.len())
-            .map_err(|error| VmmError::Memory(std::io::Error::from_raw_os_error(error.errno())))?;
-    }
-    Ok(())
-}
-
-/// Tells KVM about every piece of RAM.
+/// Tells KVM about every piece of memory.
 pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), VmmError> {
     for (slot, region) in ram.iter().enumerate() {
         let host = ram.get_host_address(region.start_addr()).map_err(|e| VmmError::Memory(std::io::Error::other(e)))?;
@@ -72,8 +127,8 @@ pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), VmmError> {
             userspace_addr: host as u64,
         };
         // SAFETY: the range is a live mapping of exactly `memory_size` bytes, owned by `ram`, which the VM keeps for
-        // as long as the VM descriptor exists; slots do not overlap because `layout::ram_ranges` does not.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(VmmError::kvm("giving RAM to KVM"))?;
+        // as long as the VM descriptor exists; slots do not overlap because what `layout` gives does not.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(VmmError::kvm("giving memory to KVM"))?;
     }
     Ok(())
 }
@@ -93,11 +148,30 @@ mod tests {
 
     #[test]
     fn cleared_memory_reads_as_zeroes_on_both_sides_of_the_hole() {
-        let ram = allocate(layout::RAM_HOLE + (4 << 20)).unwrap();
+        let memory = allocate(layout::RAM_HOLE + (4 << 20), Vec::new()).unwrap();
         for address in [0x1000, layout::RAM_HOLE - 8, layout::RAM_ABOVE_4G, layout::RAM_ABOVE_4G + (4 << 20) - 8] {
-            ram.write_obj(u64::MAX, GuestAddress(address)).unwrap();
-            clear(&ram).unwrap();
-            assert_eq!(ram.read_obj::<u64>(GuestAddress(address)).unwrap(), 0, "{address:#x}");
+            memory.all.write_obj(u64::MAX, GuestAddress(address)).unwrap();
+            memory.clear().unwrap();
+            assert_eq!(memory.all.read_obj::<u64>(GuestAddress(address)).unwrap(), 0, "{address:#x}");
         }
+    }
+
+    #[test]
+    fn persistent_memory_is_its_file_and_survives_a_reset() {
+        let file = memfd(4 << 20).unwrap();
+        let place = Arc::<OnceLock<u64>>::default();
+        let range = Persistent { file: file.try_clone().unwrap(), size: 4 << 20, lasting: true, place: place.clone() };
+        let memory = allocate(64 << 20, vec![range]).unwrap();
+        let start = *place.get().unwrap();
+        assert_eq!(memory.pieces().collect::<Vec<_>>(), [(0, 64 << 20, true), (start, 4 << 20, false)]);
+        assert_eq!((memory.ram(), memory.end()), (64 << 20, start + (4 << 20)));
+        memory.all.write_obj(7u64, GuestAddress(0x1000)).unwrap();
+        memory.all.write_obj(8u64, GuestAddress(start + 0x1000)).unwrap();
+        memory.clear().unwrap();
+        memory.sync();
+        assert_eq!(memory.all.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 0);
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0x1000).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), 8);
     }
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
+use super::memory::Memory;
 use super::{VmmError, layout};
 
 /// What a stock kernel needs beside its image and two copies of the initramfs (the archive and its unpacked files) before it runs
@@ -14,6 +15,25 @@ const WORKING: u64 = 40 << 20;
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
+/// The kernel keeps 64 bytes about each page of persistent memory, in RAM.
+const PER_PERSISTENT: u64 = 64;
+
+/// Sizes of a guest's memory, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// RAM.
+    pub ram: u64,
+    /// Persistent memory.
+    pub persistent: u64,
+}
+
+impl From<&Memory> for Room {
+    fn from(memory: &Memory) -> Self {
+        let persistent = memory.pieces().filter(|(.., is_ram)| !is_ram).map(|(_, size, _)| size).sum();
+        Self { ram: memory.ram(), persistent }
+    }
+}
+
 /// Where the initramfs goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
@@ -21,13 +41,13 @@ pub struct Placement {
     pub initramfs: Option<(u64, u64)>,
 }
 
-/// Finds places in a guest of `memory` bytes for the kernel of `path`, whose ELF image is `elf`, its initramfs and its command line.
+/// Finds places in a guest's RAM for the kernel of `path`, whose ELF image is `elf`, its initramfs and its command line.
 pub fn place(
     path: &Path,
     elf: &[u8],
     initramfs: Option<&File>,
     cmdline: &str,
-    memory: u64,
+    room: Room,
 ) -> Result<Placement, VmmError> {
     if cmdline.len() >= layout::CMDLINE_MAX || cmdline.contains('\0') {
         return Err(VmmError::Cmdline { len: cmdline.len(), max: layout::CMDLINE_MAX - 1 });
@@ -38,7 +58,7 @@ pub fn place(
         return Err(VmmError::Kernel { path: path.into(), what });
     };
     let size = initramfs.map(|file| file.metadata().map_err(VmmError::Initramfs)).transpose()?.map(|data| data.len());
-    arrange(&kernel, size, memory).map(|address| Placement { initramfs: address.zip(size) })
+    arrange(&kernel, size, room).map(|address| Placement { initramfs: address.zip(size) })
 }
 
 /// The physical addresses that an ELF kernel is loaded to, from its first to its last: `PT_LOAD` segments of the program headers. None
@@ -63,7 +83,8 @@ fn load_range(elf: &[u8]) -> Option<Range<u64>> {
 }
 
 /// The address of an initramfs of `size` bytes: the top of the RAM below the hole, above the kernel.
-fn arrange(kernel: &Range<u64>, size: Option<u64>, memory: u64) -> Result<Option<u64>, VmmError> {
+fn arrange(kernel: &Range<u64>, size: Option<u64>, room: Room) -> Result<Option<u64>, VmmError> {
+    let Room { ram: memory, persistent } = room;
     let (_, low) = layout::ram_ranges(memory)[0];
     let archive = size.unwrap_or(0);
     let room = layout::RAM_HOLE.saturating_sub(kernel.end.next_multiple_of(PAGE));
@@ -71,10 +92,12 @@ fn arrange(kernel: &Range<u64>, size: Option<u64>, memory: u64) -> Result<Option
         return Err(VmmError::InitramfsTooLarge { size: archive, room });
     }
     // An archive is unpacked to at least its own size before it is freed; the RAM below the kernel is of use for that.
-    let running = (kernel.end - kernel.start).saturating_add(2 * archive).saturating_add(WORKING);
+    let running = (kernel.end - kernel.start)
+        .saturating_add(2 * archive)
+        .saturating_add(WORKING + persistent / (PAGE / PER_PERSISTENT));
     let needed = running.max(kernel.end.saturating_add(archive)).next_multiple_of(MIB);
     if needed > memory {
-        return Err(VmmError::TooSmall { memory, needed, kernel_end: kernel.end, initramfs: archive });
+        return Err(VmmError::TooSmall { memory, needed, kernel_end: kernel.end, initramfs: archive, persistent });
     }
     Ok(size.map(|size| (low - size) & !(PAGE - 1)))
 }
@@ -84,6 +107,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn arrange(kernel: &Range<u64>, size: Option<u64>, ram: u64) -> Result<Option<u64>, VmmError> {
+        super::arrange(kernel, size, Room { ram, persistent: 0 })
+    }
 
     const KERNEL: Range<u64> = 16 * MIB..74 * MIB;
 
@@ -117,6 +144,15 @@ mod tests {
         assert!(arrange(&high, Some(36 * MIB), 195 * MIB).unwrap_err().to_string().contains("size=196M"));
     }
 
+    /// Linux makes a page structure for each page of persistent memory: 64 GiB of it do not go with 512 MiB of RAM.
+    #[test]
+    fn persistent_memory_takes_ram() {
+        let room = |persistent| Room { ram: 512 * MIB, persistent };
+        assert_eq!(super::arrange(&KERNEL, None, room(16 << 30)).unwrap(), None);
+        let error = super::arrange(&KERNEL, None, room(64 << 30)).unwrap_err().to_string();
+        assert!(error.contains("persistent memory of 65536 MiB") && error.contains("size=1122M"), "{error}");
+    }
+
     /// More memory above the hole does not make room below it.
     #[test]
     fn the_hole_bounds_the_initramfs() {
@@ -128,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_kernel_over_the_boot_data_is_refused() {
-        let place = |elf: &[u8], cmdline: &str| place(Path::new("vmlinux"), elf, None, cmdline, 1 << 30);
+        let room = Room { ram: 1 << 30, persistent: 0 };
+        let place = |elf: &[u8], cmdline: &str| place(Path::new("vmlinux"), elf, None, cmdline, room);
         assert!(place(&elf_with_segments(&[(0x100_0000, 0x1000)]), "").is_ok());
         for segments in [&[(0x8000, 0x1000)][..], &[(0x100_0000, 0x1000), (0x2_0000, 1)], &[(u64::MAX - 8, 16)], &[]] {
             let error = place(&elf_with_segments(segments), "").unwrap_err().to_string();

@@ -13,13 +13,13 @@ use super::assemble::{Image, check, create_vm, open_kvm, plug};
 use super::console::{LineSender, PanicWatcher};
 use super::error::VmmError;
 use super::irq::{Host, Interrupts, IoEvents};
+use super::memory::{self, Memory, Persistent};
 use super::outcome::{Ending, Outcome};
-use super::placement::place;
+use super::placement::{Room, place};
 use super::platform::Platform;
 use super::serial::{Output, Uart};
 use super::vcpu::Vcpus;
-use super::{boot, cpuid, layout, memory, sys};
-use dma::GuestRam;
+use super::{boot, cpuid, layout, sys};
 use pci::{PciBus, Plug};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -47,6 +47,8 @@ pub struct VmConfig {
     pub cpus: u8,
     /// RAM in bytes, 64 MiB to 64 GiB, rounded down to whole MiB.
     pub memory: u64,
+    /// Persistent memory, at most [`MAX_PERSISTENT`](super::MAX_PERSISTENT) ranges.
+    pub persistent: Vec<Persistent>,
     /// Devices, in the order of their PCI slots.
     pub devices: Vec<Box<dyn Plug>>,
     /// Where ttyS0 goes.
@@ -63,14 +65,14 @@ pub struct Vm {
     interrupts: Arc<Interrupts>,
     // Order matters on drop: memory outlives the machine that maps it.
     vm: Arc<VmFd>,
-    ram: Arc<GuestRam>,
+    memory: Memory,
 }
 
 /// A machine whose kernel, sizes and places are known to be good, before any KVM is asked for.
 pub struct Prepared {
     config: VmConfig,
     vmlinux: Vec<u8>,
-    ram: Arc<GuestRam>,
+    memory: Memory,
 }
 
 impl Prepared {
@@ -78,13 +80,14 @@ impl Prepared {
     ///
     /// # Errors
     /// What cannot be had, as one sentence.
-    pub fn new(config: VmConfig) -> Result<Self, VmmError> {
+    pub fn new(mut config: VmConfig) -> Result<Self, VmmError> {
         check(&config)?;
         let vmlinux = boot::read_kernel(&config.kernel)?;
         let memory = config.memory & !0xf_ffff;
-        place(&config.kernel.path, &vmlinux, config.initramfs.as_ref(), &config.cmdline, memory)?;
-        let ram = memory::allocate(memory)?;
-        Ok(Self { config, vmlinux, ram })
+        let room = Room { ram: memory, persistent: config.persistent.iter().map(|range| range.size).sum() };
+        place(&config.kernel.path, &vmlinux, config.initramfs.as_ref(), &config.cmdline, room)?;
+        let memory = memory::allocate(memory, std::mem::take(&mut config.persistent))?;
+        Ok(Self { config, vmlinux, memory })
     }
 
     /// Gives up the machine. Its devices stay as they are, a disk open and locked.
@@ -100,11 +103,14 @@ impl Vm {
     }
 
     /// Builds a machine that is prepared and starts its vCPUs.
-    pub fn start(Prepared { config, vmlinux, ram }: Prepared) -> Result<Self, VmmError> {
+    pub fn start(Prepared { config, vmlinux, memory }: Prepared) -> Result<Self, VmmError> {
         let kvm = open_kvm()?;
-        let vm = create_vm(&kvm, &ram)?;
+        let vm = create_vm(&kvm, &memory.all)?;
         let cpuid = cpuid::supported(&kvm)?;
         let window_64 = layout::pci_window_64(cpuid::physical_bits(&cpuid));
+        if memory.end() > window_64.0 {
+            return Err(VmmError::NoRoom { end: memory.end(), room: window_64.0 });
+        }
 
         let doing = VmmError::host;
         let host = Host::new(vm.clone());
@@ -125,28 +131,28 @@ impl Vm {
             ending,
         });
         let VmConfig { kernel, initramfs, cmdline, cpus, devices, .. } = config;
-        devices.into_iter().try_for_each(|device| plug(device, &pci, &ram, &interrupts, &doorbells, cpus))?;
+        devices.into_iter().try_for_each(|device| plug(device, &pci, &memory.all, &interrupts, &doorbells, cpus))?;
 
         let image = Image { kernel, initramfs, cmdline, cpus, cpuid, window_64 };
-        let vcpus = image.load(&vm, &ram, &vmlinux)?;
+        let vcpus = image.load(&vm, &memory, &vmlinux)?;
         drop(vmlinux);
         sys::give_back_heap();
         let started = Instant::now();
         let vcpus = Vcpus::start(vcpus, &platform).map_err(doing("starting a vCPU thread"))?;
-        Ok(Self { vcpus, platform, agent: Some(agent), started, image, interrupts, vm, ram })
+        Ok(Self { vcpus, platform, agent: Some(agent), started, image, interrupts, vm, memory })
     }
 
-    /// What a reset button does: every device is reset and keeps its place, memory is zeroed, the kernel starts anew. For a guest
+    /// What a reset button does: every device is reset and keeps its place, RAM is zeroed, the kernel starts anew. For a guest
     /// that has ended by asking for a reset. An error leaves a machine that can only be stopped.
     pub fn restart(&mut self) -> Result<(), VmmError> {
         let vmlinux = boot::read_kernel(&self.image.kernel)?;
         self.vcpus.stop();
         self.platform.reset();
-        memory::clear(&self.ram)?;
+        self.memory.clear()?;
         // KVM gives no way to reset vCPUs and interrupt controllers as a whole, and a new machine is cheap.
-        self.vm = create_vm(&open_kvm()?, &self.ram)?;
+        self.vm = create_vm(&open_kvm()?, &self.memory.all)?;
         self.interrupts.move_to(self.vm.clone()).map_err(VmmError::host("routing interrupts anew"))?;
-        let vcpus = self.image.load(&self.vm, &self.ram, &vmlinux)?;
+        let vcpus = self.image.load(&self.vm, &self.memory, &vmlinux)?;
         drop(vmlinux);
         sys::give_back_heap();
         self.platform.ending.begin_again();
@@ -192,7 +198,7 @@ impl Vm {
     /// Writes `bytes` into guest memory behind the guest's back, as no device does: for plants, which break a guest on purpose. False: not
     /// all of them lie in memory.
     pub fn plant(&self, gpa: u64, bytes: &[u8]) -> bool {
-        self.ram.write_slice(bytes, GuestAddress(gpa)).is_ok()
+        self.memory.all.write_slice(bytes, GuestAddress(gpa)).is_ok()
     }
 
     /// Stops all vCPUs where they are.
@@ -205,11 +211,12 @@ impl Vm {
         self.vcpus.resume();
     }
 
-    /// Ends the machine: the vCPUs first, then every hold and worker of the devices, then the acknowledged data is synced.
+    /// Ends the machine: the vCPUs first, then every hold and worker of the devices, then the acknowledged data is synced, and persistent memory.
     pub fn stop(&mut self, outcome: Outcome) -> Outcome {
         self.platform.ending.set(outcome);
         self.vcpus.stop();
         self.platform.pci.reset();
+        self.memory.sync();
         self.platform.ending.get().unwrap_or(Outcome::Stopped)
     }
 

@@ -15,12 +15,25 @@ fn the_file_says_the_same_as_the_options() {
     let (one, two) = (disk.option(",queues=2,serial=first"), readonly.option(",readonly=on"));
     let by_options = exec(
         "6.1",
-        &["--cpus", "2", "--memory", "size=768M", "--cmdline", "marker=1", "--disk", &one, "--disk", &two],
+        &[
+            "--cpus",
+            "2",
+            "--memory",
+            "size=768M",
+            "--cmdline",
+            "marker=1",
+            "--disk",
+            &one,
+            "--disk",
+            &two,
+            "--pmem",
+            "size=24M",
+        ],
         LOOK,
     );
     let text = format!(
         "kernel = '6.1'\ncpus = 2\nmemory = '768M'\ncmdline = 'marker=1'\nexec = \"\"\"{}\"\"\"\n\
-         [[disk]]\npath = '{}'\nqueues = 2\nserial = 'first'\n[[disk]]\npath = '{}'\nreadonly = true\n",
+         [[disk]]\npath = '{}'\nqueues = 2\nserial = 'first'\n[[disk]]\npath = '{}'\nreadonly = true\n[[pmem]]\nsize = '24M'\n",
         LOOK.replace('\\', "\\\\"),
         disk.path.display(),
         readonly.path.display()
@@ -34,7 +47,7 @@ fn the_file_says_the_same_as_the_options() {
     // The last line is the kernel's own, with a time.
     let seen = |text: &str| text.lines().filter(|line| !line.contains("reboot:")).collect::<Vec<_>>().join("\n");
     assert_eq!(seen(&by_options.out), seen(&by_file.out));
-    for word in ["2", "marker=1", "8388608", "first", "4194304"] {
+    for word in ["2", "marker=1", "8388608", "first", "4194304", "25165824"] {
         assert!(by_file.out.contains(word), "{word} is not in {}", by_file.out);
     }
 }

@@ -16,5 +16,6 @@ mod kill;
 mod lab;
 mod machine;
 mod nic;
+mod pmem;
 mod pty;
 mod terminal;

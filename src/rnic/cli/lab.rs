@@ -129,7 +129,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         .iter()
         .map(|name| {
             let kernel = image::resolve_kernel(name, args.modules.as_deref())?;
-            let initramfs = Arc::new(own_initramfs(&kernel, Use::Lab)?);
+            let initramfs = Arc::new(own_initramfs(&kernel, Use::default())?);
             let rows = match args.selftest {
                 true => controls_of(&rows, &kernel),
                 false => rows.clone(),

@@ -10,28 +10,32 @@ use super::places;
 /// The agent that has verbs: its name beside the other, and where it goes in the initramfs (guest/agent, `boot`).
 const VERBS_AGENT: (&str, &str) = ("rnic-agent-verbs", "lib/modules/rnic-agent-verbs");
 
-/// Whom the guest's modules are for: everything is copied at every start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
-    /// Scenarios, or a shell without a NIC.
-    Lab,
+/// What the guest's modules are for beside scenarios and a shell: everything is copied at every start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Use {
     /// A person with a NIC, who may load whatever builds on it.
-    Nic,
+    pub nic: bool,
+    /// A machine with persistent memory, which is to be found.
+    pub pmem: bool,
 }
 
 /// An initramfs with the agent and all modules that a scenario or a shell may want.
 pub fn own_initramfs(kernel: &KernelSource, whose: Use) -> Result<File, super::Error> {
     let agent = places::find(&places::AGENT)?;
     let mut modules = [&initramfs::LAB_MODULES[..], &initramfs::RDMA_MODULES].concat();
-    let (mut boot, mut dependents_of): (&[&str], &[&str]) = (&[], &[]);
-    if whose == Use::Nic {
+    let (mut boot, mut dependents_of): (Vec<&str>, &[&str]) = (Vec::new(), &[]);
+    if whose.nic {
         modules.extend(initramfs::RDMA_STORAGE_MODULES);
-        (boot, dependents_of) = (&initramfs::NIC_BOOT_MODULES, &initramfs::RDMA_CORE);
+        boot.extend(initramfs::NIC_BOOT_MODULES);
+        dependents_of = &initramfs::RDMA_CORE;
+    }
+    if whose.pmem {
+        boot.extend(initramfs::PMEM_BOOT_MODULES);
     }
     let verbs = agent.with_file_name(VERBS_AGENT.0);
     let with_verbs = [(VERBS_AGENT.1, verbs.as_path(), 0o755)];
     let files = if verbs.is_file() { with_verbs.as_slice() } else { &[] };
-    let spec = initramfs::Spec { kernel, agent: &agent, boot, modules: &modules, dependents_of, files };
+    let spec = initramfs::Spec { kernel, agent: &agent, boot: &boot, modules: &modules, dependents_of, files };
     let (file, built) = initramfs::build(&spec)?;
     log::info!("initramfs: {} KiB, {} modules, without {:?}", built.bytes >> 10, built.modules, built.missing);
     Ok(file)

@@ -13,6 +13,7 @@ use clap::Args;
 use image::{self, KernelSource};
 use lab::machine::MachineConfig;
 use mlx5::NicConfig;
+use pmem::PmemConfig;
 use rnic_agent::frame::{self, Line};
 use rnic_agent::proto::{Event, Hello, Message};
 use serde::Deserialize;
@@ -21,7 +22,7 @@ use vmm::{Outcome, Prepared, Vm, window_size};
 
 use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, base64, own_initramfs};
-use super::values::{Disk, Nic, Reboot, Serial, Size, memory};
+use super::values::{Disk, Nic, Pmem, Reboot, Serial, Size, memory};
 
 const DEFAULT_CPUS: u8 = 1;
 const DEFAULT_MEMORY: u64 = 1 << 30;
@@ -55,6 +56,9 @@ pub struct RunArgs {
     /// A raw image or block device: path=FILE[,readonly=on][,queues=N][,serial=TEXT]. May be given several times.
     #[arg(long)]
     disk: Vec<Disk>,
+    /// Persistent memory, /dev/pmem0 in the guest: size=SIZE (bytes of a temporary file) or path=FILE[,size=SIZE]. Up to 4 times.
+    #[arg(long)]
+    pmem: Vec<Pmem>,
     /// An RDMA NIC, by default with on-demand paging; may be given several times: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=auto|inline|N].
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "OPTIONS")]
     nic: Vec<Nic>,
@@ -64,7 +68,7 @@ pub struct RunArgs {
     /// The console: tty, null or file=PATH [default: tty].
     #[arg(long)]
     serial: Option<Serial>,
-    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, [[disk]], [nic] or [[nic]].
+    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, [[disk]], [[pmem]], [nic] or [[nic]].
     #[arg(long)]
     config: Option<PathBuf>,
     /// Run this shell command in the guest instead of a shell, then power off; its exit status becomes ours.
@@ -88,6 +92,7 @@ struct RunFile {
     cpus: Option<u8>,
     memory: Option<Size>,
     disk: Vec<Disk>,
+    pmem: Vec<Pmem>,
     #[serde(deserialize_with = "one_or_many")]
     nic: Vec<Nic>,
     reboot: Option<Reboot>,
@@ -105,7 +110,7 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Nic>, D:
 }
 
 impl RunArgs {
-    /// Options win over the file; disks and NICs of both are attached, the file's first.
+    /// Options win over the file; disks, persistent memory and NICs of both are attached, the file's first.
     fn over_file(mut self) -> Result<Self, super::Error> {
         let Some(path) = &self.config else { return Ok(self) };
         let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -120,6 +125,7 @@ impl RunArgs {
         self.serial = self.serial.or(file.serial);
         self.exec = self.exec.or(file.exec);
         self.disk.splice(0..0, file.disk);
+        self.pmem.splice(0..0, file.pmem);
         self.nic.splice(0..0, file.nic);
         Ok(self)
     }
@@ -160,14 +166,17 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
 fn errand(args: &RunArgs, kernel: &KernelSource) -> Errand {
     let of_kernel = [Some(&kernel.image), kernel.modules.as_ref(), kernel.root.as_ref(), args.initramfs.as_ref()];
     let disks = |readonly| args.disk.iter().filter(move |disk| disk.readonly == readonly).map(|disk| disk.path.clone());
+    let media = args.pmem.iter().filter_map(|pmem| pmem.path.clone());
+    // Temporary files of an emulated host lie in its memory.
+    let temporary = args.pmem.iter().filter(|pmem| pmem.path.is_none()).filter_map(|pmem| pmem.size);
     let console = match &args.serial {
         Some(Serial::File(path)) => Some(path.clone()),
         _ => None,
     };
     Errand {
         reads: of_kernel.into_iter().flatten().cloned().chain(disks(true)).collect(),
-        writes: disks(false).chain(console).collect(),
-        memory: args.memory.map_or(DEFAULT_MEMORY, |size| size.0),
+        writes: disks(false).chain(media).chain(console).collect(),
+        memory: args.memory.map_or(DEFAULT_MEMORY, |size| size.0) + temporary.map(|size| size.0).sum::<u64>(),
         ..Errand::default()
     }
 }
@@ -186,7 +195,7 @@ fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<Ma
                 serial: "rnic-root".into(),
                 ..DiskConfig::new(root)
             }));
-            let whose = if args.nic.is_empty() { Use::Lab } else { Use::Nic };
+            let whose = Use { nic: !args.nic.is_empty(), pmem: !args.pmem.is_empty() };
             (own_initramfs(kernel, whose)?, own_cmdline(args.exec.as_deref(), &extra, interactive))
         }
     };
@@ -198,6 +207,7 @@ fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<Ma
         cpus: args.cpus.unwrap_or(DEFAULT_CPUS),
         memory: args.memory.map_or(DEFAULT_MEMORY, |size| size.0),
         disks,
+        pmems: args.pmem.into_iter().map(PmemConfig::from).collect(),
         nics: args.nic.into_iter().map(NicConfig::from).collect(),
         console: match args.serial.unwrap_or(Serial::Tty) {
             Serial::Tty => Box::new(Stdout),
@@ -270,11 +280,13 @@ mod tests {
     fn the_file_says_the_same_as_the_options() {
         let file: RunFile = toml::from_str(
             "kernel = '6.1'\ncpus = 2\nmemory = '2G'\nserial = 'file=a.log'\nreboot = 'restart'\n[[disk]]\npath = 'a.img'\nreadonly = true\n\
+             [[pmem]]\nsize = '256M'\n[[pmem]]\npath = 'b.img'\n\
              [nic]\nodp = false\nlog = 'commands'\n",
         )
         .unwrap();
         assert_eq!((file.cpus, file.memory), (Some(2), Some(Size(2 << 30))));
         assert_eq!(file.disk, vec!["path=a.img,readonly=on".parse().unwrap()]);
+        assert_eq!(file.pmem, vec!["size=256M".parse().unwrap(), "path=b.img".parse().unwrap()]);
         assert_eq!(file.reboot, Some(Reboot::Restart));
         assert_eq!(file.nic, vec!["odp=off,log=commands".parse().unwrap()]);
         let two: RunFile = toml::from_str("[[nic]]\n[[nic]]\nmodel = 'cx5'\n").unwrap();

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use blk::DiskConfig;
 use mlx5::{Model, NicConfig};
+use pmem::PmemConfig;
 use serde::Deserialize;
 
 /// A number of bytes: "512M", "1G", "4096".
@@ -86,6 +87,38 @@ impl FromStr for Disk {
             return Err("a disk needs path=FILE".into());
         }
         Ok(disk)
+    }
+}
+
+/// Persistent memory, as `--pmem size=256M`, `--pmem path=FILE,size=256M` or as a `[[pmem]]` table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pmem {
+    /// The file whose bytes it has; without one, a temporary file.
+    pub path: Option<PathBuf>,
+    /// Its size, where no file says it.
+    pub size: Option<Size>,
+}
+
+impl FromStr for Pmem {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut pmem = Pmem { path: None, size: None };
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("path", path)) if !path.is_empty() => pmem.path = Some(path.into()),
+                Some(("size", size)) => pmem.size = Some(size.parse()?),
+                _ => return Err(format!("{part:?} is not an option of persistent memory; use size=SIZE or path=FILE")),
+            }
+        }
+        Ok(pmem)
+    }
+}
+
+impl From<Pmem> for PmemConfig {
+    fn from(pmem: Pmem) -> Self {
+        PmemConfig { path: pmem.path, size: pmem.size.map(|size| size.0) }
     }
 }
 
@@ -276,6 +309,23 @@ mod tests {
         assert!("readonly=on".parse::<Disk>().unwrap_err().contains("path="));
         assert!("path=a,colour=red".parse::<Disk>().unwrap_err().contains("colour"));
         assert!("path=a,readonly=maybe".parse::<Disk>().is_err());
+    }
+
+    #[test]
+    fn persistent_memory() {
+        let parse = |text: &str| text.parse::<Pmem>().map(PmemConfig::from);
+        let config = |path: Option<&str>, size| PmemConfig { path: path.map(PathBuf::from), size };
+        assert_eq!(parse("size=256M"), Ok(config(None, Some(256 << 20))));
+        assert_eq!(parse("path=a.img"), Ok(config(Some("a.img"), None)));
+        assert_eq!(parse("path=a.img,size=1G"), Ok(config(Some("a.img"), Some(1 << 30))));
+        assert_eq!(
+            toml::from_str::<Pmem>("path = 'a.img'\nsize = '1G'").unwrap(),
+            "path=a.img,size=1G".parse().unwrap()
+        );
+        for (text, word) in [("", "size=SIZE"), ("256M", "size=SIZE"), ("path=", "path=FILE"), ("size=2X", "K, M or G")]
+        {
+            assert!(parse(text).unwrap_err().contains(word), "{text}");
+        }
     }
 
     #[test]

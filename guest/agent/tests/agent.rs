@@ -276,6 +276,19 @@ fn jobs_run_beside_other_steps() {
     assert_eq!(agent.errno(Op::JobState { job }), libc::EBADF);
 }
 
+/// Who waits for something else than a system call that can be interrupted goes on; a job that has ended is left alone.
+#[test]
+fn a_job_is_interrupted_and_the_agent_goes_on() {
+    let agent = Agent::start();
+    let argv = vec!["sleep".into(), "1".into()];
+    let job = agent.client.spawn(Op::Exec { argv, stdin: String::new(), limit_s: 10 }, LIMIT).unwrap();
+    assert_eq!(agent.ok(Op::Interrupt { job }).num(), Some(1));
+    let state = agent.client.wait_job(job, LIMIT).unwrap();
+    let Some(Ok(ended)) = state.result.as_deref() else { panic!("{state:?}") };
+    assert_eq!(ended.clone().exec().map(|ended| ended.status), Some(0));
+    assert_eq!(agent.ok(Op::Interrupt { job }).num(), Some(0));
+}
+
 #[test]
 fn too_many_steps_are_refused_and_the_agent_goes_on() {
     let agent = Agent::start();

@@ -538,6 +538,12 @@ pub enum Op {
         #[serde(rename = "ms")]
         limit_ms: u32,
     },
+    /// Sends a signal to the thread of a job, whose handler does nothing: a system call that waits and can be interrupted fails with EINTR.
+    /// Returns `Num`: 0 when the job had ended already.
+    Interrupt {
+        /// Job.
+        job: u32,
+    },
     /// Returns `Job`.
     JobState {
         /// Job.

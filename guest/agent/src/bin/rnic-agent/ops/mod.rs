@@ -59,6 +59,10 @@ pub fn run(context: &Arc<Context>, op: Op) -> Outcome {
         Op::Wait { job, limit_ms } => {
             Ok(Value::Job(context.objects.job(job)?.wait(Duration::from_millis(limit_ms.into()))))
         }
+        Op::Interrupt { job } => {
+            let sent = context.objects.job(job)?.interrupt().map_err(failed("sending a signal to a job"))?;
+            Ok(Value::Num(sent.into()))
+        }
         Op::JobState { job } => Ok(Value::Job(context.objects.job(job)?.wait(Duration::ZERO))),
         Op::Exec { argv, stdin, limit_s } => exec::run(&argv, stdin.as_bytes(), limit_s),
         Op::Mkfs { fs, dev, opts } => exec::mkfs(fs, &dev, &opts),

@@ -101,6 +101,7 @@ impl Context {
         };
         let context = self.clone();
         let started = self.pool.run(move || {
+            job.begin(sys::process::thread());
             context.reply(id, Ok(Value::Handle(handle)));
             job.finish(context.run(op));
         });

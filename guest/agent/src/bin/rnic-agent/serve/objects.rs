@@ -15,6 +15,7 @@ use crate::ops::process::Process;
 use crate::ops::verbs::Pair;
 use crate::sys::gup::Pipe;
 use crate::sys::mapping::Mapping;
+use crate::sys::process;
 use crate::sys::uring::Ring;
 #[cfg(feature = "verbs")]
 use crate::sys::verbs::{Mr, Nic};
@@ -26,12 +27,26 @@ const MAX: usize = 4096;
 #[derive(Default)]
 pub struct Job {
     result: Mutex<Option<Result<Value, Failure>>>,
+    /// The thread that runs it, while it does.
+    thread: Mutex<Option<i32>>,
     done: Condvar,
 }
 
 impl Job {
+    /// Notes which thread runs it.
+    pub fn begin(&self, thread: i32) {
+        *lock(&self.thread) = Some(thread);
+    }
+
+    /// Interrupts what it waits for; false: it has ended. The lock is held meanwhile, so that the signal goes to no later job of the thread.
+    pub fn interrupt(&self) -> std::io::Result<bool> {
+        let thread = lock(&self.thread);
+        thread.map_or(Ok(false), |id| process::interrupt(id).map(|()| true))
+    }
+
     /// Notes how it ended.
     pub fn finish(&self, result: Result<Value, Failure>) {
+        *lock(&self.thread) = None;
         *lock(&self.result) = Some(result);
         self.done.notify_all();
     }

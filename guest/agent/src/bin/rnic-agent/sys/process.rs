@@ -38,6 +38,25 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
 }
 
+/// The calling thread's id.
+pub fn thread() -> i32 {
+    // SAFETY: takes nothing.
+    unsafe { libc::gettid() }
+}
+
+/// Interrupts the system call that thread `id` of this process waits in, if it can be interrupted: a signal whose handler does
+/// nothing, and after which nothing is begun again.
+pub fn interrupt(id: i32) -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: sigaction is plain bytes, for which zero is a value: an empty mask, and no SA_RESTART.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+    // SAFETY: the pointer is to a sigaction of ours, and its handler does nothing.
+    check(unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) }.into())?;
+    // SAFETY: takes numbers.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, libc::SIGUSR1) }).map(drop)
+}
+
 /// A descriptor that becomes readable when process `pid` ends.
 pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers; the new descriptor is owned at once.

@@ -17,6 +17,8 @@ use rnic_agent::proto::{Advice, Event, ExecOut, FallocMode, Op, OpenFlags, Value
 
 #[path = "agent/gup.rs"]
 mod gup;
+#[path = "agent/memory.rs"]
+mod memory;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const A: Pattern = Pattern { nonce: 0xfeed_0001, tag: 'A' };

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::step::{Outcome, Step};
 use super::{Story, line_of};
 
+mod memory;
 mod processes;
 
 /// Pages that a story may name: each is watched.
@@ -52,6 +53,7 @@ enum Named {
 pub(super) fn check(story: &Story) -> Result<(), Mistake> {
     places(story)?;
     processes::check(story)?;
+    memory::check(story)?;
     if story.steps.len() > MAX_STEPS {
         return Err(Mistake::new(0, "step", format!("there are more than {MAX_STEPS} steps")));
     }
@@ -152,6 +154,8 @@ impl Checker<'_> {
         self.outcomes(step)?;
         self.race(step, names)?;
         self.process(step)?;
+        self.memory(step)?;
+        self.through(step)?;
         if let Some(page) = step.page() {
             self.page(page)?;
         }
@@ -163,7 +167,7 @@ impl Checker<'_> {
             self.name("background", name, Named::Background, names)?;
         }
         match step {
-            Step::Store(_) | Step::RdmaWrite(_) | Step::DioWrite(_) | Step::Punch(_) => {}
+            Step::Store(_) | Step::RdmaWrite(_) | Step::DioWrite(_) | Step::Punch(_) | Step::Truncate(_) => {}
             Step::Load(_) | Step::RdmaRead(_) | Step::Writeback(_) | Step::Advise(_) => {}
             Step::Fsync(fsync) => self.file(&fsync.file)?,
             Step::DioRead(read) => {
@@ -188,7 +192,10 @@ impl Checker<'_> {
                 names.remove(&name.name);
             }
             Step::Kill(kill) => self.kill(&kill.process, names),
-            Step::Register(of) | Step::Deregister(of) => self.file(&of.file)?,
+            Step::Register(register) => self.file(&register.file)?,
+            Step::Deregister(of) => self.file(&of.file)?,
+            Step::Unmap(of) | Step::MapAgain(of) | Step::Move(of) => self.file(&of.file)?,
+            Step::Seal(seal) => self.file(&seal.file)?,
             Step::Change(_) | Step::DropCaches(_) | Step::Cut(_) => {}
         }
         if step.is_rdma() && self.story.registrations.is_empty() {
@@ -235,6 +242,19 @@ impl Checker<'_> {
             }
             None => Ok(()),
         }
+    }
+
+    /// A registration that a step names has been made before.
+    fn through(&self, step: &Step) -> Result<(), Mistake> {
+        let Some(name) = step.through() else { return Ok(()) };
+        if !step.is_rdma() {
+            return Err(self.mistake("through", "only a step of an RDMA device goes through a registration"));
+        }
+        let names = |step: &Step| matches!(step, Step::Register(register) if register.name.as_deref() == Some(name));
+        if self.before().any(names) {
+            return Ok(());
+        }
+        Err(self.mistake("through", format!("no earlier step registers anything as \"{name}\"")))
     }
 
     fn page(&self, name: &str) -> Result<(), Mistake> {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Scenarios as data: what a TOML file says, and what is wrong with it.
 //!
-//! * here: the format; `step`: its steps; `rows`: the rows that a story makes; `shipped`: those of this program. `expect`: what it expects of stock kernels. `variants`: one story for each combination of its parameters. `check`: what the format alone cannot say (names that exist, steps that fit).
+//! * here: the format; `step`: its steps; `memory`: what lies behind a mapping; `rows`: the rows that a story makes; `shipped`: those of this program. `expect`: what it expects of stock kernels. `variants`: one story for each combination of its parameters. `check`: what the format alone cannot say (names that exist, steps that fit).
 //! * [`crate::model`]: what each page may hold, by what has been promised. `play`: the steps, at a bench.
 
 mod check;
 mod expect;
+pub mod memory;
 pub mod play;
 pub mod rows;
 pub mod shipped;
@@ -24,6 +25,7 @@ use super::check::Check;
 use super::plan::{DiskKind, Folio, Fs, Registration};
 
 pub use expect::Expect;
+use memory::Memory;
 use step::{Empty, Step};
 
 /// A scenario. `[pages]` names pages, `[[step]]` is what happens, in order.
@@ -147,6 +149,12 @@ fn single() -> Vec<Folio> {
 pub struct FileSpec {
     /// Its length in pages.
     pub pages: u32,
+    /// What it is.
+    #[serde(default)]
+    pub memory: Memory,
+    /// The mapping may only be read.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A page of a file.

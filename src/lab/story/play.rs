@@ -8,12 +8,15 @@ mod buffers;
 mod jobs;
 mod judge;
 mod levers;
+mod memory;
 mod processes;
 mod rdma;
 mod stage;
 mod steps;
 
 use std::collections::BTreeMap;
+
+use rnic_agent::proto::MrInfo;
 
 use super::Story;
 use crate::bench::Bench;
@@ -75,6 +78,8 @@ pub(super) struct Play<'p, 'b> {
     files: BTreeMap<String, File>,
     places: BTreeMap<String, Place>,
     processes: BTreeMap<String, Process>,
+    /// Registrations that have a name.
+    keys: BTreeMap<String, MrInfo>,
     buffers: Buffers,
     running: BTreeMap<String, Running>,
     /// How often the steps have been played before.
@@ -104,6 +109,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         files,
         places,
         processes: BTreeMap::new(),
+        keys: BTreeMap::new(),
         buffers: Buffers::new(),
         running: BTreeMap::new(),
         round: 0,

@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use crate::plan::Registration;
+
 mod ask;
 mod outcome;
 
@@ -68,8 +70,8 @@ pub enum Step {
     Wait(Name),
     /// madvise(2).
     Advise(Advise),
-    /// ibv_reg_mr(3) of the mapping of a file, as the row's mode says.
-    Register(OfFile),
+    /// ibv_reg_mr(3) of the mapping of a file, as the row's mode says or as it says itself.
+    Register(Register),
     /// ibv_dereg_mr(3).
     Deregister(OfFile),
     /// RDMA WRITE to the whole page.
@@ -82,6 +84,16 @@ pub enum Step {
     Punch(Punch),
     /// Other bytes in a buffer that O_DIRECT writes take theirs from.
     Change(Change),
+    /// ftruncate(2): the file ends where the page begins.
+    Truncate(Punch),
+    /// munmap(2) of memory that is no file of the file system under test.
+    Unmap(OfFile),
+    /// mmap(2) of fresh memory where anonymous memory was before [`Unmap`](Self::Unmap).
+    MapAgain(OfFile),
+    /// mremap(2) of anonymous memory to another address.
+    Move(OfFile),
+    /// F_SEAL_WRITE of a memory file.
+    Seal(Seal),
     /// SIGKILL to a process, and its end.
     Kill(Kill),
     /// drop_caches.
@@ -112,6 +124,12 @@ pub struct Write {
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,
+    /// How long it took becomes a figure of the row, under this name.
+    #[serde(default)]
+    pub figure: Option<String>,
+    /// Of steps of an RDMA device: the registration of that name.
+    #[serde(default)]
+    pub through: Option<String>,
 }
 
 /// See [`Step::DioWrite`].
@@ -137,9 +155,12 @@ pub struct DioWrite {
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,
+    /// How long it took becomes a figure of the row, under this name.
+    #[serde(default)]
+    pub figure: Option<String>,
 }
 
-/// See [`Step::Punch`].
+/// See [`Step::Punch`] and [`Step::Truncate`].
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Punch {
@@ -154,6 +175,9 @@ pub struct Punch {
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,
+    /// How long it took becomes a figure of the row, under this name.
+    #[serde(default)]
+    pub figure: Option<String>,
 }
 
 /// See [`Step::Load`] and [`Step::RdmaRead`].
@@ -165,6 +189,26 @@ pub struct OfPage {
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,
+    /// Of steps of an RDMA device: the registration of that name.
+    #[serde(default)]
+    pub through: Option<String>,
+}
+
+/// See [`Step::Register`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// Name of the file.
+    pub file: String,
+    /// The process that does it; by default the agent's own.
+    #[serde(default)]
+    pub process: Option<String>,
+    /// How, where it is not as the row's mode says.
+    #[serde(default, rename = "as")]
+    pub kind: Option<Registration>,
+    /// A name for [`OfPage::through`] and [`Write::through`]: a registration beside the one without a name.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 /// See [`Step::Fsync`].
@@ -182,6 +226,9 @@ pub struct Fsync {
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,
+    /// How long it took becomes a figure of the row, under this name.
+    #[serde(default)]
+    pub figure: Option<String>,
 }
 
 /// See [`Step::Writeback`].
@@ -300,6 +347,17 @@ pub struct OfFile {
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,
+}
+
+/// See [`Step::Seal`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seal {
+    /// Name of the file.
+    pub file: String,
+    /// What may come of it.
+    #[serde(default = "returns")]
+    pub allow: Vec<Outcome>,
 }
 
 /// See [`Step::Kill`].

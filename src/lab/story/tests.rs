@@ -278,16 +278,16 @@ fn a_buffer_is_of_one_page_and_of_the_agents_own_process() {
         (
             "dio_write = { page = \"k\"",
             "dio_write = { page = \"next\"",
-            "line 15, `buffer`: buffer \"source\" is of page \"k\"",
+            "line 14, `buffer`: buffer \"source\" is of page \"k\"",
         ),
         (
             "change = { buffer = \"source\"",
             "change = { buffer = \"sink\"",
-            "line 17, `buffer`: there is no buffer \"sink\"; there are source",
+            "line 16, `buffer`: there is no buffer \"sink\"; there are source",
         ),
-        ("nth = 2", "nth = 0", "line 13, `nth`: 0 is not from 1 to 8"),
-        ("tag = \"D\" }", "tag = \"D\", by = \"rdma\" }", "line 17, `step`: this step wants an RDMA device"),
-        ("background = \"dio\"", "background = \"dio\", replaces = true", "line 15, `buffer`: `replaces` is not for"),
+        ("nth = 2", "nth = 0", "line 12, `nth`: 0 is not from 1 to 8"),
+        ("tag = \"D\" }", "tag = \"D\", by = \"rdma\" }", "line 16, `step`: this step wants an RDMA device"),
+        ("background = \"dio\"", "background = \"dio\", replaces = true", "line 14, `buffer`: `replaces` is not for"),
     ] {
         let error = Story::parse(&BUFFER.replacen(good, bad, 1)).unwrap_err();
         assert!(error.starts_with(said) && !error.contains('\n'), "{bad}: {error}");

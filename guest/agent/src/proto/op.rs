@@ -293,6 +293,21 @@ pub enum Op {
         /// Mapping.
         m: u32,
     },
+    /// After [`Op::Munmap`]: fresh anonymous private memory at the mapping's address.
+    MapAgain {
+        /// Mapping.
+        m: u32,
+    },
+    /// mremap(2) to another address. Returns `Handle` of the mapping there; the old one is as after [`Op::Munmap`].
+    MoveMapping {
+        /// Mapping.
+        m: u32,
+    },
+    /// F_ADD_SEALS, F_SEAL_WRITE of a memory file.
+    SealWrite {
+        /// File.
+        h: u32,
+    },
     /// msync(2) with MS_SYNC.
     Msync {
         /// Mapping.

@@ -222,6 +222,9 @@ pub struct JobState {
     /// It has ended.
     #[serde(rename = "d")]
     pub done: bool,
+    /// How long it took, microseconds, when it has ended.
+    #[serde(rename = "us", default)]
+    pub us: u64,
     /// What came out, when it has ended.
     #[serde(rename = "v", default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<Result<Value, Failure>>>,

@@ -93,7 +93,8 @@ impl Play<'_, '_> {
         // It is a job by itself.
         let job = self.bench.guest.handle(op)?;
         let effect = Effect::From { page: page.into(), buffer: name.into() };
-        let job = Job { job, by: None, what, allow: write.allow.clone(), effect };
+        let (allow, figure) = (write.allow.clone(), write.figure.clone());
+        let job = Job { job, by: None, what, allow, effect, figure };
         self.begun(write.background.as_ref(), job)
     }
 

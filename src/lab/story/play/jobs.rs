@@ -27,6 +27,8 @@ pub(super) struct Job {
     pub(super) what: String,
     pub(super) allow: Vec<Outcome>,
     pub(super) effect: Effect,
+    /// How long it took becomes a figure of this name.
+    pub(super) figure: Option<String>,
 }
 
 /// What it does when it succeeds.
@@ -41,6 +43,10 @@ pub(super) enum Effect {
     Replace { page: String, wanted: bool, before: rnic_agent::proto::Page },
     /// The page is written past the page cache, from a buffer that others may change.
     From { page: String, buffer: String },
+    /// The file ends at a byte: pages from there on are gone.
+    Truncate { file: String, from: u64 },
+    /// It is the lab's own to say what comes of it.
+    Nothing,
     /// By the NIC.
     Rdma { page: String, since: u64 },
 }
@@ -89,6 +95,16 @@ impl Play<'_, '_> {
 
     /// What came of it.
     fn end(&mut self, job: Job, limit: Duration) -> Result<(), Stop> {
+        let (id, figure) = (job.job, job.figure.clone());
+        self.end_of(job, limit)?;
+        if let Some(name) = figure {
+            let us = self.bench.wait_job(id, Duration::ZERO)?.us;
+            self.bench.figure(&name, us as f64 / 1000.0, "ms");
+        }
+        Ok(())
+    }
+
+    fn end_of(&mut self, job: Job, limit: Duration) -> Result<(), Stop> {
         match &job.effect {
             Effect::Fsync(promises) => self.end_fsync(&job, promises, limit),
             Effect::Rdma { page, since } => {
@@ -148,12 +164,17 @@ impl Play<'_, '_> {
                 self.place(page)?.trail.push(fact);
                 self.written(page, what, errno, at)?;
                 self.replaced((by.as_deref(), page), *wanted && errno.is_none(), before)?;
+                if errno.is_none() {
+                    self.with_its_unit(page)?;
+                }
             }
             Effect::From { page, buffer } => {
                 self.place(page)?.trail.push(fact);
                 self.written(page, what, errno, at)?;
                 self.wrote_from(page, buffer)?;
             }
+            Effect::Truncate { file, from } => self.truncated((file, *from), fact, errno)?,
+            Effect::Nothing => self.kept.push(fact),
             Effect::Writeback | Effect::Fsync(_) | Effect::Rdma { .. } => {}
         }
         Ok(())

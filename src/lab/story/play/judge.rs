@@ -11,8 +11,9 @@ use super::{Play, Promise};
 use crate::bench::{CutPage, Fsync, PAGE};
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
-use crate::model::{Image, Kept, SECTOR};
+use crate::model::{Image, Kept, PageModel, SECTOR};
 use crate::oracle;
+use crate::story::memory::Memory;
 use crate::verdict::Verdict;
 use probe::ledger::Seq;
 
@@ -47,14 +48,22 @@ impl Play<'_, '_> {
 
     /// A power cut now: every page is compared with what was promised.
     pub(super) fn cut(&mut self) -> Result<(), Stop> {
-        let names: Vec<String> = self.places.keys().cloned().collect();
-        let pages: Vec<_> = self.places.values().map(|place| (place.file.clone(), place.at)).collect();
-        let (nonce, files, places) = (self.bench.nonce(), &self.files, &self.places);
-        let kept = |(cut, place): (&CutPage, &Place)| match &cut.content {
-            Ok(content) => place.model.judge(&image(nonce, files, Some(place), content)),
+        let on_disk = |place: &Place| self.files.get(&place.file).is_some_and(|file| file.memory.on_disk());
+        let looked: Vec<_> = self.places.iter().filter(|(_, place)| !place.gone && on_disk(place)).collect();
+        let names: Vec<String> = looked.iter().map(|(name, _)| (*name).clone()).collect();
+        let pages: Vec<_> = looked.iter().map(|(_, place)| (place.file.clone(), place.at)).collect();
+        let (nonce, files) = (self.bench.nonce(), &self.files);
+        // Stores to a private mapping are none to the file.
+        let untouched = PageModel::new();
+        let model = |place: &'_ Place| match files.get(&place.file).map(|file| file.memory) {
+            Some(Memory::Private) => untouched.clone(),
+            _ => place.model.clone(),
+        };
+        let kept = |(cut, (_, place)): (&CutPage, &(&String, &Place))| match &cut.content {
+            Ok(content) => model(place).judge(&image(nonce, files, Some(place), content)),
             Err(_) => Kept::Impossible,
         };
-        let all = |cut: &[CutPage]| cut.iter().zip(places.values()).map(kept).collect::<Vec<_>>();
+        let all = |cut: &[CutPage]| cut.iter().zip(&looked).map(kept).collect::<Vec<_>>();
         // What the cruel cut leaves is well mostly: then nobody asks the other.
         let doubtful = |cut: &[CutPage]| all(cut).into_iter().any(|kept| kept >= Kept::Exposed);
         let (cruel, kind) = self.bench.cut_pages(&pages, doubtful)?;

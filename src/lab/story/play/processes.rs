@@ -9,8 +9,9 @@ use rnic_agent::proto::{Advice as Madvice, JobState, MrInfo, Op, OpenFlags, Valu
 use super::jobs::Effect;
 use super::levers::Read;
 use super::rdma::Device;
+use super::stage::path_of;
 use super::{Play, Running};
-use crate::bench::{Bench, DIR, Disk, PAGE, PROMPT, SOURCE, errno_of};
+use crate::bench::{Bench, Disk, PAGE, PROMPT, SOURCE, errno_of};
 use crate::fact::{FactId, What};
 use crate::finding::Stop;
 use crate::plan::Folio;
@@ -55,7 +56,7 @@ impl Process {
         let mut files = BTreeMap::new();
         for (file, spec) in &story.files {
             let (len, flags) = (u64::from(spec.pages) * PAGE, OpenFlags { write: true, ..Default::default() });
-            let h = handle_of(Op::Open { path: format!("{DIR}/{file}"), flags })?;
+            let h = handle_of(Op::Open { path: path_of(file, spec.memory), flags })?;
             let map = handle_of(Op::Mmap { h, off: 0, len, write: true, private: false })?;
             if bench.row().folio == Folio::Single {
                 within(Op::Madvise { m: map, off: 0, len, advice: Madvice::Random })?;
@@ -213,7 +214,7 @@ impl Play<'_, '_> {
                 | Effect::Replace { page, .. }
                 | Effect::From { page, .. }
                 | Effect::Rdma { page, .. } => (page, job.what),
-                Effect::Fsync(_) | Effect::Writeback => return Ok(()),
+                Effect::Fsync(_) | Effect::Writeback | Effect::Truncate { .. } | Effect::Nothing => return Ok(()),
             },
             Running::Hold { .. } | Running::Ended => return Ok(()),
         };

@@ -10,7 +10,7 @@ use crate::bench::{Bench, COMPLETION_LIMIT, Completion, PAGE, Plant};
 use crate::fact::What;
 use crate::finding::{Finding, Stop};
 use crate::oracle;
-use crate::story::step::{OfFile, OfPage, Outcome, Write};
+use crate::story::step::{OfFile, OfPage, Outcome, Register, Write};
 use crate::verdict::Verdict;
 use mlx5::hooks::NicKind;
 
@@ -18,6 +18,9 @@ use mlx5::hooks::NicKind;
 const LONG_MS: u32 = 60_000;
 /// Entries of each queue of another process.
 const DEPTH: u32 = 16;
+
+/// Which process, which page, and through which of the registrations that have a name.
+type Target<'a> = (By<'a>, &'a str, Option<&'a str>);
 
 /// Another process's RDMA device, and its pair of queue pairs.
 pub(super) struct Device {
@@ -38,14 +41,20 @@ impl Device {
 }
 
 impl Play<'_, '_> {
-    pub(super) fn register(&mut self, OfFile { file: name, process }: &OfFile) -> Result<(), Stop> {
+    pub(super) fn register(
+        &mut self,
+        Register { file: name, process, kind, name: key }: &Register,
+    ) -> Result<(), Stop> {
         let by = process.as_deref();
         let (m, len) = (self.opened(by, name)?.map, u64::from(self.file(name)?.pages) * PAGE);
-        let (nic, access) = (self.device(by)?.0, self.bench.registration().access());
+        let (nic, access) = (self.device(by)?.0, kind.unwrap_or(self.bench.registration()).access());
         let op = self.within(by, Op::Verbs(VerbsOp::Reg { nic, m, off: 0, len, access }))?;
         match self.bench.register_by(op)? {
             Ok(mr) => {
-                self.registered(by, name, Some(mr));
+                match key {
+                    Some(key) => drop(self.keys.insert(key.clone(), mr)),
+                    None => self.registered(by, name, Some(mr)),
+                }
                 Ok(())
             }
             Err(errno) => {
@@ -81,10 +90,11 @@ impl Play<'_, '_> {
     }
 
     /// A work request between the page and anonymous memory that has its bytes at the same offset; the anonymous mapping.
-    fn wr(&mut self, kind: WrKind, (by, page): (By<'_>, &str), letter: Option<char>) -> Result<(Wr, u32), Stop> {
+    fn wr(&mut self, kind: WrKind, (by, page, key): Target<'_>, letter: Option<char>) -> Result<(Wr, u32), Stop> {
         let (file, (opened, at)) = (self.place(page)?.file.clone(), self.opened_at(by, page)?);
         let len = u64::from(self.file(&file)?.pages) * PAGE;
-        let mr = opened.mr.ok_or_else(|| Stop::Inconclusive(format!("file \"{file}\"{} is not registered", of(by))))?;
+        let mr = key.map_or(opened.mr, |key| self.keys.get(key).copied());
+        let mr = mr.ok_or_else(|| Stop::Inconclusive(format!("file \"{file}\"{} is not registered", of(by))))?;
         let (map, local) = self.anonymous(by, len)?;
         if let Some(letter) = letter {
             let pattern = self.pattern(page, letter)?;
@@ -98,12 +108,19 @@ impl Play<'_, '_> {
     pub(super) fn rdma_write(&mut self, write: &Write) -> Result<(), Stop> {
         let letter = self.letter(write.tag);
         let (by, page) = (write.process.as_deref(), write.page.as_str());
-        let (wr, _) = self.wr(WrKind::Write, (by, page), Some(letter))?;
+        let (wr, _) = self.wr(WrKind::Write, (by, page, write.through.as_deref()), Some(letter))?;
         let what = format!("RDMA WRITE {letter} to {page}{}", of(by));
         self.place(page)?.model.begin(&what, PAGE as usize, letter);
         let since = self.bench.mark(&what);
         let effect = Effect::Rdma { page: page.into(), since };
-        let job = Job { job: 0, by: write.process.clone(), what, allow: write.allow.clone(), effect };
+        let job = Job {
+            job: 0,
+            by: write.process.clone(),
+            what,
+            allow: write.allow.clone(),
+            effect,
+            figure: write.figure.clone(),
+        };
         if write.background.is_none() {
             let completion = self.finish_wr(by, wr, &job.what)?;
             return self.wrote_by_nic((page, since), &job, &completion);
@@ -136,6 +153,11 @@ impl Play<'_, '_> {
         }
         if !allow.contains(&Outcome::Returns) {
             return Err(Stop::Failed(format!("{what} succeeded, which the story does not allow")));
+        }
+        if self.is_gone(page)? {
+            // It went where nobody else looks: the page that was there.
+            self.find(page, Finding::new(Verdict::Split, completion.fact, []));
+            return Ok(());
         }
         let at = self.landed_by_nic(page, since)?;
         self.written(page, what, None, at)?;
@@ -177,14 +199,18 @@ impl Play<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn rdma_read(&mut self, OfPage { page, process }: &OfPage) -> Result<(), Stop> {
+    pub(super) fn rdma_read(&mut self, OfPage { page, process, through }: &OfPage) -> Result<(), Stop> {
         let by = process.as_deref();
-        let (wr, map) = self.wr(WrKind::Read, (by, page), None)?;
+        let (wr, map) = self.wr(WrKind::Read, (by, page, through.as_deref()), None)?;
         let what = format!("RDMA READ of {page}{}", of(by));
         let since = self.bench.mark(&what);
         let completion = self.finish_wr(by, wr, &what)?;
         if !completion.ok() {
             self.find(page, Finding::new(Verdict::ErrCqe, completion.fact, []));
+            return Ok(());
+        }
+        if self.is_gone(page)? {
+            self.find(page, Finding::new(Verdict::Stale, completion.fact, []));
             return Ok(());
         }
         // What it read: with a registration that has lost the page, another one than the mapping's.

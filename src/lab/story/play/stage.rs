@@ -4,23 +4,30 @@
 use std::collections::BTreeMap;
 
 use rnic_agent::pattern::{Pattern, fill};
-use rnic_agent::proto::{Advice as Madvice, Fadvice, Op, Page};
+use rnic_agent::proto::{Advice as Madvice, Fadvice, Op, OpenFlags, Page};
 
 use super::processes::Opened;
 use super::{By, Play};
-use crate::bench::{Bench, PAGE};
+use crate::bench::{Bench, DIR, PAGE};
 use crate::fact::FactId;
 use crate::finding::Stop;
 use crate::model::PageModel;
 use crate::plan::Folio;
-use crate::story::Story;
+use crate::story::memory::Memory;
 use crate::story::step::{DioRead, Step};
+use crate::story::{FileSpec, Story};
 use probe::ledger::Seq;
+
+/// Where a tmpfs is mounted for files that are of one.
+const TMPFS: &str = "/mnt/tmpfs";
+/// Huge pages beyond those that a file has: a page that is punched out and comes again while a pin keeps the old one.
+const SPARE_HUGE: u64 = 2;
 
 /// A file of the story.
 pub struct File {
     pub(super) opened: Opened,
     pub(super) pages: u32,
+    pub(super) memory: Memory,
     /// Its place among the story's files: part of its patterns.
     pub(super) number: u64,
 }
@@ -33,6 +40,8 @@ pub struct Place {
     pub(super) model: PageModel,
     /// When its newest bytes came, in the ledger's order.
     pub(super) since: Seq,
+    /// The mapping has it no more: who reaches it still reaches what nobody else sees.
+    pub(super) gone: bool,
     /// What happened to it.
     pub(super) trail: Vec<FactId>,
 }
@@ -79,33 +88,87 @@ pub fn stage(bench: &mut Bench<'_>, story: &Story) -> Result<Stage, Stop> {
     let mut stage = Stage { files: BTreeMap::new(), places: BTreeMap::new() };
     for (name, spec) in &story.files {
         let number = number_of(story, name);
-        let (len, handle) = (u64::from(spec.pages) * PAGE, bench.open(name, true)?);
-        let pattern = pattern(bench.nonce(), number, 'A');
-        bench.guest.must(Op::Write { h: handle, off: 0, len, pattern })?;
-        bench.guest.must(Op::Fsync { h: handle })?;
-        let map = map(bench, handle, len)?;
-        let opened = Opened { handle, map, mr: None };
-        stage.files.insert(name.clone(), File { opened, pages: spec.pages, number });
+        let opened = open(bench, (name, spec), number)?;
+        stage.files.insert(name.clone(), File { opened, pages: spec.pages, memory: spec.memory, number });
     }
     for (name, spec) in story.pages.iter().rev() {
         let (at, map) = (u64::from(spec.at) * PAGE, stage.files[&spec.file].opened.map);
         bench.guest.must(Op::Touch { m: map, off: at, write: false })?;
         let page = page_of(bench, Op::PageInfo { m: map, off: at })?;
-        check_folio(bench, &page)?;
+        if story.files[&spec.file].memory == Memory::File {
+            check_folio(bench, &page)?;
+        }
         if !page.present {
             return Err(absent(name));
         }
         bench.gpa = page.gpa();
         bench.guest.ledger().watch(page.gpa());
         let (file, model) = (spec.file.clone(), PageModel::new());
-        let place = Place { file, at, gpa: page.gpa(), model, since: 0, trail: Vec::new() };
+        let place = Place { file, at, gpa: page.gpa(), model, since: 0, gone: false, trail: Vec::new() };
         stage.places.insert(name.clone(), place);
     }
     Ok(stage)
 }
 
+/// Makes a file, fills it with A and maps it.
+fn open(bench: &mut Bench<'_>, (name, spec): (&str, &FileSpec), number: u64) -> Result<Opened, Stop> {
+    let (len, pattern) = (u64::from(spec.pages) * PAGE, pattern(bench.nonce(), number, 'A'));
+    let handle = match spec.memory {
+        Memory::File | Memory::Private => bench.open(name, true)?,
+        Memory::Tmpfs => open_tmpfs(bench, name)?,
+        Memory::Memfd | Memory::Hugetlb => open_memfd(bench, spec.memory, len)?,
+        Memory::Anon | Memory::Thp => {
+            let map = bench.guest.handle(Op::AnonBuffer { len, huge: spec.memory == Memory::Thp })?;
+            bench.guest.must(Op::Store { m: map, off: 0, len, pattern })?;
+            return Ok(Opened { handle: 0, map, mr: None });
+        }
+    };
+    // A file of huge pages has no write(2).
+    if spec.memory != Memory::Hugetlb {
+        bench.guest.must(Op::Write { h: handle, off: 0, len, pattern })?;
+    }
+    let map = if spec.memory.on_disk() {
+        bench.guest.must(Op::Fsync { h: handle })?;
+        map(bench, handle, spec)?
+    } else {
+        bench.guest.handle(Op::Mmap { h: handle, off: 0, len, write: !spec.read_only, private: false })?
+    };
+    if spec.memory == Memory::Hugetlb {
+        bench.guest.must(Op::Store { m: map, off: 0, len, pattern })?;
+    }
+    Ok(Opened { handle, map, mr: None })
+}
+
+/// Where other processes find a file.
+pub(super) fn path_of(name: &str, memory: Memory) -> String {
+    let dir = if memory == Memory::Tmpfs { TMPFS } else { DIR };
+    format!("{dir}/{name}")
+}
+
+fn open_tmpfs(bench: &mut Bench<'_>, name: &str) -> Result<u32, Stop> {
+    // One mount a boot does; each row makes its files anew.
+    let path = path_of(name, Memory::Tmpfs);
+    if bench.guest.call(Op::Unlink { path: path.clone() }).is_err() {
+        drop(bench.guest.call(Op::Umount { dir: TMPFS.into() }));
+        let (dev, fs) = ("tmpfs".to_string(), "tmpfs".to_string());
+        bench.guest.must(Op::Mount { dev, dir: TMPFS.into(), fs, opts: String::new(), ro: false })?;
+    }
+    let flags = OpenFlags { write: true, create: true, ..Default::default() };
+    bench.guest.handle(Op::Open { path, flags })
+}
+
+fn open_memfd(bench: &mut Bench<'_>, memory: Memory, len: u64) -> Result<u32, Stop> {
+    if memory == Memory::Hugetlb {
+        let value = (len / memory.unit() + SPARE_HUGE).to_string();
+        bench.guest.must(Op::Sysctl { key: "vm.nr_hugepages".into(), value: Some(value) })?;
+    }
+    let kind = memory.memfd().ok_or_else(|| Stop::Failed(format!("{memory:?} is no memory file")))?;
+    bench.guest.handle(Op::Memfd { kind, len })
+}
+
 /// Maps a file with folios as the row wants them.
-fn map(bench: &mut Bench<'_>, h: u32, len: u64) -> Result<u32, Stop> {
+fn map(bench: &mut Bench<'_>, h: u32, spec: &FileSpec) -> Result<u32, Stop> {
+    let len = u64::from(spec.pages) * PAGE;
     let single = bench.row().folio == Folio::Single;
     if single {
         bench.guest.must(Op::Fadvise { h, off: 0, len: 0, advice: Fadvice::Random })?;
@@ -115,7 +178,8 @@ fn map(bench: &mut Bench<'_>, h: u32, len: u64) -> Result<u32, Stop> {
         bench.guest.must(Op::DropCaches { what: 3 })?;
         bench.guest.must(Op::Read { h, off: 0, len })?;
     }
-    let map = bench.guest.handle(Op::Mmap { h, off: 0, len, write: true, private: false })?;
+    let (write, private) = (!spec.read_only, spec.memory == Memory::Private);
+    let map = bench.guest.handle(Op::Mmap { h, off: 0, len, write, private })?;
     if single {
         bench.guest.must(Op::Madvise { m: map, off: 0, len, advice: Madvice::Random })?;
     }

@@ -10,7 +10,6 @@ use crate::bench::{DIR, PAGE, PROMPT};
 use crate::fact::What;
 use crate::finding::Stop;
 use crate::story::step::{Advice, Advise, DioWrite, Fsync, OfPage, Punch, Range, Step, Write, Writeback};
-use crate::verdict::Verdict;
 
 /// Bytes: more than a processor's list of free pages holds.
 const FREE_FRAMES: u64 = 64 * PAGE;
@@ -36,6 +35,11 @@ impl Play<'_, '_> {
             Step::RdmaRead(read) => self.rdma_read(read),
             Step::DioWrite(write) => self.dio_write(write),
             Step::Punch(punch) => self.punch(punch),
+            Step::Truncate(truncate) => self.truncate(truncate),
+            Step::Unmap(of) => self.unmap(&of.file),
+            Step::MapAgain(of) => self.map_again(&of.file),
+            Step::Move(of) => self.move_away(&of.file),
+            Step::Seal(seal) => self.seal(seal),
             Step::Change(change) => self.change(change),
             Step::Kill(kill) => self.kill(&kill.process),
             Step::DropCaches(_) => self.bench.guest.must(Op::DropCaches { what: 3 }).map(drop),
@@ -52,7 +56,11 @@ impl Play<'_, '_> {
         let op = Op::Store { m: opened.map, off, len: PAGE, pattern };
         self.bench.mark(&what);
         let (allow, effect) = (store.allow.clone(), Effect::Store(store.page.clone()));
-        self.begin(op, store.background.as_ref(), Job { job: 0, by, what, allow, effect })?;
+        self.begin(
+            op,
+            store.background.as_ref(),
+            Job { job: 0, by, what, allow, effect, figure: store.figure.clone() },
+        )?;
         if store.background.is_some() { Ok(()) } else { self.locate(store.process.as_deref(), &store.page) }
     }
 
@@ -60,8 +68,7 @@ impl Play<'_, '_> {
         let by = load.process.as_deref();
         let (opened, off) = self.opened_at(by, &load.page)?;
         let op = self.within(by, Op::Load { m: opened.map, off, len: PAGE })?;
-        let value = self.bench.guest.must(op)?;
-        self.seen(&format!("the mapping{}", of(by)), &load.page, value, Verdict::Split)
+        self.look(&format!("the mapping{}", of(by)), &load.page, op)
     }
 
     fn fsync(&mut self, fsync: &Fsync) -> Result<(), Stop> {
@@ -70,7 +77,7 @@ impl Play<'_, '_> {
         let what = format!("fsync of {}{}", fsync.file, of(by.as_deref()));
         let effect = Effect::Fsync(self.promises(&fsync.file));
         self.bench.mark(&format!("{what} begin"));
-        let job = Job { job: 0, by, what, allow: fsync.allow.clone(), effect };
+        let job = Job { job: 0, by, what, allow: fsync.allow.clone(), effect, figure: fsync.figure.clone() };
         self.begin(Op::Fsync { h }, fsync.background.as_ref(), job)
     }
 
@@ -83,7 +90,8 @@ impl Play<'_, '_> {
         let what = format!("sync_file_range of {}{}", writeback.page, of(by.as_deref()));
         self.bench.mark(&format!("{what} begin"));
         let allow = vec![crate::story::step::Outcome::Returns];
-        self.begin(op, Some(&writeback.background), Job { job: 0, by, what, allow, effect: Effect::Writeback })
+        let job = Job { job: 0, by, what, allow, effect: Effect::Writeback, figure: None };
+        self.begin(op, Some(&writeback.background), job)
     }
 
     fn dio_write(&mut self, write: &DioWrite) -> Result<(), Stop> {
@@ -102,7 +110,7 @@ impl Play<'_, '_> {
         self.place(&write.page)?.model.begin(&what, PAGE as usize, letter);
         self.bench.mark(&format!("{what} begin"));
         let effect = Effect::Replace { page: write.page.clone(), wanted: write.replaces, before };
-        let job = Job { job: 0, by, what, allow: write.allow.clone(), effect };
+        let job = Job { job: 0, by, what, allow: write.allow.clone(), effect, figure: write.figure.clone() };
         self.begin(Op::Write { h, off, len: PAGE, pattern }, write.background.as_ref(), job)
     }
 
@@ -115,8 +123,9 @@ impl Play<'_, '_> {
         self.place(&punch.page)?.model.begin(&what, PAGE as usize, '0');
         self.bench.mark(&format!("{what} begin"));
         let effect = Effect::Replace { page: punch.page.clone(), wanted: false, before };
-        let job = Job { job: 0, by, what, allow: punch.allow.clone(), effect };
-        let op = Op::Fallocate { h, mode: FallocMode::PunchHole, off, len: PAGE };
+        let job = Job { job: 0, by, what, allow: punch.allow.clone(), effect, figure: punch.figure.clone() };
+        let unit = self.memory_of(&punch.page)?.unit();
+        let op = Op::Fallocate { h, mode: FallocMode::PunchHole, off: off / unit * unit, len: unit };
         self.begin(op, punch.background.as_ref(), job)
     }
 
@@ -194,6 +203,9 @@ impl Play<'_, '_> {
         let second = self.bench.now(What::folio("after the advice", &shown, Some(has)));
         self.place(&advise.page)?.trail.extend([first, second]);
         let taken = !after.present || had && !has;
+        if advise.advice == Advice::Dontneed && by.is_none() {
+            self.dropped(&advise.page, (off, len))?;
+        }
         if advise.takes && !taken {
             self.void = Some(before.folio_pages);
         }

@@ -21,7 +21,7 @@ impl Step {
             Step::Store(write) | Step::RdmaWrite(write) => Some(&write.page),
             Step::DioWrite(write) => Some(&write.page),
             Step::DioRead(read) => Some(&read.page),
-            Step::Punch(punch) => Some(&punch.page),
+            Step::Punch(punch) | Step::Truncate(punch) => Some(&punch.page),
             _ => None,
         }
     }
@@ -42,7 +42,7 @@ impl Step {
         match self {
             Step::Store(write) | Step::RdmaWrite(write) => write.background.as_deref(),
             Step::DioWrite(write) => write.background.as_deref(),
-            Step::Punch(punch) => punch.background.as_deref(),
+            Step::Punch(punch) | Step::Truncate(punch) => punch.background.as_deref(),
             Step::Fsync(fsync) => fsync.background.as_deref(),
             Step::Writeback(writeback) => Some(&writeback.background),
             _ => None,
@@ -67,12 +67,23 @@ impl Step {
             Step::Writeback(writeback) => writeback.process.as_deref(),
             Step::DioRead(read) => read.process.as_deref(),
             Step::Advise(advise) => advise.process.as_deref(),
-            Step::Register(of) | Step::Deregister(of) => of.process.as_deref(),
+            Step::Register(register) => register.process.as_deref(),
+            Step::Deregister(of) => of.process.as_deref(),
             Step::DioWrite(write) => write.process.as_deref(),
-            Step::Punch(punch) => punch.process.as_deref(),
+            Step::Punch(punch) | Step::Truncate(punch) => punch.process.as_deref(),
+            Step::Unmap(of) | Step::MapAgain(of) | Step::Move(of) => of.process.as_deref(),
             Step::Kill(kill) => Some(&kill.process),
             Step::Hold(_) | Step::Deliver(_) | Step::Finish(_) | Step::Wait(_) => None,
-            Step::Change(_) | Step::DropCaches(_) | Step::Cut(_) => None,
+            Step::Change(_) | Step::DropCaches(_) | Step::Cut(_) | Step::Seal(_) => None,
+        }
+    }
+
+    /// The registration that it uses, of those that have a name.
+    pub fn through(&self) -> Option<&str> {
+        match self {
+            Step::Store(write) | Step::RdmaWrite(write) => write.through.as_deref(),
+            Step::Load(of) | Step::RdmaRead(of) => of.through.as_deref(),
+            _ => None,
         }
     }
 
@@ -99,7 +110,8 @@ impl Step {
         match self {
             Step::Store(write) | Step::RdmaWrite(write) => &write.allow,
             Step::DioWrite(write) => &write.allow,
-            Step::Punch(punch) => &punch.allow,
+            Step::Punch(punch) | Step::Truncate(punch) => &punch.allow,
+            Step::Seal(seal) => &seal.allow,
             Step::Fsync(fsync) => &fsync.allow,
             _ => &[],
         }

@@ -9,6 +9,7 @@ use rnic_agent::proto::{Op, Value};
 use super::{Outcome, failed, failure, gup, page, unit};
 use crate::serve::Context;
 use crate::serve::objects::Object;
+use crate::sys::file as sys;
 use crate::sys::mapping::Mapping;
 
 /// Most bytes of one store or load step.
@@ -25,6 +26,9 @@ pub fn run(context: &Context, op: Op) -> Outcome {
         }
         Op::AnonBuffer { len, huge } => add(Mapping::anonymous(len, huge).map_err(failed("mmap of anonymous memory"))?),
         Op::Munmap { m } => unit("munmap", mapping(m)?.unmap()),
+        Op::MapAgain { m } => unit("mmap of anonymous memory", mapping(m)?.map_again()),
+        Op::MoveMapping { m } => add(mapping(m)?.move_away().map_err(failed("mremap"))?),
+        Op::SealWrite { h } => unit("F_SEAL_WRITE", sys::seal_write(&*context.objects.file(h)?)),
         Op::Msync { m, off, len } => unit("msync", mapping(m)?.sync(off, len)),
         Op::Madvise { m, off, len, advice } => {
             unit(format!("madvise {advice:?}"), mapping(m)?.advise(off, len, advice))

@@ -26,28 +26,28 @@ const MAX: usize = 4096;
 /// A step that runs in the background.
 #[derive(Default)]
 pub struct Job {
-    result: Mutex<Option<Result<Value, Failure>>>,
-    /// The thread that runs it, while it does.
-    thread: Mutex<Option<i32>>,
+    result: Mutex<Option<(Result<Value, Failure>, Duration)>>,
+    /// The thread that runs it, while it does, and since when.
+    thread: Mutex<Option<(i32, Instant)>>,
     done: Condvar,
 }
 
 impl Job {
     /// Notes which thread runs it.
     pub fn begin(&self, thread: i32) {
-        *lock(&self.thread) = Some(thread);
+        *lock(&self.thread) = Some((thread, Instant::now()));
     }
 
     /// Interrupts what it waits for; false: it has ended. The lock is held meanwhile, so that the signal goes to no later job of the thread.
     pub fn interrupt(&self) -> std::io::Result<bool> {
         let thread = lock(&self.thread);
-        thread.map_or(Ok(false), |id| process::interrupt(id).map(|()| true))
+        thread.map_or(Ok(false), |(id, _)| process::interrupt(id).map(|()| true))
     }
 
     /// Notes how it ended.
     pub fn finish(&self, result: Result<Value, Failure>) {
-        *lock(&self.thread) = None;
-        *lock(&self.result) = Some(result);
+        let took = lock(&self.thread).take().map_or(Duration::ZERO, |(_, begun)| begun.elapsed());
+        *lock(&self.result) = Some((result, took));
         self.done.notify_all();
     }
 
@@ -59,7 +59,8 @@ impl Job {
             let Some(left) = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) else { break };
             result = self.done.wait_timeout(result, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        JobState { done: result.is_some(), result: result.clone().map(Box::new) }
+        let us = result.as_ref().map_or(0, |(_, took)| took.as_micros().try_into().unwrap_or(u64::MAX));
+        JobState { done: result.is_some(), us, result: result.clone().map(|(result, _)| Box::new(result)) }
     }
 }
 

@@ -113,6 +113,12 @@ pub fn fiemap(file: &File, sync: bool) -> io::Result<Vec<Extent>> {
     Ok(extents.map(|e| Extent { logical: e.logical, physical: e.physical, len: e.len, flags: e.flags }).collect())
 }
 
+/// F_SEAL_WRITE of a memory file.
+pub fn seal_write(file: &File) -> io::Result<()> {
+    // SAFETY: an open descriptor and numbers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) }.into()).map(drop)
+}
+
 /// A memory file, used as a kernel-side bounce buffer.
 pub fn memfd() -> io::Result<File> {
     // SAFETY: a C string and a number; the new descriptor is owned at once.

@@ -75,7 +75,7 @@ pub fn memory_file(kind: Memfd, len: u64) -> io::Result<File> {
     // SAFETY: a C string and a number.
     let memfd = |flags| i64::from(unsafe { libc::memfd_create(c"rnic-agent".as_ptr(), libc::MFD_CLOEXEC | flags) });
     let fd = match kind {
-        Memfd::Plain => memfd(0),
+        Memfd::Plain => memfd(libc::MFD_ALLOW_SEALING),
         Memfd::Hugetlb => memfd(libc::MFD_HUGETLB),
         // SAFETY: takes a number.
         Memfd::Secret => unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) },

@@ -97,6 +97,42 @@ impl Mapping {
         mmap(self.reserved.0, self.reserved.1, libc::PROT_NONE, flags, -1, 0).map(drop)
     }
 
+    /// Fresh anonymous memory where the mapping was before [`unmap`](Self::unmap).
+    pub fn map_again(&self) -> io::Result<()> {
+        if self.live.load(Ordering::Acquire) {
+            return Err(errno(libc::EBUSY));
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        mmap(self.addr, Self::size(self.len)?, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)?;
+        self.live.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// mremap(2) to another address: the mapping there. This one is as after [`unmap`](Self::unmap).
+    pub fn move_away(&self) -> io::Result<Self> {
+        if !self.live.swap(false, Ordering::AcqRel) {
+            return Err(errno(libc::EINVAL));
+        }
+        let size = Self::size(self.len)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let to = mmap(0, size, libc::PROT_NONE, flags, -1, 0)?;
+        let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both ranges are reserved, one by `self` and one just above, and no Rust reference into them exists.
+        let moved = unsafe { libc::mremap(self.addr as *mut _, size, size, how, to as *mut libc::c_void) };
+        if moved == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // Nobody else is to get the addresses while a step still knows them.
+        mmap(self.addr, size, libc::PROT_NONE, flags | libc::MAP_FIXED, -1, 0)?;
+        Ok(Self {
+            reserved: (to, size),
+            addr: to,
+            len: self.len,
+            file_offset: self.file_offset,
+            live: AtomicBool::new(true),
+        })
+    }
+
     /// msync(2), MS_SYNC.
     pub fn sync(&self, off: u64, len: u64) -> io::Result<()> {
         let addr = self.address(off, len)?;

@@ -149,7 +149,7 @@ fn check(size: u64, what: &str) -> Result<(), PmemError> {
     if size > MAX_SIZE {
         return Err(PmemError::TooLarge { what: what.into(), size });
     }
-    if size == 0 || size % UNIT != 0 {
+    if size == 0 || !size.is_multiple_of(UNIT) {
         return Err(PmemError::Unit { what: what.into(), size });
     }
     Ok(())

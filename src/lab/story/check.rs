@@ -266,10 +266,10 @@ impl Checker<'_> {
 
     /// A buffer is of one page, and of the agent's own process.
     fn buffer(&self, step: &Step) -> Result<(), Mistake> {
-        if let Step::Hold(hold) = step {
-            if !(1..=MAX_WRITES).contains(&hold.nth) {
-                return Err(self.mistake("nth", format!("{} is not from 1 to {MAX_WRITES}", hold.nth)));
-            }
+        if let Step::Hold(hold) = step
+            && !(1..=MAX_WRITES).contains(&hold.nth)
+        {
+            return Err(self.mistake("nth", format!("{} is not from 1 to {MAX_WRITES}", hold.nth)));
         }
         let Some(name) = step.buffer() else { return Ok(()) };
         let Some(spec) = self.story.buffers.get(name) else {

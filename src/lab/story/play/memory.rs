@@ -93,7 +93,10 @@ impl Play<'_, '_> {
         let place = self.place(name)?;
         place.model.write('0');
         place.since = at;
-        self.touch(None, name)?;
+        let (opened, off) = self.opened_at(None, name)?;
+        // A read of anonymous memory gets the kernel's own page of zeroes, which the first writer leaves for another.
+        let write = self.memory_of(name)?.anonymous();
+        self.bench.guest.must(Op::Touch { m: opened.map, off, write })?;
         self.locate(None, name)
     }
 

@@ -19,6 +19,7 @@ for byte in 0x5a 0xa7; do
   mkdir -p /mnt/$n && mount -o dax=always /dev/pmem$n /mnt/$n || complain "mount of pmem$n"
   xfs_io -f -c "truncate 64k" -c "mmap -S -rw 0 64k" -c "mwrite -S $byte 4k 4k" /mnt/$n/file || complain "MAP_SYNC on pmem$n"
   echo "attributes$n=$(xfs_io -r -c 'statx -r' /mnt/$n/file | sed -n 's/^stat.attributes = //p')"
+  truncate -s 128k /mnt/$n/dma
   fio --output-format=terse --name=dma --filename=/dev/vdb --rw=read --bs=64k --size=64k --direct=1 --ioengine=psync \
     --iomem=mmapshared:/mnt/$n/dma >/dev/null || complain "reading into a mapping on pmem$n"
   cmp -n 65536 /dev/vdb /mnt/$n/dma || complain "what the disk wrote into pmem$n"

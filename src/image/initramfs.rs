@@ -22,7 +22,7 @@ pub const BOOT_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "ext4", "overla
 /// Loaded at boot where the kernel has them.
 pub const OPTIONAL_BOOT_MODULES: [&str; 1] = ["pvpanic_mmio"];
 /// What a guest may load later without RDMA: file systems, stacked block devices, persistent memory.
-pub const LAB_MODULES: [&str; 19] = [
+pub const LAB_MODULES: [&str; 20] = [
     "xfs",
     "btrfs",
     "loop",
@@ -37,6 +37,7 @@ pub const LAB_MODULES: [&str; 19] = [
     "raid1",
     "raid10",
     "raid456",
+    "nd_e820",
     "nd_pmem",
     "nd_btt",
     "dax_pmem",

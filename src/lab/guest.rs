@@ -18,7 +18,8 @@ use super::machine::{Devices, MachineConfig};
 use blk::{DiskConfig, DiskHandle};
 use image::KernelSource;
 use mlx5::{NicConfig, NicHandle};
-use probe::ledger::Ledger;
+use pmem::{PmemConfig, PmemHandle};
+use probe::ledger::{Ledger, Note, Seq};
 use vmm::{Console, Echo, Outcome, Vm};
 
 mod silence;
@@ -38,6 +39,8 @@ const PING_LIMIT: Duration = Duration::from_secs(10);
 pub const DISK_SIZE: u64 = 512 << 20;
 /// Bytes of the disk that O_DIRECT reads come from.
 pub const SOURCE_SIZE: u64 = 16 << 20;
+/// Bytes of persistent memory.
+const PMEM_SIZE: u64 = 320 << 20;
 
 /// Kernel command line of every lab guest. `panic=-1` turns a panic into a reset at once; the flusher is stopped by sysctl.
 const CMDLINE: &str = "console=ttyS0 panic=-1 mitigations=off quiet loglevel=5 rnic.mode=agent";
@@ -57,6 +60,8 @@ pub struct GuestParts {
     pub cpus: u8,
     /// The NIC, if it is to have one.
     pub nic: Option<NicConfig>,
+    /// Whether it has persistent memory.
+    pub pmem: bool,
 }
 
 /// A running guest.
@@ -99,6 +104,9 @@ pub enum Via {
 const RXE_UP: &str = "ip link show dummy0 >/dev/null 2>&1 || ip link add dummy0 type dummy; \
     ip link set dummy0 mtu 4500 up && ip addr add 192.0.2.1/24 dev dummy0 && rdma link add rxe0 type rxe netdev dummy0";
 
+/// They make a block device of persistent memory.
+const PMEM_MODULES: [&str; 2] = ["nd_e820", "nd_pmem"];
+
 /// Guests booted so far: a guest that replaces another has disks of its own while the other still holds its locks.
 static BOOTED: AtomicU32 = AtomicU32::new(0);
 
@@ -137,7 +145,7 @@ impl Guest {
             cpus: parts.cpus,
             memory: MEMORY,
             disks,
-            pmems: Vec::new(),
+            pmems: parts.pmem.then_some(PmemConfig { path: None, size: Some(PMEM_SIZE) }).into_iter().collect(),
             nics: parts.nic.clone().into_iter().collect(),
             console: Box::new(console.clone()),
         };
@@ -201,6 +209,31 @@ impl Guest {
     /// Our NIC, if this guest has one.
     pub fn nic(&self) -> Option<&NicHandle> {
         self.devices.nic(0)
+    }
+
+    /// Its persistent memory.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn pmem(&self) -> Result<&PmemHandle, Stop> {
+        self.devices.pmems.first().ok_or_else(|| Stop::Failed("this guest has no persistent memory".into()))
+    }
+
+    /// Empties its persistent memory, and sees to it that there is a block device of it. Nothing of it is mounted.
+    pub fn fresh_pmem(&self) -> Result<(), Stop> {
+        for name in PMEM_MODULES {
+            self.must(Op::Modprobe { name: name.into() })?;
+        }
+        self.pmem()?.clear().map_err(|error| Stop::Failed(error.to_string()))
+    }
+
+    /// Writes to `image` what its persistent memory holds at this moment, at which its processors stand still; the moment in the ledger's order.
+    pub fn freeze_pmem(&self, image: &Path) -> Result<Seq, Stop> {
+        self.vm.pause();
+        let at = self.ledger().stamp(Note::new("power cut (Kind) of persistent memory"));
+        let frozen = self.pmem().and_then(|pmem| pmem.image(image).map_err(|error| Stop::Failed(error.to_string())));
+        self.vm.resume();
+        frozen.map(|()| at)
     }
 
     /// The name of an RDMA device, set up when it is first asked for.

@@ -14,7 +14,7 @@ use super::expect::{self, Version};
 use super::fact::{Facts, Role, What};
 use super::finding::{Finding, Stop};
 use super::guest::{Guest, GuestParts};
-use super::plan::{Row, Writer};
+use super::plan::{DiskKind, Row, Writer};
 use super::report::{Attempt, Figure, Report, RowResult};
 use super::verdict::{Observed, Verdict};
 use attempts::Attempts;
@@ -161,6 +161,7 @@ fn run_kernel(config: &LabConfig, plan: &KernelPlan, news: &Sender<News>) -> Opt
         verbose: config.verbose,
         cpus: TEST_CPUS,
         nic: None,
+        pmem: false,
     };
     let named = kernel.package_version.as_deref();
     let run = KernelRun {
@@ -261,6 +262,7 @@ impl KernelRun<'_> {
         let rdma = role == Role::Test && self.rows.iter().any(|row| matches!(row.scenario.writer, Writer::Nic(_)));
         let parts = GuestParts {
             cpus: if role == Role::Test { TEST_CPUS } else { 1 },
+            pmem: role == Role::Test && self.rows.iter().any(|row| row.disk == DiskKind::Pmem),
             nic: rdma.then(|| NicConfig { engines: EnginePolicy::Threads(ENGINES), ..NicConfig::default() }),
             ..self.parts.clone()
         };

@@ -17,6 +17,7 @@ use crate::fact::{FactId, Role, What};
 use crate::finding::{Finding, Stop};
 use crate::guest::FS_DISK;
 use crate::oracle;
+use crate::plan::DiskKind;
 use crate::verdict::Verdict;
 use blk::{DiskLedger, PowerCut};
 use probe::ledger::Seq;
@@ -62,6 +63,9 @@ impl Bench<'_> {
     }
 
     fn freeze(&mut self, cut: PowerCut) -> Result<Frozen, Stop> {
+        if self.row.disk == DiskKind::Pmem {
+            return self.freeze_pmem();
+        }
         self.cuts += 1;
         let image =
             self.work.join(format!("cut-{:?}-{}-{}", cut, std::process::id(), self.nonce ^ u64::from(self.cuts)));
@@ -73,6 +77,16 @@ impl Bench<'_> {
         self.plant_drop(&image)?;
         self.check_image(cut, frozen.at, &image)?;
         Ok(Frozen { cut, at: frozen.at, image })
+    }
+
+    /// Of persistent memory there is the kind cut only: nobody sees which stores a processor's cache still had.
+    fn freeze_pmem(&mut self) -> Result<Frozen, Stop> {
+        self.cuts += 1;
+        let name = format!("cut-pmem-{}-{}", std::process::id(), self.nonce ^ u64::from(self.cuts));
+        let image = self.work.join(name);
+        let at = self.guest.freeze_pmem(&image)?;
+        self.plant_drop_pmem(&image)?;
+        Ok(Frozen { cut: PowerCut::Kind, at, image })
     }
 
     /// The image must be what the ledger says. One that is not ends the row, unless it was planted: then the story goes on with it.
@@ -94,12 +108,17 @@ impl Bench<'_> {
         pages.pop().ok_or_else(|| Stop::Failed("the witness read no page".into()))
     }
 
-    /// Both cuts of this moment: what the cruel one leaves of each page; the other is read only if `wanted` says so.
+    /// Both cuts of this moment: what the cruel one leaves of each page; the other is read only if `wanted` says so. Of persistent memory
+    /// there is one, which stands for both.
     pub fn cut_pages(
         &mut self,
         pages: &[(String, u64)],
         wanted: impl FnOnce(&[CutPage]) -> bool,
     ) -> Result<(Vec<CutPage>, Option<Vec<CutPage>>), Stop> {
+        if self.row.disk == DiskKind::Pmem {
+            let only = self.freeze_pmem()?;
+            return self.read_pages(only, pages).map(|only| (only, None));
+        }
         let (cruel, kind) = (self.freeze(PowerCut::Cruel)?, self.freeze(PowerCut::Kind)?);
         let cruel = self.read_pages(cruel, pages)?;
         if !wanted(&cruel) {

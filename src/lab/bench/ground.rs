@@ -3,17 +3,23 @@
 //! mounted in the second guest.
 
 use rnic_agent::client::CallError;
-use rnic_agent::proto::Op;
+use rnic_agent::proto::{Op, Value};
 
 use super::{Bench, DIR};
 use crate::finding::Stop;
 use crate::guest::Guest;
-use crate::plan::{DiskKind, Fs};
+use crate::plan::{DiskKind, Folio, Fs};
 
 /// Where the second guest mounts what a power cut left.
 pub(super) const CUT_DIR: &str = "/mnt/cut";
 /// The virtio disk under test, in either guest.
 const VIRTIO: &str = "/dev/vdb";
+/// Persistent memory, in the guest under test.
+const PMEM: &str = "/dev/pmem0";
+/// The mount option.
+const DAX: &str = "dax=always";
+/// Bytes of /proc/mounts that are looked at.
+const MOUNTS: u32 = 16 << 10;
 
 impl Bench<'_> {
     /// Makes the disk and its file system, and mounts it. Rows of memory alone have neither.
@@ -22,18 +28,44 @@ impl Bench<'_> {
         self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
         let Some(made) = self.row.fs.made() else { return Ok(()) };
         let dev = self.make_disk()?;
-        let told = self.guest.must(Op::Mkfs { fs: made, dev: dev.into(), opts: vec![] })?;
+        let opts = match (self.row.disk, self.row.fs) {
+            // DAX wants blocks that are pages.
+            (DiskKind::Pmem, Fs::Ext4) => vec!["-b".into(), "4096".into()],
+            _ => vec![],
+        };
+        let told = self.guest.must(Op::Mkfs { fs: made, dev: dev.into(), opts })?;
         if let Some(exec) = told.exec().filter(|exec| exec.status != 0) {
             return Err(Stop::Failed(format!("mkfs.{} failed: {}", made.name(), exec.err)));
         }
-        let opts = if self.row.fs == Fs::Btrfs { "commit=300" } else { "" };
-        self.guest.must(mount(dev, DIR, self.row.fs, opts)).map(drop)
+        let opts = match (self.row.disk, self.row.fs) {
+            (DiskKind::Pmem, _) => DAX,
+            (_, Fs::Btrfs) => "commit=300",
+            _ => "",
+        };
+        self.guest.must(mount(dev, DIR, self.row.fs, opts))?;
+        if self.row.disk == DiskKind::Pmem { self.is_dax() } else { Ok(()) }
+    }
+
+    /// xfs turns DAX off where it cannot be had, and mounts.
+    fn is_dax(&self) -> Result<(), Stop> {
+        let Value::Text(mounts) = self.guest.must(Op::ReadFile { path: "/proc/mounts".into(), max: MOUNTS })? else {
+            return Err(Stop::Failed("the agent gave no text".into()));
+        };
+        let place = format!(" {DIR} ");
+        match mounts.lines().any(|line| line.contains(&place) && line.contains(DAX)) {
+            true => Ok(()),
+            false => Err(Stop::NotRun("this kernel does not mount this file system with DAX".into())),
+        }
     }
 
     /// The block device that the file system lies on.
     fn make_disk(&mut self) -> Result<&'static str, Stop> {
         match self.row.disk {
             DiskKind::Plain => Ok(VIRTIO),
+            DiskKind::Pmem if self.row.folio == Folio::Large => {
+                Err(Stop::NotRun("files on persistent memory have no folios in a page cache".into()))
+            }
+            DiskKind::Pmem => self.guest.fresh_pmem().map(|()| PMEM),
         }
     }
 

@@ -222,6 +222,21 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// The same of persistent memory, of which no request tells: the watched pages themselves.
+    pub(super) fn plant_drop_pmem(&mut self, image: &Path) -> Result<(), Stop> {
+        if !self.is_planted(Plant::CutDrops) {
+            return Ok(());
+        }
+        let failed = |error: std::io::Error| Stop::Failed(format!("{}: {error}", image.display()));
+        let file = File::options().write(true).open(image).map_err(failed)?;
+        let (pmem, ledger) = (self.guest.pmem()?, self.guest.ledger());
+        let watched = |page: &u64| pmem.gpa_of(*page).is_some_and(|gpa| ledger.watches(gpa));
+        for page in (0..pmem.size() / PAGE).filter(watched) {
+            file.write_all_at(&[0; PAGE as usize], page * PAGE).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     fn plant_oops(&mut self) -> Result<(), Stop> {
         let text = |pattern: &str, file: &str| -> Result<String, Stop> {
             let argv = ["grep", "-m1", "-E", pattern, file].map(String::from).into();

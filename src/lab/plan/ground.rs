@@ -45,16 +45,19 @@ pub enum DiskKind {
     /// The virtio disk itself.
     #[default]
     Plain,
+    /// Persistent memory: a file system with `dax=always`, so that its files have no page cache.
+    Pmem,
 }
 
 impl DiskKind {
     /// Each of them.
-    pub const ALL: [Self; 1] = [Self::Plain];
+    pub const ALL: [Self; 2] = [Self::Plain, Self::Pmem];
 
     /// As stories, the command line and reports call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
+            Self::Pmem => "pmem",
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::model::{Image, Kept, PageModel, SECTOR};
 use crate::oracle;
+use crate::plan::DiskKind;
 use crate::story::memory::Memory;
 use crate::verdict::Verdict;
 use probe::ledger::Seq;
@@ -85,7 +86,7 @@ impl Play<'_, '_> {
             (Kept::Newest, _) => {
                 self.kept.push(cruel.0.fact);
                 // A page that nobody has written is a witness.
-                if self.place(name)?.since > 0 {
+                if self.place(name)?.since > 0 && self.bench.row().disk != DiskKind::Pmem {
                     let (_, fact) = self.newer(name, cruel.0.at)?;
                     self.place(name)?.trail.push(fact);
                 }
@@ -180,7 +181,9 @@ impl Play<'_, '_> {
             pages.push((place.file.clone(), place.at));
         }
         let (cruel, kind) = self.bench.cut_pages(&pages, |_| true)?;
-        for ((name, promise), (cruel, kind)) in promises.iter().zip(cruel.iter().zip(kind.unwrap_or_default())) {
+        for ((name, promise), (cruel, kind)) in
+            promises.iter().zip(cruel.iter().zip(kind.unwrap_or_else(|| cruel.clone())))
+        {
             if let Some(unreadable) = kind.unreadable() {
                 return Ok(unreadable.beside([fsync.fact]));
             }

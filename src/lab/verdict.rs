@@ -165,11 +165,12 @@ impl fmt::Display for Observed {
 
 /// The symbol of an errno that scenarios meet, its number otherwise.
 pub fn errno_name(errno: i32) -> String {
-    const NAMES: [(i32, &str); 8] = [
+    const NAMES: [(i32, &str); 9] = [
         (libc::EIO, "EIO"),
         (libc::EUCLEAN, "EUCLEAN"),
         (libc::ENOSPC, "ENOSPC"),
         (libc::EFAULT, "EFAULT"),
+        (libc::EINTR, "EINTR"),
         (libc::EOPNOTSUPP, "EOPNOTSUPP"),
         (libc::EROFS, "EROFS"),
         (libc::EBUSY, "EBUSY"),

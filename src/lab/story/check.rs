@@ -191,6 +191,7 @@ impl Checker<'_> {
                 self.known(&name.name, &[Named::Background], names)?;
                 names.remove(&name.name);
             }
+            Step::Interrupt(name) => self.interrupt(&name.name, names)?,
             Step::Kill(kill) => self.kill(&kill.process, names),
             Step::Register(register) => self.file(&register.file)?,
             Step::Deregister(of) => self.file(&of.file)?,
@@ -255,6 +256,20 @@ impl Checker<'_> {
             return Ok(());
         }
         Err(self.mistake("through", format!("no earlier step registers anything as \"{name}\"")))
+    }
+
+    /// The thread that a signal goes to is one of the agent's own process.
+    fn interrupt(&self, name: &str, names: &BTreeMap<String, Named>) -> Result<(), Mistake> {
+        self.known(name, &[Named::Background], names)?;
+        let step = self.before().filter(|step| step.name() == Some(name)).last();
+        match step.and_then(Step::process) {
+            Some(process) => {
+                let what =
+                    format!("\"{name}\" is a step of process \"{process}\"; only the agent's own can be interrupted");
+                Err(self.mistake("interrupt", what))
+            }
+            None => Ok(()),
+        }
     }
 
     fn page(&self, name: &str) -> Result<(), Mistake> {

@@ -68,6 +68,8 @@ pub enum Step {
     Finish(Name),
     /// Waits for a step in the background.
     Wait(Name),
+    /// A signal to the thread of a step in the background.
+    Interrupt(Name),
     /// madvise(2).
     Advise(Advise),
     /// ibv_reg_mr(3) of the mapping of a file, as the row's mode says or as it says itself.

@@ -293,3 +293,28 @@ fn a_buffer_is_of_one_page_and_of_the_agents_own_process() {
         assert!(error.starts_with(said) && !error.contains('\n'), "{bad}: {error}");
     }
 }
+
+#[test]
+fn who_can_be_interrupted_and_on_what_disks_a_story_is_played() {
+    let with = |steps: &str| GOOD.replacen("[[step]]\ncut = {}\n", steps, 1);
+    let good =
+        with("[[step]]\npunch = { page = \"k\", background = \"hole\" }\n[[step]]\ninterrupt = { name = \"hole\" }\n");
+    let story = Story::parse(&good.replacen("[files]", "disks = [\"plain\", \"pmem\"]\n[files]", 1)).unwrap().remove(0);
+    assert_eq!(crate::plan::rows_of(story).len(), 4, "two file systems on two disks");
+    for (steps, said) in [
+        (
+            "[[step]]\ninterrupt = { name = \"hole\" }\n",
+            "line 20, `name`: no earlier step that has not ended is called",
+        ),
+        (
+            "[[step]]\nhold = { page = \"k\", point = \"before_data\", name = \"h\" }\n[[step]]\ninterrupt = { name = \"h\" }\n",
+            "line 22, `name`: \"h\" is no step",
+        ),
+    ] {
+        let error = Story::parse(&with(steps)).unwrap_err();
+        assert!(error.starts_with(said), "{error}");
+    }
+    let theirs = good.replacen("background = \"hole\"", "background = \"hole\", process = \"p\"", 1);
+    let error = Story::parse(&theirs.replacen("[pages]", "[processes]\np = {}\n[pages]", 1)).unwrap_err();
+    assert!(error.contains("`interrupt`") && error.contains("only the agent's own"), "{error}");
+}

@@ -93,6 +93,19 @@ impl Play<'_, '_> {
         }
     }
 
+    /// A signal to the thread of a step that is to wait at this moment.
+    pub(super) fn interrupt(&mut self, name: &str) -> Result<(), Stop> {
+        let (job, what) = match self.running.get(name) {
+            Some(Running::Job(job)) => (job.job, job.what.clone()),
+            _ => return Err(Stop::Inconclusive(format!("\"{name}\" had ended before it was to be interrupted"))),
+        };
+        self.bench.mark(&format!("a signal to {what}"));
+        match self.bench.guest.must(Op::Interrupt { job })?.num() {
+            Some(0) => Err(Stop::Inconclusive(format!("{what} had ended before it was to be interrupted"))),
+            _ => Ok(()),
+        }
+    }
+
     /// What came of it.
     fn end(&mut self, job: Job, limit: Duration) -> Result<(), Stop> {
         let (id, figure) = (job.job, job.figure.clone());

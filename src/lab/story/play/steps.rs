@@ -28,6 +28,7 @@ impl Play<'_, '_> {
             Step::Deliver(name) => self.deliver(&name.name),
             Step::Finish(name) => self.finish(&name.name),
             Step::Wait(name) => self.wait(&name.name),
+            Step::Interrupt(name) => self.interrupt(&name.name),
             Step::Advise(advise) => self.advise(advise),
             Step::Register(of) => self.register(of),
             Step::Deregister(of) => self.deregister(of),

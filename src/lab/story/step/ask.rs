@@ -73,7 +73,7 @@ impl Step {
             Step::Punch(punch) | Step::Truncate(punch) => punch.process.as_deref(),
             Step::Unmap(of) | Step::MapAgain(of) | Step::Move(of) => of.process.as_deref(),
             Step::Kill(kill) => Some(&kill.process),
-            Step::Hold(_) | Step::Deliver(_) | Step::Finish(_) | Step::Wait(_) => None,
+            Step::Hold(_) | Step::Deliver(_) | Step::Finish(_) | Step::Wait(_) | Step::Interrupt(_) => None,
             Step::Change(_) | Step::DropCaches(_) | Step::Cut(_) | Step::Seal(_) => None,
         }
     }

@@ -44,6 +44,13 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h35.toml", include_str!("../../../stories/h35.toml")),
     ("h11-cpu.toml", include_str!("../../../stories/h11-cpu.toml")),
     ("h11.toml", include_str!("../../../stories/h11.toml")),
+    ("h20.toml", include_str!("../../../stories/h20.toml")),
+    ("h20-dio.toml", include_str!("../../../stories/h20-dio.toml")),
+    ("h21.toml", include_str!("../../../stories/h21.toml")),
+    ("h21-truncate.toml", include_str!("../../../stories/h21-truncate.toml")),
+    ("h21-signal.toml", include_str!("../../../stories/h21-signal.toml")),
+    ("h22.toml", include_str!("../../../stories/h22.toml")),
+    ("h22-truncate.toml", include_str!("../../../stories/h22-truncate.toml")),
 ];
 
 static SCENARIOS: LazyLock<Vec<Scenario>> = LazyLock::new(|| {

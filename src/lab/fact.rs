@@ -9,6 +9,7 @@ use rnic_agent::pattern::Content;
 use rnic_agent::proto::{Page, Wc};
 use serde::{Deserialize, Serialize};
 
+use super::bench::Parts;
 use super::check::Check;
 use super::complaints::Gravity;
 
@@ -70,6 +71,15 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         held: Option<String>,
     },
+    /// A step that had waited has returned, once what was held went on.
+    Waited {
+        /// The call.
+        step: String,
+        /// Since when, seconds, to the millisecond or two that the lab takes to see it.
+        seconds: f64,
+        /// Milliseconds after what was held had been released.
+        after_ms: f64,
+    },
     /// A page of a file as a power cut left it.
     Cut {
         /// "kind": every completed write survives. "cruel": only what a completed flush covers.
@@ -124,6 +134,27 @@ pub enum What {
         gpa: u64,
         /// Since when none came.
         since: Seq,
+    },
+    /// What lies below the file system under test.
+    Disk {
+        /// Its name in the row.
+        name: String,
+        /// /sys/block/*/queue/stable_writes: pages must not change while they are written.
+        stable_writes: bool,
+    },
+    /// What a disk that keeps things twice has of a page, after a power cut.
+    Twice {
+        /// "kind" or "cruel".
+        cut: String,
+        /// Name of the file.
+        file: String,
+        /// Byte offset of the page.
+        at: u64,
+        /// Each leg of a mirror.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        legs: Vec<Found>,
+        /// Whether one can be had for another: the legs are the same, or the parity is that of the data.
+        agree: bool,
     },
     /// A disk's write does not take its bytes from the memory that it was asked to be from: the kernel has copied them.
     Copied {
@@ -327,17 +358,29 @@ impl What {
 
     /// A power cut's page.
     pub fn cut(cut: PowerCut, file: &str, at: u64, found: &Result<Content, i32>) -> Self {
-        let name = match cut {
-            PowerCut::Kind => "kind",
-            PowerCut::Cruel => "cruel",
+        What::Cut { cut: name_of(cut).into(), file: file.into(), at, found: Found::of(found) }
+    }
+
+    /// A power cut's page on a disk that keeps things twice.
+    pub fn twice(cut: PowerCut, file: &str, at: u64, parts: &Parts) -> Self {
+        let legs = match parts {
+            Parts::Legs(legs) => legs.clone(),
+            Parts::Parity(_) => Vec::new(),
         };
-        What::Cut { cut: name.into(), file: file.into(), at, found: Found::of(found) }
+        What::Twice { cut: name_of(cut).into(), file: file.into(), at, legs, agree: parts.agree() }
     }
 
     /// A page of the mapping.
     pub fn folio(when: &str, page: &Page, attached: Option<bool>) -> Self {
         let (pfn, pages, mapped) = (page.pfn, page.folio_pages, page.present);
         What::Folio { when: when.into(), pfn, pages, mapped, attached }
+    }
+}
+
+fn name_of(cut: PowerCut) -> &'static str {
+    match cut {
+        PowerCut::Kind => "kind",
+        PowerCut::Cruel => "cruel",
     }
 }
 

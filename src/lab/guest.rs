@@ -15,6 +15,7 @@ use rnic_agent::proto::{Hello, JobState, Op, Value};
 use super::fact::Role;
 use super::finding::Stop;
 use super::machine::{Devices, MachineConfig};
+use super::plan::DiskKind;
 use blk::{DiskConfig, DiskHandle};
 use image::KernelSource;
 use mlx5::{NicConfig, NicHandle};
@@ -89,6 +90,8 @@ pub struct Guest {
     spoken: AtomicU64,
     /// RDMA devices that are set up.
     rdma: Mutex<Vec<Via>>,
+    /// What has been built between the disk under test and a file system.
+    stack: Mutex<Option<DiskKind>>,
 }
 
 /// RDMA devices that a guest can have.
@@ -180,6 +183,7 @@ impl Guest {
             deaf: AtomicBool::new(false),
             spoken: AtomicU64::new(0),
             rdma: Mutex::default(),
+            stack: Mutex::default(),
         };
         // What a boot prints is no row's.
         guest.heard.store(guest.must(Op::DmesgMark)?.num().unwrap_or(0), Ordering::Relaxed);
@@ -267,6 +271,16 @@ impl Guest {
         }
         ready.push(via);
         Ok(name)
+    }
+
+    /// What has been built between its disk under test and a file system, and not been taken down.
+    pub fn stack(&self) -> Option<DiskKind> {
+        *self.stack.lock()
+    }
+
+    /// It has been built, or taken down.
+    pub fn note_stack(&self, stack: Option<DiskKind>) {
+        *self.stack.lock() = stack;
     }
 
     /// Waits for a job, at most `limit`.

@@ -10,7 +10,7 @@ use rnic_agent::pattern::{Content, Pattern};
 use rnic_agent::proto::{Op, OpenFlags, Value};
 
 use super::ground::CUT_DIR;
-use super::{Bench, DIR, PAGE, PAGE_AT, Plant};
+use super::{Bench, DIR, PAGE, PAGE_AT, Parts, Plant, stacks};
 use crate::check::{Check, Tripped};
 use crate::complaints;
 use crate::fact::{FactId, Role, What};
@@ -24,8 +24,10 @@ use probe::ledger::Seq;
 
 /// The interval of the kernel's rate limit (DEFAULT_RATELIMIT_INTERVAL), and a little.
 const RATE_LIMIT: Duration = Duration::from_millis(5500);
+/// dm-integrity's bitmap is clear again after this time without writes: then no block gets a new tag from whatever it has.
+const BITMAP_TIME: Duration = Duration::from_secs(1);
 /// What a kernel says of a page whose checksum is wrong.
-const CHECKSUM_LINES: [&str; 2] = ["csum failed", "checksum error"];
+const CHECKSUM_LINES: [&str; 3] = ["csum failed", "checksum error", "Checksum failed at sector"];
 
 /// What became of a promise.
 #[derive(Debug, Clone)]
@@ -67,6 +69,9 @@ impl Bench<'_> {
             return self.freeze_pmem();
         }
         self.cuts += 1;
+        if self.row.disk == DiskKind::IntegrityBitmap {
+            std::thread::sleep(BITMAP_TIME);
+        }
         let image =
             self.work.join(format!("cut-{:?}-{}-{}", cut, std::process::id(), self.nonce ^ u64::from(self.cuts)));
         let real = if cut == PowerCut::Cruel && self.is_planted(Plant::CutKeeps) { PowerCut::Kind } else { cut };
@@ -132,14 +137,35 @@ impl Bench<'_> {
     fn read_pages(&mut self, frozen: Frozen, pages: &[(String, u64)]) -> Result<Vec<CutPage>, Stop> {
         let Frozen { cut, at, image } = frozen;
         let mark = self.witness.must(Op::DmesgMark)?.num().unwrap_or(0);
+        let parts: Vec<_> = pages.iter().map(|page| self.parts_of(&image, page)).collect::<Result<_, _>>()?;
         let contents = self.read_cut(cut, &image, pages, mark)?;
         let mut found = Vec::new();
-        for (content, (name, place)) in contents.into_iter().zip(pages) {
+        for ((content, parts), (name, place)) in contents.into_iter().zip(parts).zip(pages) {
             let fact = self.fact(at, What::cut(cut, name, *place, &content));
             let checksum = if content.is_err() { self.checksum_line(mark) } else { None };
-            found.push(CutPage { at, content, fact, checksum });
+            let twice = parts.map(|parts| (parts.agree(), self.fact(at, What::twice(cut, name, *place, &parts))));
+            found.push(CutPage { at, content, fact, checksum, twice });
         }
         Ok(found)
+    }
+
+    /// What an image has of a page, part by part, where the disk keeps things twice.
+    fn parts_of(&self, image: &Path, page: &(String, u64)) -> Result<Option<Parts>, Stop> {
+        let Some(at) = self.physical.get(page) else { return Ok(None) };
+        let looked = stacks::parts(self.row.disk, image, *at);
+        looked.map_err(|error| Stop::Failed(format!("{}: {error}", image.display())))
+    }
+
+    /// Looks up where a page of a file lies on the disk, if that keeps things twice. It stays there where the file system writes in place.
+    pub fn note_physical(&mut self, h: u32, name: &str, at: u64) -> Result<(), Stop> {
+        if !stacks::keeps_twice(self.row.disk) {
+            return Ok(());
+        }
+        let extents = self.guest.must(Op::Fiemap { h, sync: true })?.extents().unwrap_or_default();
+        let extent = extents.iter().find(|extent| (extent.logical..extent.logical + extent.len).contains(&at));
+        let extent = extent.ok_or_else(|| Stop::Failed(format!("no extent of {name} has byte {at}")))?;
+        self.physical.insert((name.into(), at), extent.physical + at - extent.logical);
+        Ok(())
     }
 
     /// The witness's line about a wrong checksum, on record.
@@ -166,7 +192,9 @@ impl Bench<'_> {
     ) -> Result<Vec<Result<Content, i32>>, Stop> {
         self.plant_image(image)?;
         self.witness.must(Op::Reset)?;
+        stacks::down(self.witness)?;
         self.witness.insert(image)?;
+        stacks::up(self.witness, self.row.disk, true)?;
         if let Err(error) = self.mount_cut() {
             return Err(self.corrupt(cut, "mount", &error));
         }
@@ -238,6 +266,8 @@ pub struct CutPage {
     pub fact: FactId,
     /// The line of the witness's kernel about a wrong checksum, if it could not be read because of one.
     pub checksum: Option<FactId>,
+    /// On a disk that keeps things twice: whether one can be had for another, and that is on record.
+    pub twice: Option<(bool, FactId)>,
 }
 
 impl CutPage {
@@ -258,6 +288,12 @@ impl CutPage {
             Some(line) => Finding::new(Verdict::Torn, self.fact, [line]),
             None => Finding::new(Verdict::Corrupt, self.fact, []).told(Some(*errno)),
         })
+    }
+
+    /// Mirror or parity disagree.
+    pub fn apart(&self) -> Option<Finding> {
+        let (_, fact) = self.twice.filter(|(agree, _)| !agree)?;
+        Some(Finding::new(Verdict::Torn, fact, [self.fact]))
     }
 
     /// The page can be read and is nothing that was possible: what nobody wrote is CORRUPT, a mixture of `letters` cannot be judged.

@@ -5,7 +5,8 @@
 use rnic_agent::client::CallError;
 use rnic_agent::proto::{Op, Value};
 
-use super::{Bench, DIR};
+use super::{Bench, DIR, stacks};
+use crate::fact::What;
 use crate::finding::Stop;
 use crate::guest::Guest;
 use crate::plan::{DiskKind, Folio, Fs};
@@ -13,9 +14,9 @@ use crate::plan::{DiskKind, Folio, Fs};
 /// Where the second guest mounts what a power cut left.
 pub(super) const CUT_DIR: &str = "/mnt/cut";
 /// The virtio disk under test, in either guest.
-const VIRTIO: &str = "/dev/vdb";
+pub(super) const VIRTIO: &str = "/dev/vdb";
 /// Persistent memory, in the guest under test.
-const PMEM: &str = "/dev/pmem0";
+pub(super) const PMEM: &str = "/dev/pmem0";
 /// The mount option.
 const DAX: &str = "dax=always";
 /// Bytes of /proc/mounts that are looked at.
@@ -27,19 +28,22 @@ impl Bench<'_> {
         // The flusher would heal behind the row's back; xfs and btrfs have timers of their own, see mount options.
         self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
         let Some(made) = self.row.fs.made() else { return Ok(()) };
-        let dev = self.make_disk()?;
-        let opts = match (self.row.disk, self.row.fs) {
-            // DAX wants blocks that are pages.
-            (DiskKind::Pmem, Fs::Ext4) => vec!["-b".into(), "4096".into()],
-            _ => vec![],
-        };
+        if self.row.disk == DiskKind::Pmem {
+            self.fresh_pmem()?;
+        }
+        stacks::up(self.guest, self.row.disk, false)?;
+        self.tell_disk();
+        let dev = stacks::device(self.row.disk);
+        let opts = stacks::mkfs_options(self.row).into_iter().map(Into::into).collect();
         let told = self.guest.must(Op::Mkfs { fs: made, dev: dev.into(), opts })?;
         if let Some(exec) = told.exec().filter(|exec| exec.status != 0) {
             return Err(Stop::Failed(format!("mkfs.{} failed: {}", made.name(), exec.err)));
         }
+        // btrfs has a timer of its own; and where tags lie apart from data no journal may be halfway when the power goes.
         let opts = match (self.row.disk, self.row.fs) {
             (DiskKind::Pmem, _) => DAX,
-            (_, Fs::Btrfs) => "commit=300",
+            (DiskKind::Plain, Fs::Ext4) => "",
+            (_, Fs::Btrfs | Fs::Ext4) => "commit=300",
             _ => "",
         };
         self.guest.must(mount(dev, DIR, self.row.fs, opts))?;
@@ -58,14 +62,21 @@ impl Bench<'_> {
         }
     }
 
-    /// The block device that the file system lies on.
-    fn make_disk(&mut self) -> Result<&'static str, Stop> {
-        match self.row.disk {
-            DiskKind::Plain => Ok(VIRTIO),
-            DiskKind::Pmem if self.row.folio == Folio::Large => {
-                Err(Stop::NotRun("files on persistent memory have no folios in a page cache".into()))
+    /// New persistent memory.
+    fn fresh_pmem(&mut self) -> Result<(), Stop> {
+        if self.row.folio == Folio::Large {
+            return Err(Stop::NotRun("files on persistent memory have no folios in a page cache".into()));
+        }
+        self.guest.fresh_pmem()
+    }
+
+    /// Whether the disk asks for pages that do not change while they are written, on record where that could be so.
+    fn tell_disk(&mut self) {
+        if self.row.scenario.disks != [DiskKind::Plain] {
+            if let Some(stable_writes) = stacks::stable_writes(self.guest, self.row.disk) {
+                let fact = self.now(What::Disk { name: self.row.disk.name().into(), stable_writes });
+                self.disk_told = Some(fact);
             }
-            DiskKind::Pmem => self.guest.fresh_pmem().map(|()| PMEM),
         }
     }
 
@@ -79,18 +90,21 @@ impl Bench<'_> {
         if unmounted.is_ok() {
             forget(self.guest, self.row.fs)?;
         }
-        unmounted.map(drop).map_err(|error| self.guest.stop_for("unmounting", &error))
+        unmounted.map_err(|error| self.guest.stop_for("unmounting", &error))?;
+        stacks::down(self.guest)
     }
 
     /// Mounts in the second guest what a power cut left on the disk that has been put in.
     pub(super) fn mount_cut(&mut self) -> Result<(), CallError> {
-        self.witness.call(mount(VIRTIO, CUT_DIR, self.row.fs, "")).map(drop)
+        let dev = stacks::device(self.row.disk);
+        self.witness.call(mount(dev, CUT_DIR, self.row.fs, "")).map(drop)
     }
 
     /// Unmounts it.
     pub(super) fn unmount_cut(&mut self) -> Result<(), Stop> {
         self.witness.must(Op::Umount { dir: CUT_DIR.into() })?;
-        forget(self.witness, self.row.fs)
+        forget(self.witness, self.row.fs)?;
+        stacks::down(self.witness)
     }
 }
 

@@ -6,6 +6,8 @@
 //! The page under test lies in the middle of the file; control data live elsewhere, since a store to the same page would
 //! re-dirty it and hide what is looked for.
 
+use std::collections::BTreeMap;
+
 use rnic_agent::pattern::{Pattern, fill};
 use rnic_agent::proto::{Advice, Fadvice, Op, OpenFlags, Page};
 
@@ -29,6 +31,7 @@ mod ground;
 mod holds;
 mod plant;
 mod record;
+mod stacks;
 mod verbs;
 
 pub use cuts::{CutPage, Promise};
@@ -36,6 +39,7 @@ pub use gates::Gate;
 pub use ground::mount;
 pub use holds::{HeldRead, PROMPT, errno_of};
 pub use plant::Plant;
+pub use stacks::Parts;
 pub use verbs::{COMPLETION_LIMIT, Completion, wqe};
 
 /// Bytes of the file.
@@ -81,6 +85,10 @@ pub struct Bench<'a> {
     injected: Vec<RuleId>,
     figures: Vec<Figure>,
     stage: Option<Stage>,
+    /// What the disk says of stable writes.
+    disk_told: Option<FactId>,
+    /// Where pages of files lie on the disk above a stack that keeps things twice.
+    physical: BTreeMap<(String, u64), u64>,
 }
 
 /// Which disk a lever sits on.
@@ -128,6 +136,7 @@ impl<'a> Bench<'a> {
         guest.must(Op::Reset)?;
         // A row that ended early has left its file system mounted; usually there is none.
         drop(guest.call(Op::Umount { dir: DIR.into() }));
+        stacks::down(guest)?;
         guest.ledger().unwatch_all();
         guest.fresh_disks(&source)?;
         let begun = guest.ledger().now() + 1;
@@ -160,6 +169,8 @@ impl<'a> Bench<'a> {
             injected: Vec::new(),
             figures: Vec::new(),
             stage: None,
+            disk_told: None,
+            physical: BTreeMap::new(),
         };
         bench.make_fs()?;
         let direct = OpenFlags { direct: true, ..Default::default() };
@@ -249,6 +260,11 @@ impl<'a> Bench<'a> {
     /// Its nonce.
     pub fn nonce(&self) -> u64 {
         self.nonce
+    }
+
+    /// What the disk says of stable writes, where that was asked.
+    pub fn disk_told(&self) -> Option<FactId> {
+        self.disk_told
     }
 
     /// The files and pages of the row's story.

@@ -38,12 +38,29 @@ impl fmt::Display for What {
                 write!(f, "{step} still waited after {seconds:.0} s")?;
                 held.as_ref().map_or(Ok(()), |held| write!(f, " while {held} was held"))
             }
+            What::Waited { step, seconds, after_ms } => {
+                write!(f, "{step} returned after {seconds:.1} s, {after_ms:.0} ms after what was held went on")
+            }
             What::Cut { cut, file, at, found } => {
                 write!(f, "{cut} power cut: page {} of \"{file}\" on disk: {found}", at / 4096)
             }
             What::Seen { by, file, at, found } => write!(f, "{by} of page {} of \"{file}\": {found}", at / 4096),
             What::Block { .. } => self.fmt_block(f),
             What::NoBlock { op, gpa, since } => write!(f, "no blk {op} of GPA {gpa:#x} since #{since}"),
+            What::Disk { name, stable_writes } => {
+                write!(f, "disk \"{name}\" has queue/stable_writes {}", u8::from(*stable_writes))
+            }
+            What::Twice { cut, file, at, legs, agree } => {
+                write!(f, "{cut} power cut: page {} of \"{file}\"", at / 4096)?;
+                for (number, leg) in legs.iter().enumerate() {
+                    write!(f, "{} on leg {number}: {leg}", if number == 0 { "" } else { "," })?;
+                }
+                match (legs.is_empty(), agree) {
+                    (true, true) => f.write_str(": the parity of its row is that of the data"),
+                    (true, false) => f.write_str(": the parity of its row is not that of the data"),
+                    (false, _) => Ok(()),
+                }
+            }
             What::Copied { id, gpa } => {
                 write!(f, "blk write {id} takes its bytes from a copy, not from the buffer at GPA {gpa:#x}")
             }

@@ -47,17 +47,44 @@ pub enum DiskKind {
     Plain,
     /// Persistent memory: a file system with `dax=always`, so that its files have no page cache.
     Pmem,
+    /// dm-integrity with tags of its own and without a journal (mode D).
+    Integrity,
+    /// The same with a bitmap (mode B): blocks that were being written when the power went get new tags.
+    IntegrityBitmap,
+    /// md raid1, two legs.
+    Raid1,
+    /// md raid5, three legs: data go through its stripe cache.
+    Raid5,
+    /// The same with skip_copy=1: parity is computed from the pages themselves.
+    Raid5Skip,
+    /// A loop device with direct I/O over a file on ext4.
+    Loop,
 }
 
 impl DiskKind {
     /// Each of them.
-    pub const ALL: [Self; 2] = [Self::Plain, Self::Pmem];
+    pub const ALL: [Self; 8] = [
+        Self::Plain,
+        Self::Pmem,
+        Self::Integrity,
+        Self::IntegrityBitmap,
+        Self::Raid1,
+        Self::Raid5,
+        Self::Raid5Skip,
+        Self::Loop,
+    ];
 
     /// As stories, the command line and reports call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Pmem => "pmem",
+            Self::Integrity => "integrity",
+            Self::IntegrityBitmap => "integrity-bitmap",
+            Self::Raid1 => "raid1",
+            Self::Raid5 => "raid5",
+            Self::Raid5Skip => "raid5-skip",
+            Self::Loop => "loop",
         }
     }
 }

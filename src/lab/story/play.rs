@@ -26,7 +26,7 @@ use crate::model::Promise;
 use crate::verdict::Verdict;
 use blk::LeverId;
 use buffers::Buffers;
-use jobs::Job;
+use jobs::{Job, Waiting};
 use levers::Read;
 use processes::{By, Process};
 use stage::{File, Place};
@@ -96,6 +96,8 @@ pub(super) struct Play<'p, 'b> {
     exposed: Vec<FactId>,
     /// Steps that waited for what was held.
     waited: Vec<FactId>,
+    /// Those of them that may still wait.
+    waiting: Vec<Waiting>,
 }
 
 /// Plays the story of the bench's row.
@@ -119,6 +121,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
         kept: Vec::new(),
         exposed: Vec::new(),
         waited: Vec::new(),
+        waiting: Vec::new(),
     };
     let told = play.make_buffers().and_then(|()| play.rounds());
     for (_, finding) in std::mem::take(&mut play.found) {
@@ -178,7 +181,9 @@ impl Play<'_, '_> {
 
     fn play_once(&mut self) -> Result<(), Stop> {
         self.void = None;
-        self.places.values_mut().for_each(|place| place.trail.clear());
+        self.waiting.clear();
+        let told = self.bench.disk_told();
+        self.places.values_mut().for_each(|place| place.trail = told.into_iter().collect());
         self.revive()?;
         let story = self.story;
         story.steps.iter().try_for_each(|step| self.step(step.get_ref()))

@@ -281,6 +281,9 @@ pub struct Hold {
     /// Which of the page's writes from now on: on a mirror each leg has one.
     #[serde(default = "first")]
     pub nth: u32,
+    /// Writes of the disk, of whatever page: where the disk copies nobody knows which.
+    #[serde(default)]
+    pub any: bool,
     /// Writes of the disk, of whatever page: the ledger tells whether what it holds takes its bytes from this buffer.
     #[serde(default)]
     pub buffer: Option<String>,

@@ -2,13 +2,13 @@
 //! Steps that may have to wait, and what may come of them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rnic_agent::proto::Op;
 
 use super::{Play, Promise, Running};
 use crate::bench::{PROMPT, errno_of};
-use crate::fact::What;
+use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::story::step::Outcome;
 use crate::verdict::Verdict;
@@ -31,6 +31,16 @@ pub(super) struct Job {
     pub(super) figure: Option<String>,
 }
 
+/// A step that waits for what is held.
+pub(super) struct Waiting {
+    job: u32,
+    /// The step in words.
+    what: String,
+    begun: Instant,
+    /// The story allows it.
+    allowed: bool,
+}
+
 /// What it does when it succeeds.
 pub(super) enum Effect {
     /// A promise.
@@ -49,6 +59,13 @@ pub(super) enum Effect {
     Nothing,
     /// By the NIC.
     Rdma { page: String, since: u64 },
+}
+
+impl Effect {
+    /// Whether it makes writes of the disk while it lasts.
+    pub(super) fn writes_disk(&self) -> bool {
+        !matches!(self, Effect::Store(_) | Effect::Rdma { .. })
+    }
 }
 
 impl Play<'_, '_> {
@@ -72,16 +89,41 @@ impl Play<'_, '_> {
         if waits_by_itself || self.story.race.is_some() {
             return Ok(Running::Job(job));
         }
+        let begun = Instant::now();
         if self.bench.wait_job(job.job, WINDOW)?.done {
             self.end(job, PROMPT)?;
             return Ok(Running::Ended);
         }
         let waited = self.bench.waited(&job.what, WINDOW);
-        match job.allow.contains(&Outcome::Waits) {
-            true => self.kept.push(waited),
-            false => self.waited.push(waited),
-        }
+        let allowed = job.allow.contains(&Outcome::Waits);
+        self.put_waited(waited, allowed);
+        self.waiting.push(Waiting { job: job.job, what: job.what.clone(), begun, allowed });
         Ok(Running::Job(job))
+    }
+
+    fn put_waited(&mut self, fact: FactId, allowed: bool) {
+        let list = if allowed { &mut self.kept } else { &mut self.waited };
+        list.push(fact);
+    }
+
+    /// Something that was held has gone on: how long have those waited who waited for it?
+    pub(super) fn tell_waiting(&mut self) -> Result<(), Stop> {
+        let released = Instant::now();
+        for Waiting { job, what, begun, allowed } in std::mem::take(&mut self.waiting) {
+            if !self.bench.wait_job(job, WINDOW)?.done {
+                self.waiting.push(Waiting { job, what, begun, allowed });
+                continue;
+            }
+            let (after, seconds) = (released.elapsed(), begun.elapsed().as_secs_f64());
+            self.bench.figure(
+                &format!("{what}: from the release of the disk's write on"),
+                after.as_secs_f64() * 1e3,
+                "ms",
+            );
+            let fact = self.bench.now(What::Waited { step: what, seconds, after_ms: after.as_secs_f64() * 1e3 });
+            self.put_waited(fact, allowed);
+        }
+        Ok(())
     }
 
     /// Waits for a step in the background.

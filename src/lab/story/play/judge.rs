@@ -7,7 +7,7 @@ use rnic_agent::pattern::{Content, Run};
 use rnic_agent::proto::Value;
 
 use super::stage::{File, Place, pattern};
-use super::{Play, Promise};
+use super::{Play, Promise, Running};
 use crate::bench::{CutPage, Fsync, PAGE};
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
@@ -82,6 +82,12 @@ impl Play<'_, '_> {
             self.find(name, unreadable);
             return Ok(());
         }
+        self.told_twice(&[&cruel.0, &kind.0]);
+        // While a write is under way one part may have it and another not: that is what resynchronisation is for.
+        if let Some(apart) = kind.0.apart().or_else(|| cruel.0.apart()).filter(|_| !self.writes_are_open()) {
+            self.find(name, apart);
+            return Ok(());
+        }
         match (cruel.1, kind.1) {
             (Kept::Newest, _) => {
                 self.kept.push(cruel.0.fact);
@@ -111,6 +117,20 @@ impl Play<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    fn told_twice(&mut self, cuts: &[&CutPage]) {
+        self.kept.extend(cuts.iter().filter_map(|cut| cut.twice).filter(|(agree, _)| *agree).map(|(_, fact)| fact));
+    }
+
+    /// Whether a write may be on its way to the disk.
+    fn writes_are_open(&self) -> bool {
+        let open = |running: &Running| match running {
+            Running::Hold { held, .. } => held.is_some(),
+            Running::Job(job) => job.effect.writes_disk(),
+            Running::Read(_) | Running::Ended => false,
+        };
+        self.running.values().any(open)
     }
 
     /// Older bytes than memory had when an fsync returned 0, and no promise broken: if the ledger has no newer write of the page either.

@@ -74,7 +74,8 @@ impl Play<'_, '_> {
             Point::BeforeComplete => HoldPoint::BeforeComplete,
         };
         // Where the kernel copies the buffer nobody knows the page that its write has.
-        let gpa = if hold.buffer.is_some() { None } else { Some(self.place(&hold.page)?.gpa) };
+        let any = hold.any || hold.buffer.is_some();
+        let gpa = if any { None } else { Some(self.place(&hold.page)?.gpa) };
         let lever = self.bench.arm_nth(Disk::Fs, BlkOp::Write, point, gpa, hold.nth);
         let (page, buffer) = (hold.page.clone(), hold.buffer.clone());
         let hold_of = Running::Hold { lever, page, buffer, held: None, met: false };
@@ -135,6 +136,7 @@ impl Play<'_, '_> {
             Some(Running::Read(read)) => self.finish_read(name, &read),
             Some(Running::Hold { lever, page, buffer, held, met }) => {
                 self.bench.release(Disk::Fs, lever)?;
+                self.tell_waiting()?;
                 self.overlap((&page, buffer.as_deref()), held, met)
             }
             _ => Err(Stop::Failed(format!("{name} holds nothing"))),
@@ -177,10 +179,11 @@ impl Play<'_, '_> {
                 met |= of == page && oracle::landed_before_data(&self.bench.record(*id)?, &write);
             }
         }
-        self.aim(page)?;
-        if let Some(buffer) = buffer {
-            met &= self.takes_from(page, buffer, &write)?;
-        }
+        let gpa = self.aim(page)?;
+        met &= match buffer {
+            Some(buffer) => self.takes_from(page, buffer, &write)?,
+            None => write.pages.iter().any(|touch| touch.gpa == gpa),
+        };
         let fact = self.bench.block(&write);
         self.place(page)?.trail.push(fact);
         if met {

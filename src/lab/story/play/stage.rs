@@ -103,6 +103,7 @@ pub fn stage(bench: &mut Bench<'_>, story: &Story) -> Result<Stage, Stop> {
         }
         bench.gpa = page.gpa();
         bench.guest.ledger().watch(page.gpa());
+        bench.note_physical(stage.files[&spec.file].opened.handle, &spec.file, at)?;
         let (file, model) = (spec.file.clone(), PageModel::new());
         let place = Place { file, at, gpa: page.gpa(), model, since: 0, gone: false, trail: Vec::new() };
         stage.places.insert(name.clone(), place);

@@ -364,7 +364,7 @@ impl What {
     /// A power cut's page on a disk that keeps things twice.
     pub fn twice(cut: PowerCut, file: &str, at: u64, parts: &Parts) -> Self {
         let legs = match parts {
-            Parts::Legs(legs) => legs.clone(),
+            Parts::Legs(legs, _) => legs.clone(),
             Parts::Parity(_) => Vec::new(),
         };
         What::Twice { cut: name_of(cut).into(), file: file.into(), at, legs, agree: parts.agree() }

@@ -192,7 +192,7 @@ impl Bench<'_> {
     ) -> Result<Vec<Result<Content, i32>>, Stop> {
         self.plant_image(image)?;
         self.witness.must(Op::Reset)?;
-        stacks::down(self.witness)?;
+        stacks::clear(self.witness);
         self.witness.insert(image)?;
         stacks::up(self.witness, self.row.disk, true)?;
         if let Err(error) = self.mount_cut() {

@@ -136,7 +136,7 @@ impl<'a> Bench<'a> {
         guest.must(Op::Reset)?;
         // A row that ended early has left its file system mounted; usually there is none.
         drop(guest.call(Op::Umount { dir: DIR.into() }));
-        stacks::down(guest)?;
+        stacks::clear(guest);
         guest.ledger().unwatch_all();
         guest.fresh_disks(&source)?;
         let begun = guest.ledger().now() + 1;

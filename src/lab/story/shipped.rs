@@ -42,6 +42,19 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h17-mapping.toml", include_str!("../../../stories/h17-mapping.toml")),
     ("h33.toml", include_str!("../../../stories/h33.toml")),
     ("h35.toml", include_str!("../../../stories/h35.toml")),
+    ("h07-cpu.toml", include_str!("../../../stories/h07-cpu.toml")),
+    ("h07.toml", include_str!("../../../stories/h07.toml")),
+    ("h07-dio.toml", include_str!("../../../stories/h07-dio.toml")),
+    ("h08-cpu.toml", include_str!("../../../stories/h08-cpu.toml")),
+    ("h08.toml", include_str!("../../../stories/h08.toml")),
+    ("h08-dio.toml", include_str!("../../../stories/h08-dio.toml")),
+    ("h08-parity-cpu.toml", include_str!("../../../stories/h08-parity-cpu.toml")),
+    ("h08-parity.toml", include_str!("../../../stories/h08-parity.toml")),
+    ("h08-parity-dio.toml", include_str!("../../../stories/h08-parity-dio.toml")),
+    ("h08-copy-cpu.toml", include_str!("../../../stories/h08-copy-cpu.toml")),
+    ("h08-copy.toml", include_str!("../../../stories/h08-copy.toml")),
+    ("h08-copy-dio.toml", include_str!("../../../stories/h08-copy-dio.toml")),
+    ("h10-disks.toml", include_str!("../../../stories/h10-disks.toml")),
     ("h11-cpu.toml", include_str!("../../../stories/h11-cpu.toml")),
     ("h11.toml", include_str!("../../../stories/h11.toml")),
     ("h20.toml", include_str!("../../../stories/h20.toml")),
@@ -51,6 +64,8 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h21-signal.toml", include_str!("../../../stories/h21-signal.toml")),
     ("h22.toml", include_str!("../../../stories/h22.toml")),
     ("h22-truncate.toml", include_str!("../../../stories/h22-truncate.toml")),
+    ("h11-raid-cpu.toml", include_str!("../../../stories/h11-raid-cpu.toml")),
+    ("h11-raid.toml", include_str!("../../../stories/h11-raid.toml")),
 ];
 
 static SCENARIOS: LazyLock<Vec<Scenario>> = LazyLock::new(|| {

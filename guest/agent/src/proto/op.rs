@@ -511,6 +511,21 @@ pub enum Op {
         #[serde(rename = "l")]
         len: u64,
     },
+    /// Sends a packet over the loopback interface that has a pattern, and receives it by an AF_XDP socket: the kernel copies it into the
+    /// socket's memory.
+    XdpReceive {
+        /// From [`Op::XdpUmem`].
+        x: u32,
+        /// Offset in the mapping; the pattern is that of this file offset.
+        #[serde(rename = "o")]
+        off: u64,
+        /// Length, at most 3840.
+        #[serde(rename = "l")]
+        len: u64,
+        /// What.
+        #[serde(rename = "p")]
+        pattern: Pattern,
+    },
     /// memfd_create(2), memfd_secret(2). Returns `Handle` of the file.
     Memfd {
         /// Which.

@@ -46,7 +46,7 @@ pub(super) struct Process {
 impl Process {
     /// Starts one, with every file open and mapped, and the pages that its steps name touched.
     pub(super) fn start(bench: &mut Bench<'_>, story: &Story, name: &str) -> Result<Self, Stop> {
-        let handle = bench.guest.handle(Op::Process { user: false })?;
+        let handle = bench.guest.handle(Op::Process)?;
         let within = |op: Op| bench.guest.must(Op::In { p: handle, op: Box::new(op) });
         let handle_of = |op: Op| {
             within(op)?.handle().ok_or_else(|| Stop::Failed(format!("the agent in process {name} gave no handle")))

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use rnic_agent::pattern::{fill, identify};
 use rnic_agent::proto::{Op, Value};
 
-use super::{Outcome, failed, failure};
+use super::{Outcome, failed, failure, unit};
 use crate::serve::Context;
 use crate::serve::objects::Object;
 use crate::sys::gup::{self, Pipe};
 use crate::sys::uring::Ring;
+use crate::sys::xdp::{self, Umem};
 
 /// Most bytes of one write to another process.
 const MAX_WRITE: u64 = 1 << 20;
@@ -54,8 +55,16 @@ pub fn run(context: &Context, op: Op) -> Outcome {
             gup::write_to_process(pid, addr, &bytes).map(Value::Num).map_err(failed("process_vm_writev"))
         }
         Op::XdpUmem { m, off, len } => {
-            let socket = gup::umem(&*mapping(m)?, off, len).map_err(failed("XDP_UMEM_REG"))?;
-            add(Object::Socket(Arc::new(socket)))
+            let umem = Umem::new(mapping(m)?, off, len).map_err(failed("XDP_UMEM_REG"))?;
+            add(Object::Umem(Arc::new(umem)))
+        }
+        Op::XdpReceive { x, off, len, pattern } => {
+            if len > xdp::LONGEST {
+                return Err(failure(libc::EINVAL, format!("{len} bytes are more than a packet has")));
+            }
+            let mut bytes = vec![0; len as usize];
+            fill(&pattern, off, &mut bytes);
+            unit("receiving a packet", objects.umem(x)?.receive(off, &bytes))
         }
         Op::Memfd { kind, len } => {
             let file = gup::memory_file(kind, len).map_err(failed(format!("a memory file ({kind:?})")))?;

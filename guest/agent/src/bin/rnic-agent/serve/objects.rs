@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use crate::sys::process;
 use crate::sys::uring::Ring;
 #[cfg(feature = "verbs")]
 use crate::sys::verbs::{Mr, Nic};
+use crate::sys::xdp::Umem;
 
 /// Most handles at a time.
 const MAX: usize = 4096;
@@ -79,8 +79,8 @@ pub enum Object {
     Ring(Arc<Ring>),
     /// A pipe with pages of a mapping.
     Pipe(Arc<Pipe>),
-    /// An AF_XDP socket, which lives as long as its handle.
-    Socket(#[allow(dead_code, reason = "its pins are held by its being there")] Arc<OwnedFd>),
+    /// An AF_XDP socket.
+    Umem(Arc<Umem>),
     /// RDMA device.
     #[cfg(feature = "verbs")]
     Nic(Arc<Nic>),
@@ -165,6 +165,8 @@ getters! {
     ring -> Ring(Ring), "io_uring with registered memory";
     /// The pipe `handle`.
     pipe -> Pipe(Pipe), "pipe";
+    /// The AF_XDP socket `handle`.
+    umem -> Umem(Umem), "AF_XDP socket";
     /// The RDMA device `handle`.
     #[cfg(feature = "verbs")]
     nic -> Nic(Nic), "RDMA device";

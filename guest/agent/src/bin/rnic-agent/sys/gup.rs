@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Other users of get_user_pages: vmsplice(2), process_vm_writev(2), the UMEM of an AF_XDP socket; and memory files of every kind.
+//! Other users of get_user_pages: vmsplice(2) and process_vm_writev(2); and memory files of every kind.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +12,9 @@ use super::mapping::{Mapping, PAGE};
 
 /// Most bytes in a pipe: 16 pages.
 pub const PIPE_BYTES: u64 = 16 * PAGE;
-const SOL_XDP: i32 = 283;
-const XDP_UMEM_REG: i32 = 4;
 
-fn owned(fd: i64) -> io::Result<OwnedFd> {
+/// A descriptor that a call has just made, or its error.
+pub fn owned(fd: i64) -> io::Result<OwnedFd> {
     let fd = check(fd)?;
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
@@ -83,29 +82,4 @@ pub fn memory_file(kind: Memfd, len: u64) -> io::Result<File> {
     let file = File::from(owned(fd)?);
     file.set_len(len)?;
     Ok(file)
-}
-
-/// struct xdp_umem_reg (linux/if_xdp.h).
-#[repr(C)]
-#[derive(Default)]
-struct UmemReg {
-    addr: u64,
-    len: u64,
-    chunk_size: u32,
-    headroom: u32,
-    flags: u32,
-    tx_metadata_len: u32,
-}
-
-/// An AF_XDP socket with `len` bytes of a mapping as its UMEM; they are pinned until it is closed.
-pub fn umem(mapping: &Mapping, off: u64, len: u64) -> io::Result<OwnedFd> {
-    let addr = mapping.address(off, len)? as u64;
-    // SAFETY: takes numbers.
-    let socket = owned(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }.into())?;
-    let reg = UmemReg { addr, len, chunk_size: PAGE as u32, ..UmemReg::default() };
-    let size = size_of::<UmemReg>() as libc::socklen_t;
-    // SAFETY: the option is a structure of ours; the range is reserved for the mapping, and no Rust reference to it exists.
-    let ret = unsafe { libc::setsockopt(socket.as_raw_fd(), SOL_XDP, XDP_UMEM_REG, (&raw const reg).cast(), size) };
-    check(ret.into())?;
-    Ok(socket)
 }

@@ -12,10 +12,12 @@ pub mod file;
 pub mod gup;
 pub mod mapping;
 pub mod process;
+pub mod shared;
 pub mod tty;
 pub mod uring;
 #[cfg(feature = "verbs")]
 pub mod verbs;
+pub mod xdp;
 
 /// Turns the C convention (-1 and errno) into a result.
 pub fn check(value: i64) -> io::Result<u64> {

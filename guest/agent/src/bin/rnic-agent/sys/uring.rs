@@ -4,11 +4,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::check;
 use super::mapping::Mapping;
+use super::shared::Shared;
 use crate::serve::lock;
 
 const OFF_SQ_RING: i64 = 0;
@@ -90,41 +91,6 @@ struct Cqe {
     user_data: u64,
     res: i32,
     flags: u32,
-}
-
-/// Memory of the ring, shared with the kernel.
-struct Shared {
-    addr: usize,
-    len: usize,
-}
-
-impl Shared {
-    fn map(fd: &OwnedFd, len: usize, at: i64) -> io::Result<Self> {
-        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
-        // SAFETY: without MAP_FIXED the kernel chooses free space.
-        let addr = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd.as_raw_fd(), at) };
-        if addr == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { addr: addr as usize, len }) }
-    }
-
-    /// A pointer to a `T` at byte `at`; an error where it would not lie inside.
-    fn at<T>(&self, at: usize) -> io::Result<*mut T> {
-        let fits =
-            at.checked_add(size_of::<T>()).is_some_and(|end| end <= self.len) && at.is_multiple_of(align_of::<T>());
-        if fits { Ok((self.addr + at) as *mut T) } else { Err(io::Error::from_raw_os_error(libc::EPROTO)) }
-    }
-
-    fn word(&self, at: u32) -> io::Result<&AtomicU32> {
-        let word = self.at::<AtomicU32>(at as usize)?;
-        // SAFETY: it lies inside this mapping, which lives as long as `self`, and is aligned; both ends use it as an atomic.
-        Ok(unsafe { &*word })
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by this value, and nothing else knows it any more.
-        unsafe { libc::munmap(self.addr as *mut _, self.len) };
-    }
 }
 
 /// Memory that is registered with a ring: IORING_REGISTER_BUFFERS, pinned until it is dropped.

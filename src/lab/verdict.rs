@@ -165,7 +165,7 @@ impl fmt::Display for Observed {
 
 /// The symbol of an errno that scenarios meet, its number otherwise.
 pub fn errno_name(errno: i32) -> String {
-    const NAMES: [(i32, &str); 9] = [
+    const NAMES: [(i32, &str); 15] = [
         (libc::EIO, "EIO"),
         (libc::EUCLEAN, "EUCLEAN"),
         (libc::ENOSPC, "ENOSPC"),
@@ -175,6 +175,12 @@ pub fn errno_name(errno: i32) -> String {
         (libc::EROFS, "EROFS"),
         (libc::EBUSY, "EBUSY"),
         (libc::EINVAL, "EINVAL"),
+        (libc::ENOMEM, "ENOMEM"),
+        (libc::ENOSYS, "ENOSYS"),
+        (libc::EPERM, "EPERM"),
+        (libc::EACCES, "EACCES"),
+        (libc::ENODEV, "ENODEV"),
+        (libc::EPIPE, "EPIPE"),
     ];
     NAMES
         .iter()

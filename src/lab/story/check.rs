@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::step::{Outcome, Step};
 use super::{Story, line_of};
 
+mod gup;
 mod memory;
 mod processes;
 
@@ -48,6 +49,9 @@ enum Named {
     Read,
     Hold,
     Background,
+    Fixed,
+    Umem,
+    Pipe,
 }
 
 pub(super) fn check(story: &Story) -> Result<(), Mistake> {
@@ -168,6 +172,15 @@ impl Checker<'_> {
         }
         match step {
             Step::Store(_) | Step::RdmaWrite(_) | Step::DioWrite(_) | Step::Punch(_) | Step::Truncate(_) => {}
+            Step::VmWrite(write) => self.is_process("into", &write.into)?,
+            Step::Fix(_) | Step::Unfix(_) | Step::Umem(_) | Step::XdpReceive(_) | Step::CloseUmem(_) => {
+                self.registered(step, names)?;
+            }
+            Step::Vmsplice(splice) => self.name("name", &splice.name, Named::Pipe, names)?,
+            Step::PipeRead(name) => {
+                self.known(&name.name, &[Named::Pipe], names)?;
+                names.remove(&name.name);
+            }
             Step::Load(_) | Step::RdmaRead(_) | Step::Writeback(_) | Step::Advise(_) => {}
             Step::Fsync(fsync) => self.file(&fsync.file)?,
             Step::DioRead(read) => {
@@ -179,6 +192,7 @@ impl Checker<'_> {
                         self.mistake("dio_read", format!("{MAX_READS} reads are held already; finish one first"))
                     );
                 }
+                self.buffer(read, names)?;
                 self.name("name", &read.name, Named::Read, names)?;
             }
             Step::Hold(hold) => self.name("name", &hold.name, Named::Hold, names)?,

@@ -26,7 +26,7 @@ use super::plan::{DiskKind, Folio, Fs, Registration};
 
 pub use expect::Expect;
 use memory::Memory;
-use step::{Empty, Step};
+use step::Step;
 
 /// A scenario. `[pages]` names pages, `[[step]]` is what happens, in order.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -83,7 +83,7 @@ pub struct Story {
     pub buffers: BTreeMap<String, BufferSpec>,
     /// Processes beside the agent's own, by which steps are done.
     #[serde(default)]
-    pub processes: BTreeMap<String, Empty>,
+    pub processes: BTreeMap<String, ProcessSpec>,
     /// Values that `"$name"` stands for: a row for each combination.
     #[serde(default)]
     pub parameters: BTreeMap<String, Vec<toml::Value>>,
@@ -155,6 +155,15 @@ pub struct FileSpec {
     /// The mapping may only be read.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// A process beside the agent's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessSpec {
+    /// It is an ordinary user's, whose the files are then: user and group 65534, without capabilities.
+    #[serde(default)]
+    pub user: bool,
 }
 
 /// A page of a file.

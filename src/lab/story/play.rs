@@ -2,9 +2,10 @@
 //! A story's steps at a bench. What each page may hold is [`PageModel`](crate::model::PageModel)'s to say; here is what is done, and what was seen.
 //!
 //! * here: the rounds of a story, and what they come to. `stage`: files and pages. `judge`: what was seen, against what was promised.
-//! * `steps`: what each step does; `jobs`: what may come of it; `levers`: requests that are held; `buffers`: what O_DIRECT writes are from; `processes`: who does it; `rdma`.
+//! * `steps`: what each step does; `jobs`: what may come of it; `levers`: requests that are held; `buffers`: what O_DIRECT writes are from; `processes`: who does it; `gup`: io_uring, AF_XDP, vmsplice(2), process_vm_writev(2); `rdma`.
 
 mod buffers;
+mod gup;
 mod jobs;
 mod judge;
 mod levers;
@@ -47,7 +48,18 @@ enum Running {
         met: bool,
     },
     Job(Job),
-    /// A step in the background that has ended already.
+    /// Memory that is registered with an io_uring, or with an AF_XDP socket.
+    Ring {
+        ring: u32,
+        by: Option<String>,
+    },
+    /// A pipe with a page.
+    Pipe {
+        pipe: u32,
+        by: Option<String>,
+        page: String,
+    },
+    /// A step in the background that has ended already, or a read that never began.
     Ended,
 }
 
@@ -57,6 +69,7 @@ impl Running {
         match self {
             Running::Read(read) => read.by.as_deref(),
             Running::Job(job) => job.by.as_deref(),
+            Running::Ring { by, .. } | Running::Pipe { by, .. } => by.as_deref(),
             Running::Hold { .. } | Running::Ended => None,
         }
     }
@@ -66,7 +79,7 @@ impl Running {
         match self {
             Running::Read(read) => Some(read.job),
             Running::Job(job) => Some(job.job),
-            Running::Hold { .. } | Running::Ended => None,
+            Running::Hold { .. } | Running::Ring { .. } | Running::Pipe { .. } | Running::Ended => None,
         }
     }
 }

@@ -66,6 +66,16 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h22-truncate.toml", include_str!("../../../stories/h22-truncate.toml")),
     ("h11-raid-cpu.toml", include_str!("../../../stories/h11-raid-cpu.toml")),
     ("h11-raid.toml", include_str!("../../../stories/h11-raid.toml")),
+    ("h12-users.toml", include_str!("../../../stories/h12-users.toml")),
+    ("h04-users.toml", include_str!("../../../stories/h04-users.toml")),
+    ("h03-users.toml", include_str!("../../../stories/h03-users.toml")),
+    ("h01-uring.toml", include_str!("../../../stories/h01-uring.toml")),
+    ("h01-xdp.toml", include_str!("../../../stories/h01-xdp.toml")),
+    ("h13-pipe.toml", include_str!("../../../stories/h13-pipe.toml")),
+    ("h14-pipe.toml", include_str!("../../../stories/h14-pipe.toml")),
+    ("h12-vm-write.toml", include_str!("../../../stories/h12-vm-write.toml")),
+    ("h01-race.toml", include_str!("../../../stories/h01-race.toml")),
+    ("h12-race.toml", include_str!("../../../stories/h12-race.toml")),
 ];
 
 static SCENARIOS: LazyLock<Vec<Scenario>> = LazyLock::new(|| {

@@ -6,8 +6,10 @@ use serde::Deserialize;
 use crate::plan::Registration;
 
 mod ask;
+mod gup;
 mod outcome;
 
+pub use gup::{Call, Fix, VmWrite, Vmsplice, XdpReceive};
 pub use outcome::Outcome;
 
 /// What an advice covers, around a page.
@@ -96,6 +98,22 @@ pub enum Step {
     Move(OfFile),
     /// F_SEAL_WRITE of a memory file.
     Seal(Seal),
+    /// IORING_REGISTER_BUFFERS of the mapping of a file.
+    Fix(Fix),
+    /// IORING_UNREGISTER_BUFFERS.
+    Unfix(Name),
+    /// XDP_UMEM_REG: the mapping of a file is the memory of an AF_XDP socket.
+    Umem(Fix),
+    /// A packet that this socket receives: the kernel copies it into the page.
+    XdpReceive(XdpReceive),
+    /// Closes this socket.
+    CloseUmem(Name),
+    /// vmsplice(2) of the page into a pipe.
+    Vmsplice(Vmsplice),
+    /// Reads such a pipe: it must show what was written last.
+    PipeRead(Name),
+    /// process_vm_writev(2) to the whole page, in another process's mapping.
+    VmWrite(VmWrite),
     /// SIGKILL to a process, and its end.
     Kill(Kill),
     /// drop_caches.
@@ -259,6 +277,15 @@ pub struct DioRead {
     pub bytes: u32,
     /// Its name, for steps that let it go on. It is held before its data.
     pub name: String,
+    /// By which call.
+    #[serde(default)]
+    pub by: Call,
+    /// The registration that it goes by, of an earlier `fix`; by default it makes one for itself where it wants one.
+    #[serde(default)]
+    pub buffer: Option<String>,
+    /// What may come of its own registration.
+    #[serde(default = "returns")]
+    pub allow: Vec<Outcome>,
     /// The process that does it; by default the agent's own.
     #[serde(default)]
     pub process: Option<String>,

@@ -208,6 +208,51 @@ fn each_round_has_letters_of_its_own() {
 }
 
 #[test]
+fn registered_memory_and_pipes_have_their_mistakes() {
+    let with = |steps: &[&str]| {
+        let steps: String = steps.iter().map(|step| format!("[[step]]\n{step}\n")).collect();
+        GOOD.replace("[files]", "[files]\ng = { pages = 8 }").replace("[[step]]\ncut", &format!("{steps}[[step]]\ncut"))
+            + "[processes]\np = { user = true }\n"
+    };
+    let fix = "fix = { file = \"f\", name = \"b\" }";
+    let read = "dio_read = { page = \"k\", tag = \"E\", name = \"other\", by = \"io_uring_fixed\", buffer = \"b\" }";
+    let finish = "finish = { name = \"other\" }";
+    let splice = "vmsplice = { page = \"k\", name = \"pipe\" }";
+    let umem = "umem = { file = \"f\", name = \"b\" }";
+    let packet = "xdp_receive = { page = \"k\", tag = \"E\", name = \"b\" }";
+    for (text, said) in [
+        (with(&[fix, read, finish, "unfix = { name = \"b\" }"]), ""),
+        (with(&[read, finish]), "line 21, `name`: no earlier step that has not ended is called \"b\""),
+        (with(&[&fix.replace("\"f\"", "\"g\""), read, finish]), "line 23, `name`: \"b\" is another file's"),
+        (with(&[&fix.replace(" }", ", process = \"p\" }"), read, finish]), "line 23, `name`: \"b\" is another file's"),
+        (
+            with(&[fix, &read.replace("io_uring_fixed", "pread")]),
+            "line 23, `buffer`: only a read by \"io_uring_fixed\"",
+        ),
+        (with(&[&read.replace("buffer = \"b\"", "allow = [\"errno:EFAULT\"]"), finish]), ""),
+        (
+            with(&[&read.replace("_fixed\", buffer = \"b\"", "\", allow = [\"errno:EFAULT\"]"), finish]),
+            "line 21, `allow`: only a read by \"io_uring_fixed\"",
+        ),
+        (with(&[splice, "pipe_read = { name = \"pipe\" }"]), ""),
+        (
+            with(&[splice, "unfix = { name = \"pipe\" }"]),
+            "line 23, `name`: \"pipe\" is no step that this can be done to",
+        ),
+        (with(&[umem, packet, "close_umem = { name = \"b\" }"]), ""),
+        (with(&[fix, packet]), "line 23, `name`: \"b\" is no step that this can be done to"),
+        (with(&["vm_write = { page = \"k\", tag = \"E\", into = \"p\" }"]), ""),
+        (
+            with(&["vm_write = { page = \"k\", tag = \"E\", into = \"q\" }"]),
+            "line 21, `into`: there is no process \"q\"",
+        ),
+    ] {
+        let told = Story::parse(&text).map_or_else(|error| error, |_| String::new());
+        assert!(told.starts_with(said) && told.is_empty() == said.is_empty() && !told.contains('\n'), "{text}: {told}");
+    }
+}
+
+#[test]
 fn processes_have_their_mistakes() {
     let with = |processes: &str, steps: &[&str]| {
         let steps: String = steps.iter().map(|step| format!("[[step]]\n{step}\n")).collect();

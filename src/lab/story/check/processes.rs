@@ -22,14 +22,18 @@ pub(super) fn check(story: &Story) -> Result<(), Mistake> {
 impl Checker<'_> {
     /// The process that does a step, or that it is done to.
     pub(super) fn process(&self, step: &Step) -> Result<(), Mistake> {
-        let Some(name) = step.process() else { return Ok(()) };
+        step.process().map_or(Ok(()), |name| self.is_process("process", name))
+    }
+
+    /// The process that `key` names is there.
+    pub(super) fn is_process(&self, key: &str, name: &str) -> Result<(), Mistake> {
         if !self.story.processes.contains_key(name) {
             let there_are = there_are(self.story.processes.keys());
-            return Err(self.mistake("process", format!("there is no process \"{name}\"; {there_are}")));
+            return Err(self.mistake(key, format!("there is no process \"{name}\"; {there_are}")));
         }
         let kills = |step: &Step| matches!(step, Step::Kill(kill) if kill.process == name);
         if self.before().any(kills) {
-            return Err(self.mistake("process", format!("an earlier step has killed process \"{name}\"")));
+            return Err(self.mistake(key, format!("an earlier step has killed process \"{name}\"")));
         }
         Ok(())
     }

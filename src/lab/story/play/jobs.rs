@@ -259,6 +259,6 @@ impl Play<'_, '_> {
     }
 }
 
-fn unexpected(what: &str) -> Stop {
+pub(super) fn unexpected(what: &str) -> Stop {
     Stop::Inconclusive(format!("{what} returned, which the story does not allow"))
 }

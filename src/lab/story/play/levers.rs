@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rnic_agent::proto::{Op, Value};
+use rnic_agent::proto::Value;
 
 use super::processes::{of, read_state};
 use super::stage::reads;
@@ -27,6 +27,8 @@ pub(super) struct Read {
     pub(super) held: Option<(LeverId, u64)>,
     pub(super) page: String,
     pub(super) bytes: u32,
+    /// Its own registration with an io_uring.
+    pub(super) ring: Option<u32>,
 }
 
 impl Play<'_, '_> {
@@ -42,15 +44,19 @@ impl Play<'_, '_> {
         let slot = u64::from(self.round) * count + slot;
         let gpa = self.place(&read.page)?.gpa;
         let (opened, moff) = self.opened_at(by, &read.page)?;
+        let from = (self.source_of(by)?, slot * PAGE);
+        let Some(asked) = self.ask(read, from, (opened.map, moff))? else {
+            self.running.insert(read.name.clone(), Running::Ended);
+            return Ok(());
+        };
         let race = self.story.race.is_some();
         let lever = (!race).then(|| self.bench.arm_at(Disk::Source, BlkOp::Read, HoldPoint::BeforeData, gpa));
         self.bench.mark(&format!("O_DIRECT read into {}{} begin", read.page, of(by)));
-        let (h, len) = (self.source_of(by)?, u64::from(read.bytes));
         let letter = self.letter(read.tag);
         if race {
             self.place(&read.page)?.model.begin(&read.name, read.bytes as usize, letter);
         }
-        let job = self.start_read(by, Op::DioReadInto { h, foff: slot * PAGE, m: opened.map, moff, len })?;
+        let job = self.start_read(by, asked.op)?;
         let held = match lever {
             Some(lever) => {
                 let id = self.bench.wait_held(Disk::Source, lever)?;
@@ -64,7 +70,7 @@ impl Play<'_, '_> {
             None => None,
         };
         let (by, page, bytes) = (read.process.clone(), read.page.clone(), read.bytes);
-        self.running.insert(read.name.clone(), Running::Read(Read { job, by, held, page, bytes }));
+        self.running.insert(read.name.clone(), Running::Read(Read { job, by, held, page, bytes, ring: asked.ring }));
         Ok(())
     }
 
@@ -107,6 +113,7 @@ impl Play<'_, '_> {
                 self.landed(&page, id)
             }
             Some(Running::Hold { lever, .. }) => self.bench.deliver(Disk::Fs, *lever),
+            Some(Running::Ended) => Ok(()),
             _ => Err(Stop::Failed(format!("{name} holds nothing"))),
         }
     }
@@ -139,11 +146,12 @@ impl Play<'_, '_> {
                 self.tell_waiting()?;
                 self.overlap((&page, buffer.as_deref()), held, met)
             }
+            Some(Running::Ended) => Ok(()),
             _ => Err(Stop::Failed(format!("{name} holds nothing"))),
         }
     }
 
-    fn finish_read(&mut self, name: &str, Read { job, by, held, page, bytes }: &Read) -> Result<(), Stop> {
+    fn finish_read(&mut self, name: &str, Read { job, by, held, page, bytes, ring }: &Read) -> Result<(), Stop> {
         if let Some((lever, _)) = held {
             self.bench.release(Disk::Source, *lever)?;
         }
@@ -160,6 +168,9 @@ impl Play<'_, '_> {
             other => return Err(Stop::Inconclusive(format!("the O_DIRECT read did not end well: {other:?}"))),
         }
         self.place(page)?.since = self.bench.mark("read complete");
+        if let Some(ring) = ring {
+            self.end_ring(by.as_deref(), *ring)?;
+        }
         if let Some((_, id)) = held {
             self.aim(page)?;
             let record = self.bench.record(*id)?;

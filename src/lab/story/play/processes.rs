@@ -46,7 +46,11 @@ pub(super) struct Process {
 impl Process {
     /// Starts one, with every file open and mapped, and the pages that its steps name touched.
     pub(super) fn start(bench: &mut Bench<'_>, story: &Story, name: &str) -> Result<Self, Stop> {
-        let handle = bench.guest.handle(Op::Process)?;
+        let user = story.processes.get(name).is_some_and(|spec| spec.user);
+        let handle = bench.guest.handle(Op::Process { user })?;
+        if user {
+            give_to_user(bench, story)?;
+        }
         let within = |op: Op| bench.guest.must(Op::In { p: handle, op: Box::new(op) });
         let handle_of = |op: Op| {
             within(op)?.handle().ok_or_else(|| Stop::Failed(format!("the agent in process {name} gave no handle")))
@@ -57,6 +61,10 @@ impl Process {
         for (file, spec) in &story.files {
             let (len, flags) = (u64::from(spec.pages) * PAGE, OpenFlags { write: true, ..Default::default() });
             let h = handle_of(Op::Open { path: path_of(file, spec.memory), flags })?;
+            if user {
+                // Its new owner is on disk too.
+                within(Op::Fsync { h })?;
+            }
             let map = handle_of(Op::Mmap { h, off: 0, len, write: true, private: false })?;
             if bench.row().folio == Folio::Single {
                 within(Op::Madvise { m: map, off: 0, len, advice: Madvice::Random })?;
@@ -216,7 +224,7 @@ impl Play<'_, '_> {
                 | Effect::Rdma { page, .. } => (page, job.what),
                 Effect::Fsync(_) | Effect::Writeback | Effect::Truncate { .. } | Effect::Nothing => return Ok(()),
             },
-            Running::Hold { .. } | Running::Ended => return Ok(()),
+            Running::Hold { .. } | Running::Ring { .. } | Running::Pipe { .. } | Running::Ended => return Ok(()),
         };
         self.place(&page)?.model.abandon(&write);
         self.place(&page)?.trail.push(killed);
@@ -231,6 +239,21 @@ impl Play<'_, '_> {
         let touch = self.within(by, Op::Touch { m: opened.map, off, write: false })?;
         self.bench.guest.must(touch).map(drop)
     }
+}
+
+/// The files are an ordinary user's, who may read the other disk and use RDMA devices, as on machines with udev.
+fn give_to_user(bench: &Bench<'_>, story: &Story) -> Result<(), Stop> {
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut own = words(&["chown", "65534:65534"]);
+    own.extend(story.files.iter().map(|(file, spec)| path_of(file, spec.memory)));
+    let uverbs = "chmod a+rw /dev/infiniband/uverbs* 2>/dev/null || true";
+    for argv in [own, words(&["chmod", "a+r", SOURCE]), words(&["sh", "-c", uverbs])] {
+        let ended = bench.guest.must(Op::Exec { argv, stdin: String::new(), limit_s: 10 })?.exec();
+        if let Some(failed) = ended.filter(|exec| exec.status != 0) {
+            return Err(Stop::Failed(format!("giving the files to a user: {}", failed.err)));
+        }
+    }
+    Ok(())
 }
 
 /// For texts: nothing, or whose it is.

@@ -11,6 +11,8 @@ impl Step {
             Step::DioWrite(write) => Some(write.tag),
             Step::DioRead(read) => Some(read.tag),
             Step::Change(change) => Some(change.tag),
+            Step::VmWrite(write) => Some(write.tag),
+            Step::XdpReceive(packet) => Some(packet.tag),
             _ => None,
         }
     }
@@ -22,6 +24,8 @@ impl Step {
             Step::DioWrite(write) => Some(&write.page),
             Step::DioRead(read) => Some(&read.page),
             Step::Punch(punch) | Step::Truncate(punch) => Some(&punch.page),
+            Step::VmWrite(write) => Some(&write.page),
+            Step::XdpReceive(packet) => Some(&packet.page),
             _ => None,
         }
     }
@@ -33,6 +37,7 @@ impl Step {
             Step::Writeback(writeback) => Some(&writeback.page),
             Step::Hold(hold) => Some(&hold.page),
             Step::Advise(advise) => Some(&advise.page),
+            Step::Vmsplice(splice) => Some(&splice.page),
             other => other.writes(),
         }
     }
@@ -44,6 +49,7 @@ impl Step {
             Step::DioWrite(write) => write.background.as_deref(),
             Step::Punch(punch) | Step::Truncate(punch) => punch.background.as_deref(),
             Step::Fsync(fsync) => fsync.background.as_deref(),
+            Step::VmWrite(write) => write.background.as_deref(),
             Step::Writeback(writeback) => Some(&writeback.background),
             _ => None,
         }
@@ -54,6 +60,8 @@ impl Step {
         match self {
             Step::DioRead(read) => Some(&read.name),
             Step::Hold(hold) => Some(&hold.name),
+            Step::Fix(fix) | Step::Umem(fix) => Some(&fix.name),
+            Step::Vmsplice(splice) => Some(&splice.name),
             other => other.background(),
         }
     }
@@ -72,8 +80,12 @@ impl Step {
             Step::DioWrite(write) => write.process.as_deref(),
             Step::Punch(punch) | Step::Truncate(punch) => punch.process.as_deref(),
             Step::Unmap(of) | Step::MapAgain(of) | Step::Move(of) => of.process.as_deref(),
+            Step::Fix(fix) | Step::Umem(fix) => fix.process.as_deref(),
+            Step::Vmsplice(splice) => splice.process.as_deref(),
+            Step::VmWrite(write) => write.process.as_deref(),
             Step::Kill(kill) => Some(&kill.process),
             Step::Hold(_) | Step::Deliver(_) | Step::Finish(_) | Step::Wait(_) | Step::Interrupt(_) => None,
+            Step::Unfix(_) | Step::PipeRead(_) | Step::XdpReceive(_) | Step::CloseUmem(_) => None,
             Step::Change(_) | Step::DropCaches(_) | Step::Cut(_) | Step::Seal(_) => None,
         }
     }
@@ -113,6 +125,9 @@ impl Step {
             Step::Punch(punch) | Step::Truncate(punch) => &punch.allow,
             Step::Seal(seal) => &seal.allow,
             Step::Fsync(fsync) => &fsync.allow,
+            Step::DioRead(read) => &read.allow,
+            Step::Fix(fix) | Step::Umem(fix) => &fix.allow,
+            Step::VmWrite(write) => &write.allow,
             _ => &[],
         }
     }

@@ -70,6 +70,7 @@ const TABLE: &[Line] = &[
     line("H37", ANY, ANY, ALL, "SAFE", RUN),
     line("H38", ANY, ANY, ALL, "SAFE", RUN),
     line("price", ANY, ANY, ALL, "MEASURED", NOT_OURS),
+    line("T-refusals", ANY, ANY, ALL, "MEASURED", NOT_OURS),
 ];
 
 /// The first line that is about `row` on a kernel of `version`.

@@ -11,6 +11,7 @@ mod rdma_clean;
 mod rdma_exit;
 mod rdma_held;
 mod reflink;
+mod refusals;
 
 use super::plan::Fs::{Btrfs, Xfs};
 use super::plan::{DiskKind, Folio, Scenario, Writer};

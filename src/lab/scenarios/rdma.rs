@@ -5,7 +5,7 @@ use rnic_agent::pattern::Content;
 use rnic_agent::proto::Op;
 
 use super::promise::{expected_page, failed};
-use super::{price, rdma_cache, rdma_clean, rdma_exit, rdma_held};
+use super::{price, rdma_cache, rdma_clean, rdma_exit, rdma_held, refusals};
 use crate::bench::{Bench, Completion, PAGE, Plant};
 use crate::check::Check;
 use crate::controls::Control;
@@ -77,6 +77,7 @@ const H37: &str = "fsync while the payload of an RDMA WRITE is in flight; then a
 const H38: &str = "two processes, 64 busy queue pairs; kill -9 of one, then of the other";
 const PRICE: &str =
     "what on-demand paging costs: registration, first touch, bandwidth and latency, invalidation storms";
+const REFUSALS: &str = "which memory is refused to whom: RDMA, io_uring, AF_XDP, O_DIRECT, process_vm_writev, vmsplice";
 const C_LATE: &str = "negative control: H37 with a NIC that writes through a translation after its zap has completed";
 const C_MTTW: &str = "negative control: H37 odp-clean with a NIC that ignores the write bit of a translation";
 const C_GUARD: &str = "negative control: H37 with a NIC whose zaps do not wait for payload in flight";
@@ -121,6 +122,7 @@ pub const TABLE: &[Scenario] = &[
     ),
     named(row("price", "pinned", Writer::Nic(Pinned), EXT4, PRICE, price::measure)),
     named(row("price", "odp", Writer::Nic(Odp), EXT4, PRICE, price::measure)),
+    named(row("T-refusals", "errno", Writer::Nic(Pinned), ALL_FS, REFUSALS, refusals::table)),
 ];
 
 /// The row's end where the kernel refuses the registration.

@@ -34,12 +34,12 @@ struct Agent {
 
 impl Agent {
     fn start() -> Self {
+        Self::by(&mut Command::new(env!("CARGO_BIN_EXE_rnic-agent")))
+    }
+
+    fn by(command: &mut Command) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_rnic-agent"))
-            .args(["--port", "-"])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .spawn()
-            .unwrap();
+        let child = command.args(["--port", "-"]).stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
         let mut writer = ours.try_clone().unwrap();
         let client = Client::new(move |bytes| writer.write_all(bytes));
         pump(ours.try_clone().unwrap(), client.clone());

@@ -2,6 +2,8 @@
 //! Which memory this kernel lets which user of get_user_pages have: a table of errnos instead of a judgement. Each cell is a fact, a call
 //! that has returned: "USE: MEMORY". The row of each file system has that file system's own files; the row of ext4 has all other memory too.
 
+use std::time::Duration;
+
 use rnic_agent::client::CallError;
 use rnic_agent::proto::{Memfd, Op, OpenFlags, Value, VerbsOp};
 
@@ -15,6 +17,9 @@ use crate::verdict::Verdict;
 const LEN: u64 = 2 << 20;
 /// Bytes that are read, written and spliced.
 const SOME: u64 = 4096;
+/// How often umount(2) is tried again, and after how long.
+const UMOUNT_TRIES: u32 = 40;
+const UMOUNT_PAUSE: Duration = Duration::from_millis(250);
 /// Where other file systems are mounted.
 const ELSEWHERE: &str = "/mnt/refusals";
 
@@ -154,25 +159,36 @@ fn other_file_systems(bench: &mut Bench<'_>) -> Result<(), Stop> {
         let (dev, fs, dir, opts) = (fs.to_owned(), fs.to_owned(), dir.to_owned(), opts.to_owned());
         bench.guest.must(Op::Mount { dev, dir, fs, opts, ro: false }).map(drop)
     };
-    let umount = |bench: &Bench<'_>, dir: &str| bench.guest.must(Op::Umount { dir: dir.into() }).map(drop);
-    let shared = [How::Shared];
-    let dir = format!("{ELSEWHERE}/m");
-    mount(bench, "tmpfs", &dir, "")?;
-    file(bench, &format!("{dir}/f"), "tmpfs file", &[How::Shared, How::Private])?;
-    for (lower, below) in [("tmpfs", dir.clone()), ("ext4", DIR.to_owned())] {
+    let (tmpfs, ramfs) = (format!("{ELSEWHERE}/tmpfs"), format!("{ELSEWHERE}/ramfs"));
+    mount(bench, "tmpfs", &tmpfs, "")?;
+    file(bench, &format!("{tmpfs}/f"), "tmpfs file", &[How::Shared, How::Private])?;
+    mount(bench, "ramfs", &ramfs, "")?;
+    file(bench, &format!("{ramfs}/f"), "ramfs file", &[How::Shared])?;
+    let mut mounted = vec![ramfs, tmpfs.clone()];
+    for (lower, below) in [("tmpfs", tmpfs.as_str()), ("ext4", DIR)] {
         for part in ["lower", "upper", "work"] {
             bench.guest.must(Op::Mkdir { path: format!("{below}/{part}") })?;
         }
-        let merged = format!("{ELSEWHERE}/o");
+        let merged = format!("{ELSEWHERE}/over-{lower}");
         let opts = format!("lowerdir={below}/lower,upperdir={below}/upper,workdir={below}/work");
         mount(bench, "overlay", &merged, &opts)?;
-        file(bench, &format!("{merged}/f"), &format!("overlayfs file over {lower}"), &shared)?;
-        umount(bench, &merged)?;
+        file(bench, &format!("{merged}/f"), &format!("overlayfs file over {lower}"), &[How::Shared])?;
+        mounted.push(merged);
     }
-    umount(bench, &dir)?;
-    mount(bench, "ramfs", &dir, "")?;
-    file(bench, &format!("{dir}/f"), "ramfs file", &shared)?;
-    umount(bench, &dir)
+    // Nothing of the agent's may be in the way: what has been asked for was closed, and this drops the rest.
+    bench.guest.must(Op::Reset)?;
+    mounted.iter().rev().try_for_each(|dir| umount(bench, dir))
+}
+
+/// Some of what was registered is let go by workers of the kernel.
+fn umount(bench: &Bench<'_>, dir: &str) -> Result<(), Stop> {
+    for _ in 0..UMOUNT_TRIES {
+        if told(bench, Op::Umount { dir: dir.into() })?.is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(UMOUNT_PAUSE);
+    }
+    bench.guest.must(Op::Umount { dir: dir.into() }).map(drop)
 }
 
 /// Asks for the memory by each use, and lets it go. Where it could not be had at all, that is the only cell.

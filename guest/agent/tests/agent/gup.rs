@@ -55,6 +55,33 @@ fn a_pipe_has_the_page_and_not_its_bytes() {
 }
 
 #[test]
+fn a_packet_lands_in_registered_memory() {
+    // In a network of its own: all that arrives on its loopback interface goes to the socket.
+    let agent = env!("CARGO_BIN_EXE_rnic-agent");
+    let alone = Command::new("unshare").args(["-n", agent, "--check"]).status();
+    if !alone.is_ok_and(|status| status.success()) {
+        eprintln!("no network of one's own: this test is void");
+        return;
+    }
+    let agent = Agent::by(Command::new("unshare").args(["-n", agent]));
+    assert_eq!(agent.exec(&["ip", "link", "set", "lo", "up"], "", 10).status, 0);
+    let m = agent.ok(Op::AnonBuffer { len: 8 * 4096, huge: false }).handle().unwrap();
+    agent.ok(Op::Store { m, off: 0, len: 8 * 4096, pattern: A });
+    let x = match agent.call(Op::XdpUmem { m, off: 0, len: 8 * 4096 }) {
+        Err(error) if void(error.errno().unwrap()) || error.errno() == Some(libc::EAFNOSUPPORT) => return,
+        other => other.unwrap().handle().unwrap(),
+    };
+    for (page, pattern) in [(3, B), (5, C), (3, C), (2, B), (6, B)] {
+        let off = page * 4096;
+        agent.ok(Op::XdpReceive { x, off, len: 3584, pattern });
+        assert!(agent.load(m, off, 3584).is(&pattern, off), "page {page}");
+        assert!(agent.load(m, off + 3584, 512).is(&A, off + 3584), "behind page {page}");
+    }
+    assert_eq!(agent.errno(Op::XdpReceive { x, off: 0, len: 3584, pattern: B }), libc::EINVAL, "no room before it");
+    assert_eq!(agent.errno(Op::XdpReceive { x, off: 4096, len: 4096, pattern: B }), libc::EINVAL, "too long");
+}
+
+#[test]
 fn one_process_writes_into_another() {
     let agent = Agent::start();
     let p = agent.ok(Op::Process { user: false }).handle().unwrap();

@@ -3,6 +3,7 @@
 
 mod events;
 pub mod inject;
+mod times;
 
 use probe::Match;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::mkey::Rights;
 pub use events::{NicCounters, NicKind, NicLedger, NicRecord, NicTotals};
 pub use inject::{NicAction, NicInjections, NicRule};
+pub use times::{MomentKind, NicMoment, NicMoments, clock_ns};
 
 /// What rules and levers look at. Whatever is not known where it is asked about matches every rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

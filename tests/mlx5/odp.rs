@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mlx5::NicConfig;
-use mlx5::hooks::{NicAction, NicRule};
+use mlx5::hooks::{MomentKind, NicAction, NicMoments, NicRule};
 use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::event;
 use mlx5_spec::odp::wqe_fault_type;
@@ -88,6 +88,38 @@ fn the_cycle_of_an_incoming_write() {
     paged.resume(&fault);
     pair.one_cq.wait_ok().unwrap();
     pair.assert_copied((&pair.local, 0), (&paged.memory, 0), 4096);
+}
+
+/// What the price of paging is made of; a page that is there costs none of it.
+#[test]
+fn each_part_of_the_cycle_has_its_time() {
+    let paged = Paged::new();
+    let (pair, key) = (&paged.pair, paged.odp.mr.key);
+    let ledger = &pair.driver.machine.ledger;
+    let since = ledger.tick();
+    let write = Wqe::write(VA, key).sge(pair.local_mr.sge(0, 4096)).signaled();
+    pair.one.post_one(write.clone());
+    let fault = paged.fault();
+    paged.map(0, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    let moments = ledger.moments(since);
+    let kinds: Vec<_> = moments.iter().map(|moment| moment.kind).collect();
+    let [
+        MomentKind::Faulted { token },
+        MomentKind::Updated { index, begun_ns },
+        MomentKind::Answered { token: same },
+        MomentKind::Placed,
+    ] = kinds[..]
+    else {
+        panic!("{kinds:?}")
+    };
+    assert_eq!((token, index), (same, key >> 8));
+    let times = [moments[0].at_ns, begun_ns, moments[1].at_ns, moments[2].at_ns, moments[3].at_ns];
+    assert!(times.is_sorted(), "{times:?}");
+    let since = ledger.tick();
+    pair.one.run(write).unwrap();
+    assert_eq!(ledger.moments(since), []);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::work::{Cx, Effect, Peer, Step, Work, has_pkey, receives};
 use super::wqe::Kind;
 use crate::fabric;
 use crate::hca::Hca;
+use crate::hooks::{MomentKind, NicMoments};
 use crate::levers::Gate;
 use crate::mkey::umr::{self, UmrError};
 use crate::qp::{Qp, QpAttrs};
@@ -115,11 +116,13 @@ impl Requester {
             match self.step(cx) {
                 Step::Moved(moved) => {
                     self.busy.reset();
+                    self.tell_placed(cx.hca);
                     bytes += moved;
                     self.moved(moved);
                 }
                 Step::Finished(moved) => {
                     self.busy.reset();
+                    self.tell_placed(cx.hca);
                     wqes += 1;
                     bytes += moved;
                     self.retire();
@@ -254,6 +257,13 @@ impl Requester {
         }
         if !peer.as_ref().is_some_and(|there| answers((hca, qp, attrs), &there.attrs)) {
             *peer = None;
+        }
+    }
+
+    /// Payload is in place for which a page had to come.
+    fn tell_placed(&self, hca: &Hca) {
+        if self.faults > 0 {
+            hca.ledger.moment(self.work.qp.qpn, MomentKind::Placed);
         }
     }
 

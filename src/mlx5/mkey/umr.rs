@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::state::is_offered;
 use super::{Access, AccessError, Keys, Mkey, MkeyState, PageMissing, Rights, Span, fence, record, translate};
 use crate::hca::Hca;
-use crate::hooks::{NicAction, NicKind, WqeShape};
+use crate::hooks::{MomentKind, NicAction, NicKind, NicMoments, WqeShape, clock_ns};
 use crate::qp::{Qp, QpAttrs};
 use dma::DmaError;
 use mlx5_spec::cq::syndrome;
@@ -80,6 +80,7 @@ impl UmrError {
 /// # Errors
 /// See [`UmrError`]; [`UmrError::syndrome`] is what the error CQE says.
 pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) -> Result<(), UmrError> {
+    let begun_ns = clock_ns();
     let request = Request::parse(wqe)?;
     let qp = hca.qps.get(qpn).ok_or(UmrError::Retired)?;
     let mkey = hca.mkeys.get(request.key >> 8).ok_or(UmrError::NoKey(request.key))?;
@@ -104,6 +105,7 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
         record(hca, qpn, mkey.told(begun));
     }
     record(hca, qpn, request.tell(&mkey, list.len() as u64, begun));
+    hca.ledger.moment(qpn, MomentKind::Updated { index: mkey.index, begun_ns });
     mkey.completed();
     Ok(())
 }

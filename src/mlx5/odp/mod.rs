@@ -18,7 +18,7 @@ use super::bus::Bus;
 use super::engine::Engines;
 use super::eq::Event;
 use super::hooks::{NicAction, WqeShape};
-use crate::hooks::{NicKind, NicLedger};
+use crate::hooks::{MomentKind, NicKind, NicLedger, NicMoments};
 use mlx5_spec::eq::{eqe_page_fault_rdma, eqe_page_fault_wqe, event, page_fault};
 use mlx5_spec::odp::{MAX_TOKEN, rdma_fault_type};
 
@@ -168,6 +168,7 @@ impl PageFaults {
         let (key, va, write) = fault.about;
         // On record before the driver can act on it.
         bus.ledger.nic_push(bus.index, fault.waiter.1, NicKind::Fault { key, va, write, token });
+        bus.ledger.moment(fault.waiter.1, MomentKind::Faulted { token });
         if matches!(delivery, Delivery::Now) {
             bus.async_event(fault.event(token));
         }
@@ -207,6 +208,7 @@ impl PageFaults {
         let Some(live) = table.live.get_mut(&token).filter(|live| live.state == FaultState::Waiting) else { return };
         // On record before the waiter can act on it.
         bus.ledger.nic_push(bus.index, live.waker.waiter.1, NicKind::Resumed { token, error });
+        bus.ledger.moment(live.waker.waiter.1, MomentKind::Answered { token });
         live.state = FaultState::Resumed { error };
         let waker = live.waker.clone();
         drop(table);

@@ -8,11 +8,13 @@
 use serde::{Deserialize, Serialize};
 
 mod args;
+mod mm;
 mod op;
 mod value;
 mod verbs;
 
 pub use args::*;
+pub use mm::*;
 pub use op::*;
 pub use value::*;
 pub use verbs::*;

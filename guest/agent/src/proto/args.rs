@@ -132,3 +132,15 @@ pub enum Memfd {
     /// memfd_secret(2).
     Secret,
 }
+
+/// In which state a page of a file is stored to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreAfter {
+    /// Dirty and mapped writable, by a store before.
+    Store,
+    /// Clean, by fsync(2).
+    Fsync,
+    /// Its write has begun, by sync_file_range(2) that does not wait.
+    Begun,
+}

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Advice, Fadvice, FallocMode, FsType, Memfd, OpenFlags, VerbsOp};
+use super::{Advice, Fadvice, FallocMode, FsType, Memfd, MmOp, OpenFlags, StoreAfter, VerbsOp};
 use crate::acked::Plan;
 use crate::pattern::Pattern;
 
@@ -369,6 +369,22 @@ pub enum Op {
         #[serde(rename = "l")]
         len: u64,
     },
+    /// Single stores of a byte into a page of a file, each after the page was brought into a state. Returns `Laps`: bringing it there, the store.
+    StoreLaps {
+        /// File.
+        h: u32,
+        /// Mapping of it.
+        m: u32,
+        /// Offset in the mapping, and in the file.
+        #[serde(rename = "o")]
+        off: u64,
+        /// The state.
+        #[serde(rename = "a")]
+        after: StoreAfter,
+        /// How often, 1,000 at most.
+        #[serde(rename = "n")]
+        count: u32,
+    },
     /// Where a page is now. Returns `Page`. Does not fault the page in.
     PageInfo {
         /// Mapping.
@@ -535,6 +551,9 @@ pub enum Op {
         len: u64,
     },
 
+    /// Forks, user-space page faults, parts that go.
+    #[serde(rename = "mm")]
+    Mm(MmOp),
     /// RDMA verbs.
     #[serde(rename = "ib")]
     Verbs(VerbsOp),

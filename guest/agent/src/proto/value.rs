@@ -72,6 +72,9 @@ pub enum Value {
     /// A measurement.
     #[serde(rename = "ns")]
     Timed(Timed),
+    /// Measurements, turn by turn: nanoseconds of each of its parts.
+    #[serde(rename = "ls")]
+    Laps(Vec<[u64; 2]>),
 }
 
 /// How a program ended.
@@ -312,4 +315,6 @@ accessors! {
     wc -> Wc(Wc);
     /// The measurement, if it is one.
     timed -> Timed(Timed);
+    /// The measurements, if they are.
+    laps -> Laps(Vec<[u64; 2]>);
 }

@@ -119,6 +119,23 @@ pub enum VerbsOp {
         #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
         between: Option<Between>,
     },
+    /// As a batch with a depth of 1, and each turn has times of its own. Returns `Laps`: what was done before, the work request.
+    Laps {
+        /// Pair.
+        p: u32,
+        /// What.
+        #[serde(flatten)]
+        wr: Wr,
+        /// How often, 1,000 at most.
+        #[serde(rename = "n")]
+        count: u32,
+        /// Milliseconds for each completion.
+        #[serde(rename = "ms")]
+        limit_ms: u32,
+        /// Done before each of them.
+        #[serde(rename = "b")]
+        between: Between,
+    },
     /// The same work request on each of several pairs, then the completion of each; again and again. Returns `Timed`.
     Rounds {
         /// Pairs.

@@ -15,7 +15,9 @@ mod exec;
 mod files;
 mod gup;
 pub mod kmsg;
+mod laps;
 mod memory;
+mod mm;
 mod page;
 pub mod process;
 pub mod system;
@@ -68,6 +70,8 @@ pub fn run(context: &Arc<Context>, op: Op) -> Outcome {
         Op::Mkfs { fs, dev, opts } => exec::mkfs(fs, &dev, &opts),
         Op::AckedWriter { path, plan, max_s, max_groups } => durable::write(context, &path, &plan, max_s, max_groups),
         Op::AckedCheck { path, plan, n } => durable::check(&path, &plan, n),
+        Op::StoreLaps { h, m, off, after, count } => laps::stores(context, (h, m), off, after, count),
+        Op::Mm(op) => mm::run(context, op),
         Op::Verbs(op) => verbs::run(context, op),
         Op::Process { user } => process::start(context, user),
         Op::In { p, op } => process::run(context, p, *op),

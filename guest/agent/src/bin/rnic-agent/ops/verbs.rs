@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rnic_agent::proto::{Advice, Between, Failure, MrInfo, PairInfo, Timed, Value, VerbsOp, Wc, Wr, WrKind};
 
+use super::laps::{check_laps, nanos};
 use super::{Outcome, failed, failure, unit};
 use crate::serve::Context;
 use crate::serve::objects::Object;
@@ -67,6 +68,10 @@ pub fn run(context: &Context, op: VerbsOp) -> Outcome {
         VerbsOp::Batch { p, wr, count, depth, limit_ms, between } => {
             let batch = Batch { raw: raw(context, &wr)?, count, depth, limit_ms, between };
             batch.run(context, &*objects.pair(p)?, wr.end)
+        }
+        VerbsOp::Laps { p, wr, count, limit_ms, between } => {
+            let batch = Batch { raw: raw(context, &wr)?, count, depth: 1, limit_ms, between: Some(between) };
+            batch.laps(context, &*objects.pair(p)?, wr.end)
         }
         VerbsOp::Rounds { ps, wr, rounds, limit_ms } => {
             let pairs = ps.iter().map(|p| objects.pair(*p)).collect::<Result<Vec<_>, _>>()?;
@@ -158,13 +163,7 @@ impl Batch {
                 qp.post(&self.raw).map_err(failed("posting a work request"))?;
                 posted += 1;
             }
-            let wc = poll(qp, self.limit_ms)?;
-            if !wc.ok() {
-                let (done, count) = (timed.done, self.count);
-                let text =
-                    format!("work request {done} of {count} ended with \"{}\" ({:#x})", wc.status, wc.vendor_err);
-                return Err(failure(libc::EIO, text));
-            }
+            self.completed(qp, timed.done)?;
             timed.done += 1;
             if timed.done == 1 {
                 timed.first_ns = nanos(start.elapsed());
@@ -172,6 +171,34 @@ impl Batch {
         }
         timed.ns = nanos(start.elapsed());
         Ok(Value::Timed(timed))
+    }
+
+    /// One after the other, each timed in two parts.
+    fn laps(&self, context: &Context, pair: &Pair, end: u8) -> Outcome {
+        self.check(pair)?;
+        check_laps(self.count)?;
+        let qp = pair.end(end)?;
+        let mut laps = Vec::new();
+        for done in 0..self.count {
+            let start = Instant::now();
+            self.between.map_or(Ok(()), |step| between(context, step))?;
+            let ready = Instant::now();
+            qp.post(&self.raw).map_err(failed("posting a work request"))?;
+            self.completed(qp, done)?;
+            laps.push([nanos(ready - start), nanos(ready.elapsed())]);
+        }
+        Ok(Value::Laps(laps))
+    }
+
+    /// Waits for the work request after `done` others.
+    fn completed(&self, qp: &Qp, done: u32) -> Result<(), Failure> {
+        let wc = poll(qp, self.limit_ms)?;
+        if wc.ok() {
+            return Ok(());
+        }
+        let count = self.count;
+        let text = format!("work request {done} of {count} ended with \"{}\" ({:#x})", wc.status, wc.vendor_err);
+        Err(failure(libc::EIO, text))
     }
 }
 
@@ -222,8 +249,4 @@ fn register(make: impl Fn() -> std::io::Result<Mr>, count: u32) -> Outcome {
         }
     }
     Ok(Value::Timed(timed))
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -16,6 +16,8 @@ use crate::sys::gup::Pipe;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
 use crate::sys::uring::Ring;
+use crate::sys::forked::Forked;
+use crate::sys::uffd::Uffd;
 #[cfg(feature = "verbs")]
 use crate::sys::verbs::{Mr, Nic};
 use crate::sys::xdp::Umem;
@@ -81,6 +83,10 @@ pub enum Object {
     Pipe(Arc<Pipe>),
     /// An AF_XDP socket.
     Umem(Arc<Umem>),
+    /// A child that shares our memory.
+    Forked(Arc<Forked>),
+    /// A page whose faults we answer, and its offset.
+    Uffd(Arc<(Uffd, u64)>),
     /// RDMA device.
     #[cfg(feature = "verbs")]
     Nic(Arc<Nic>),
@@ -167,6 +173,10 @@ getters! {
     pipe -> Pipe(Pipe), "pipe";
     /// The AF_XDP socket `handle`.
     umem -> Umem(Umem), "AF_XDP socket";
+    /// The child `handle`.
+    forked -> Forked(Forked), "child";
+    /// The page `handle` whose faults we answer, and its offset.
+    uffd -> Uffd((Uffd, u64)), "userfaultfd";
     /// The RDMA device `handle`.
     #[cfg(feature = "verbs")]
     nic -> Nic(Nic), "RDMA device";

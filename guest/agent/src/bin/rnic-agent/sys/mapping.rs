@@ -133,6 +133,16 @@ impl Mapping {
         })
     }
 
+    /// The same for a part.
+    pub fn unmap_part(&self, off: u64, len: u64) -> io::Result<()> {
+        let addr = self.address(off, len)?;
+        if len == 0 || !(addr as u64 | len).is_multiple_of(PAGE) {
+            return Err(errno(libc::EINVAL));
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        mmap(addr, len as usize, libc::PROT_NONE, flags, -1, 0).map(drop)
+    }
+
     /// msync(2), MS_SYNC.
     pub fn sync(&self, off: u64, len: u64) -> io::Result<()> {
         let addr = self.address(off, len)?;

@@ -15,6 +15,8 @@ pub mod process;
 pub mod shared;
 pub mod tty;
 pub mod uring;
+pub mod forked;
+pub mod uffd;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 pub mod xdp;

@@ -13,16 +13,11 @@ use super::plan::{DiskKind, Row, Scenario, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
-/// A measurement of a row.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Figure {
-    /// What was measured.
-    pub name: String,
-    /// How much.
-    pub value: f64,
-    /// Of what.
-    pub unit: String,
-}
+mod figure;
+mod prices;
+
+pub use figure::{Figure, Spread};
+pub use prices::print_prices;
 
 /// In how many rounds of a story harm was seen. Field names are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,35 +277,6 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
     out.flush()
 }
 
-/// Rows that measured, side by side: pinned, on-demand paging, and how many times as much. Nothing where no row measured.
-pub fn print_prices(out: &mut dyn Write, rows: &[RowResult]) -> io::Result<()> {
-    let of =
-        |kernel: &str, mode: &str| rows.iter().find(|r| r.kernel == kernel && r.mode == mode && !r.figures.is_empty());
-    let mut kernels: Vec<&str> = rows.iter().filter(|r| !r.figures.is_empty()).map(|r| r.kernel.as_str()).collect();
-    kernels.dedup();
-    for kernel in kernels {
-        writeln!(
-            out,
-            "\n{:<64} {:>12} {:>12} {:>12}",
-            format!("kernel {}", short(kernel)),
-            "pinned",
-            "odp",
-            "odp/pinned"
-        )?;
-        let (pinned, odp) = (of(kernel, "pinned"), of(kernel, "odp"));
-        for figure in odp.or(pinned).map_or(&[][..], |row| &row.figures) {
-            let value = |row: Option<&RowResult>| Some(row?.figures.iter().find(|f| f.name == figure.name)?.value);
-            let text = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.1}"));
-            let (pinned, odp) = (value(pinned), value(odp));
-            let ratio = pinned.zip(odp).filter(|(pinned, _)| *pinned > 0.0).map(|(pinned, odp)| odp / pinned);
-            let ratio = ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
-            let name = format!("{} ({})", figure.name, figure.unit);
-            writeln!(out, "{name:<64} {:>12} {:>12} {ratio:>12}", text(pinned), text(odp))?;
-        }
-    }
-    Ok(())
-}
-
 /// A kernel given by path shows its file name only.
 fn short(kernel: &str) -> &str {
     kernel.rsplit('/').next().unwrap_or(kernel)
@@ -379,23 +345,6 @@ mod tests {
     fn a_kernel_of_ones_own_fails_only_by_harm() {
         assert_eq!(status(vec![row(None, Verdict::Benign), row(None, Verdict::Exposed)]), 0);
         assert_eq!(status(vec![row(None, Verdict::Torn)]), 1);
-    }
-
-    #[test]
-    fn prices_stand_side_by_side() {
-        let price = |mode: &str, value| RowResult {
-            mode: String::from(mode),
-            figures: vec![Figure { name: "latency".into(), value, unit: "us".into() }],
-            ..row(None, Verdict::Measured)
-        };
-        let mut text = Vec::new();
-        print_prices(&mut text, &[price("pinned", 2.0), price("odp", 3.0)]).unwrap();
-        let text = String::from_utf8(text).unwrap();
-        let words: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
-        assert_eq!(words, ["latency", "(us)", "2.0", "3.0", "1.50"]);
-        let mut none = Vec::new();
-        print_prices(&mut none, &[row(None, Verdict::Safe)]).unwrap();
-        assert!(none.is_empty());
     }
 
     /// What step 2 wrote, and the fields that its reader wants.

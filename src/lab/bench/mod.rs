@@ -17,7 +17,7 @@ use super::finding::{Finding, Stop};
 use super::guest::Guest;
 use super::oracle;
 use super::plan::{Folio, Fs, Row};
-use super::report::Figure;
+use super::report::{Figure, Spread};
 use super::story::play::{self, Stage};
 use blk::DiskLedger;
 use blk::LeverId;
@@ -279,7 +279,19 @@ impl<'a> Bench<'a> {
 
     /// Adds a measurement to the row.
     pub fn figure(&mut self, name: &str, value: f64, unit: &'static str) {
-        self.figures.push(Figure { name: name.into(), value, unit: unit.into() });
+        self.figures.push(Figure { name: name.into(), value, unit: unit.into(), spread: None });
+    }
+
+    /// The same of what was measured several times; nothing of what never was.
+    pub fn spread(&mut self, name: &str, values: Vec<f64>, unit: &'static str) {
+        if let Some(spread) = Spread::of(values) {
+            self.figures.push(Figure {
+                name: name.into(),
+                value: spread.median,
+                unit: unit.into(),
+                spread: Some(spread),
+            });
+        }
     }
 
     /// The measurements so far.

@@ -2,7 +2,12 @@
 //! What on-demand paging costs, against pinning, on one machine in one run: figures instead of a judgement.
 //!
 //! Memory is anonymous, so that every kernel takes both kinds of registration; one figure is of a file, where fsync takes the
-//! translations away. Times are the guest's. On an emulated host only ratios mean something.
+//! translations away. Then the parts of it, lap by lap: of one cycle of paging, and of a store that waits for writeback. Times are the guest's,
+//! but for those of the device. On an emulated host only ratios mean something.
+
+mod parts;
+mod stores;
+mod traced;
 
 use rnic_agent::client::CallError;
 use rnic_agent::proto::{Between, MrInfo, Op, Timed, VerbsOp, Wr, WrKind};
@@ -10,6 +15,7 @@ use rnic_agent::proto::{Between, MrInfo, Op, Timed, VerbsOp, Wr, WrKind};
 use crate::bench::{Bench, PAGE, PAGE_AT};
 use crate::finding::{Finding, Stop};
 use crate::verdict::Verdict;
+use parts::Cycle;
 
 /// Bytes of the memory that is registered.
 const REGION: u64 = 16 << 20;
@@ -70,7 +76,12 @@ pub fn measure(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let storm = batch(bench, wr, STORM, 1, Some(dontneed))?;
     let name = "MADV_DONTNEED and RDMA WRITE, 1 MiB, again and again: each";
     bench.figure(name, micros(storm.ns) / f64::from(STORM), "us");
+    let small = Wr { len: PAGE as u32, ..wr };
+    let between = Between::Dontneed { m: target.map, off: 0, len: PAGE };
+    let (what, call, rkey) = ("anonymous page", "madvise", target.mr.rkey);
+    parts::measure(bench, Cycle { what, call, between, wr: small, rkey })?;
     file(bench, wr)?;
+    stores::measure(bench)?;
     let fact = bench.note("measured in the guest's time");
     Ok(Finding::new(Verdict::Measured, fact, []))
 }
@@ -114,7 +125,8 @@ fn file(bench: &mut Bench<'_>, wr: Wr) -> Result<(), Stop> {
         micros(storm.ns) / f64::from(STORM),
         "us",
     );
-    Ok(())
+    let (what, call, rkey) = ("file page", "fsync", mr.rkey);
+    parts::measure(bench, Cycle { what, call, between, wr, rkey })
 }
 
 fn batch(bench: &Bench<'_>, wr: Wr, count: u32, depth: u32, between: Option<Between>) -> Result<Timed, Stop> {

@@ -272,6 +272,11 @@ impl<'a> Bench<'a> {
         self.stage.take()
     }
 
+    /// From here on the page under test is in this mapping or buffer.
+    pub fn use_memory(&mut self, map: u32) {
+        self.map = map;
+    }
+
     /// The mapping's handle.
     pub fn map(&self) -> u32 {
         self.map

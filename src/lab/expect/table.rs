@@ -69,6 +69,12 @@ const TABLE: &[Line] = &[
     line("H36", "odp-ro", ANY, ALL, "SAFE", ON_DEMAND),
     line("H37", ANY, ANY, ALL, "SAFE", RUN),
     line("H38", ANY, ANY, ALL, "SAFE", RUN),
+    line("H25", ANY, ANY, ALL, "SAFE", RUN),
+    line("H26", ANY, ANY, ALL, "SAFE", RUN),
+    line("H27", ANY, ANY, ALL, "SAFE", RUN),
+    line("H28", ANY, ANY, ALL, "SAFE", RUN),
+    line("H29", ANY, ANY, ALL, "SAFE", RUN),
+    line("H30", ANY, ANY, ALL, "SAFE", RUN),
     line("price", ANY, ANY, ALL, "MEASURED", NOT_OURS),
     line("T-refusals", ANY, ANY, ALL, "MEASURED", NOT_OURS),
 ];

@@ -2,6 +2,9 @@
 //! The scenarios: stories ([`shipped`]), and two tables of what a story cannot ask for. Numbers are those of the hazard catalogue. Here the writer is the block device itself: an O_DIRECT
 //! read whose destination is a shared mapping of the file under test. In [`rdma`] it is an RDMA device.
 
+mod mm;
+mod mm_copy;
+mod mm_move;
 mod plants;
 mod price;
 mod promise;
@@ -24,7 +27,7 @@ const PLAIN_DISK: &[DiskKind] = &[DiskKind::Plain];
 
 /// Every scenario there is.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    shipped::scenarios().iter().chain(DISK).chain(rdma::TABLE).chain(plants::TABLE)
+    shipped::scenarios().iter().chain(DISK).chain(rdma::TABLE).chain(mm::TABLE).chain(plants::TABLE)
 }
 
 const DISK: &[Scenario] = &[

@@ -25,7 +25,7 @@ const PLAIN: &[Fs] = &[Ext4, Xfs];
 const BTRFS: &[Fs] = &[Btrfs];
 const SINGLE: &[Folio] = &[Folio::Single];
 
-const fn row(
+pub(super) const fn row(
     id: &'static str,
     mode: &'static str,
     writer: Writer,
@@ -52,7 +52,7 @@ const fn row(
     }
 }
 
-const fn core(on: &'static [Fs], scenario: Scenario) -> Scenario {
+pub(super) const fn core(on: &'static [Fs], scenario: Scenario) -> Scenario {
     Scenario { core: on, ..scenario }
 }
 

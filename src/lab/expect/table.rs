@@ -19,6 +19,7 @@ struct Line {
 
 const ALL: Kernels = Kernels::new((6, 1, 0), (7, 3));
 const V6_1: Kernels = Kernels::new((6, 1, 0), (6, 1));
+const V7_3: Kernels = Kernels::new((7, 3, 0), (7, 3));
 /// btrfs without its fixup for pages that are dirtied behind its back.
 const NO_FIXUP: Kernels = Kernels::new((6, 12, 97), (6, 12));
 /// Kernels that refuse to pin a shared mapping of a file for writing.
@@ -69,12 +70,20 @@ const TABLE: &[Line] = &[
     line("H36", "odp-ro", ANY, ALL, "SAFE", ON_DEMAND),
     line("H37", ANY, ANY, ALL, "SAFE", RUN),
     line("H38", ANY, ANY, ALL, "SAFE", RUN),
+    line("H05", "pinned", ANY, REFUSING, REFUSED, EFAULT),
+    line("H05", "pinned", ANY, V6_1, "LOST", RUN_6_1),
+    line("H05", "odp", ANY, ALL, "SAFE", RUN),
     line("H25", ANY, ANY, ALL, "SAFE", RUN),
     line("H26", ANY, ANY, ALL, "SAFE", RUN),
     line("H27", ANY, ANY, ALL, "SAFE", RUN),
     line("H28", ANY, ANY, ALL, "SAFE", RUN),
     line("H29", ANY, ANY, ALL, "SAFE", RUN),
     line("H30", ANY, ANY, ALL, "SAFE", RUN),
+    line("H31", "odp-missing", ANY, V7_3, "SAFE", RUN),
+    line("H31", "odp-missing", ANY, ALL, "ERR-CQE", RUN),
+    line("H31", "odp-protect", ANY, V7_3, "SAFE", RUN),
+    line("H31", "odp-protect", ANY, ALL, "ERR-CQE", RUN),
+    line("H31", "pinned-protect", ANY, ALL, "BENIGN", RUN),
     line("price", ANY, ANY, ALL, "MEASURED", NOT_OURS),
     line("T-refusals", ANY, ANY, ALL, "MEASURED", NOT_OURS),
 ];

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! H25 to H31: memory management takes a registered page away, copies it, moves it or shares it. Who sees what the device writes, and what does the device see?
+//! H05 and H25 to H31: memory management takes a registered page away, copies it, moves it or shares it. Who sees what the device writes, and what does the device see?
 
 use rnic_agent::pattern::Content;
 use rnic_agent::proto::{MmOp, Op};
 
 use super::promise::expected_page;
 use super::rdma::{core, error_completion, refused, row};
-use super::{mm_copy, mm_move};
+use super::{mm_copy, mm_move, mm_wait};
 use crate::bench::{Bench, Completion, FILE_LEN, PAGE, PAGE_AT};
 use crate::fact::FactId;
 use crate::finding::{Finding, Stop};
-use crate::plan::Fs::{self, Ext4};
+use crate::plan::Fs::{self, Btrfs, Ext4, Xfs};
 use crate::plan::Registration::{Odp, OdpRo, Pinned, PinnedRo};
 use crate::plan::{Scenario, Writer};
 use crate::verdict::Verdict;
 
 const EXT4: &[Fs] = &[Ext4];
+const ALL_FS: &[Fs] = &[Ext4, Xfs, Btrfs];
 
+const H05: &str = "RDMA WRITE to a file of a frozen file system; thaw, fsync; then a power cut";
 const H25: &str = "MADV_PAGEOUT of anonymous memory to a swap disk; RDMA READ and WRITE after it";
 const H26: &str = "MADV_SOFT_OFFLINE and compaction of anonymous memory; RDMA WRITE and READ after each";
 const H27: &str = "a huge page is split, collapsed and cut in half; RDMA WRITE after each";
@@ -24,8 +26,13 @@ const H28: &str = "two equal pages are merged by KSM; RDMA WRITE to one of them"
 const H29: &str = "fork; RDMA WRITE, and stores by parent and child: who sees what?";
 const H30: &str = "a private mapping of a file: RDMA WRITE, stores, and a write of the file";
 
+const H31: &str = "RDMA WRITE into a page that is not there, and userfaultfd is asked for it";
+const H31_PROTECT: &str = "RDMA WRITE into a page that userfaultfd has write-protected";
+
 /// Every row of this family.
 pub const TABLE: &[Scenario] = &[
+    row("H05", "pinned", Writer::Nic(Pinned), ALL_FS, H05, mm_wait::frozen),
+    row("H05", "odp", Writer::Nic(Odp), ALL_FS, H05, mm_wait::frozen),
     core(EXT4, row("H25", "pinned", Writer::Nic(Pinned), EXT4, H25, mm_move::swap)),
     core(EXT4, row("H25", "odp", Writer::Nic(Odp), EXT4, H25, mm_move::swap)),
     row("H26", "pinned", Writer::Nic(Pinned), EXT4, H26, mm_move::migrate),
@@ -40,6 +47,9 @@ pub const TABLE: &[Scenario] = &[
     row("H30", "pinned-ro", Writer::Nic(PinnedRo), EXT4, H30, mm_copy::private_ro),
     row("H30", "odp", Writer::Nic(Odp), EXT4, H30, mm_copy::private),
     row("H30", "odp-ro", Writer::Nic(OdpRo), EXT4, H30, mm_copy::private_ro),
+    row("H31", "odp-missing", Writer::Nic(Odp), EXT4, H31, mm_wait::missing),
+    row("H31", "odp-protect", Writer::Nic(Odp), EXT4, H31_PROTECT, mm_wait::protected),
+    row("H31", "pinned-protect", Writer::Nic(Pinned), EXT4, H31_PROTECT, mm_wait::protected),
 ];
 
 /// Why a story ends before its last step.

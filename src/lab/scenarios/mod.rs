@@ -5,6 +5,7 @@
 mod mm;
 mod mm_copy;
 mod mm_move;
+mod mm_wait;
 mod plants;
 mod price;
 mod promise;

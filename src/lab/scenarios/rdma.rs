@@ -52,12 +52,12 @@ pub(super) const fn row(
     }
 }
 
-pub(super) const fn core(on: &'static [Fs], scenario: Scenario) -> Scenario {
+const fn core(on: &'static [Fs], scenario: Scenario) -> Scenario {
     Scenario { core: on, ..scenario }
 }
 
 /// Neither in the core set nor in `--all`: only when it is named.
-const fn named(scenario: Scenario) -> Scenario {
+pub(super) const fn named(scenario: Scenario) -> Scenario {
     Scenario { named: true, ..scenario }
 }
 

@@ -12,12 +12,12 @@ use super::lock;
 use crate::ops::process::Process;
 #[cfg(feature = "verbs")]
 use crate::ops::verbs::Pair;
+use crate::sys::forked::Forked;
 use crate::sys::gup::Pipe;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
-use crate::sys::uring::Ring;
-use crate::sys::forked::Forked;
 use crate::sys::uffd::Uffd;
+use crate::sys::uring::Ring;
 #[cfg(feature = "verbs")]
 use crate::sys::verbs::{Mr, Nic};
 use crate::sys::xdp::Umem;

@@ -9,14 +9,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 pub mod file;
+pub mod forked;
 pub mod gup;
 pub mod mapping;
 pub mod process;
 pub mod shared;
 pub mod tty;
-pub mod uring;
-pub mod forked;
 pub mod uffd;
+pub mod uring;
 #[cfg(feature = "verbs")]
 pub mod verbs;
 pub mod xdp;

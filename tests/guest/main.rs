@@ -18,4 +18,5 @@ mod machine;
 mod nic;
 mod pmem;
 mod pty;
+mod repro;
 mod terminal;

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The reproducers of guest/repro, which need neither a lever nor a NIC: each builds with nothing but a C compiler, and shows on the kernel that
+//! its report (docs/reports) names what the report says, as an ordinary user.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::Done;
+use crate::machine::{Disk, LIMIT, exec_after, value};
+
+/// Functions of the scripts: `on FS` makes and mounts a file system, `as_user` is nobody, `try NAME COMMAND...` prints the command's status.
+const FUNCTIONS: &str = r#"
+mkdir -p /run/m /run/t && tar xf /dev/vdb -C /run/t && PATH=$PATH:/run/t
+on() {
+    if mountpoint -q /run/m; then umount /run/m; fi
+    wipefs -qa /dev/vdc
+    case $1 in ext4) mkfs.ext4 -q -F /dev/vdc ;; *) "mkfs.$1" -q -f /dev/vdc ;; esac
+    mount -t "$1" /dev/vdc /run/m && chmod 777 /run/m
+}
+as_user() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+try() { name=$1; shift; "$@"; echo "$name=$?"; }
+"#;
+
+/// The programs, and the script that runs them, as a tar file on a disk.
+fn disk(script: &str) -> Disk {
+    let disk = Disk::new(0);
+    let dir = disk.path.parent().unwrap().join("programs");
+    std::fs::create_dir(&dir).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find_map(|dir| {
+        let sources = dir.join("guest/repro");
+        sources.is_dir().then_some(sources)
+    });
+    for entry in std::fs::read_dir(sources.expect("guest/repro")).unwrap() {
+        let source = entry.unwrap().path();
+        if source.extension().is_some_and(|ending| ending == "c") {
+            let program = dir.join(source.file_stem().unwrap());
+            run(Command::new("cc")
+                .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"])
+                .arg("-o")
+                .arg(program)
+                .arg(source));
+        }
+    }
+    std::fs::write(dir.join("script"), format!("{FUNCTIONS}{script}\n")).unwrap();
+    run(Command::new("tar").arg("cf").arg(&disk.path).arg("-C").arg(&dir).arg("."));
+    disk
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn repro(kernel: &str, script: &str) -> Done {
+    let (programs, scratch) = (disk(script), Disk::new(512 << 20));
+    let (one, two) = (programs.option(",readonly=on"), scratch.option(""));
+    let options = ["--cpus", "2", "--disk", &one, "--disk", &two];
+    let start = "mkdir -p /run/t && tar xf /dev/vdb -C /run/t && exec bash /run/t/script";
+    exec_after(|| scratch.wipe(), LIMIT.saturating_mul(2), kernel, &options, start)
+}
+
+/// What `name` ended with.
+fn status(done: &Done, name: &str) -> i32 {
+    value(&done.out, &format!("{name}=")).parse().unwrap()
+}
+
+/// 0 is "shown", 1 "not shown". btrfs comes last: a thread of its kernel dies there.
+#[test]
+fn each_shows_on_7_3_what_its_report_says() {
+    let script = r#"
+        on ext4
+        try h04w_write as_user h04w /run/m read write
+        try h04w_punch as_user h04w /run/m read punch
+        try h03_pageout as_user h03 /run/m read pageout file
+        try h03_cold as_user h03 /run/m read cold next
+        on xfs
+        try h04w_xfs h04w /run/m read write
+        try h18 as_user h18 /run/m read
+        try h03_xfs as_user h03 /run/m read pageout file 1
+        dmesg | grep -E 'BUG:|Oops' | sed 's/^/early=/'
+        on btrfs
+        try h18_btrfs as_user h18 /run/m vm 1
+        try h03_btrfs as_user h03 /run/m vm pageout next 3
+        dmesg | grep -q 'btrfs_data_dirty_folio'; echo "oops=$?"
+    "#;
+    let done = repro("7.3", script);
+    for name in ["h04w_write", "h04w_punch", "h03_pageout", "h03_cold", "h04w_xfs", "h18", "h03_btrfs", "oops"] {
+        assert_eq!(status(&done, name), 0, "{name}: {}", done.out);
+    }
+    for name in ["h03_xfs", "h18_btrfs"] {
+        assert_eq!(status(&done, name), 1, "{name}: {}", done.out);
+    }
+    assert!(!done.out.contains("early="), "{}", done.out);
+}
+
+/// 6.12 makes no large folios on ext4, and the programs say so: nothing is shown there but what does not need them.
+#[test]
+fn without_large_folios_nothing_is_shown() {
+    let script = r#"
+        on ext4
+        try h04w as_user h04w /run/m read write 1
+        try h03 as_user h03 /run/m read pageout file 1
+        on xfs
+        try h18 as_user h18 /run/m read
+    "#;
+    let done = repro("6.12", script);
+    assert_eq!(["h04w", "h03", "h18"].map(|name| status(&done, name)), [1, 1, 0], "{}", done.out);
+}

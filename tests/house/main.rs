@@ -5,10 +5,12 @@
 //! * [`links`]: so does each relative link of a document, with its fragment.
 //! * [`promises`]: each `file::test` that a document names is a test.
 //! * [`arrows`]: dependencies between crates are those of the table in docs/architecture.md.
+//! * [`bisect`]: the script of docs/bisect.md answers as git wants it.
 //! * [`door`]: only who makes a guest's memory names it (rule 1).
 
 mod anchors;
 mod arrows;
+mod bisect;
 mod citations;
 mod door;
 mod links;

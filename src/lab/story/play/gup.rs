@@ -105,7 +105,7 @@ impl Play<'_, '_> {
         self.bench.mark(&what);
         let effect = Effect::Store(packet.page.clone());
         let op = Op::XdpReceive { x, off, len: PACKET, pattern };
-        self.begin(op, None, Job { job: 0, by, what, allow: vec![Outcome::Returns], effect })
+        self.begin(op, None, Job { job: 0, by, what, allow: vec![Outcome::Returns], effect, figure: None })
     }
 
     pub(super) fn end_ring(&mut self, by: By<'_>, ring: u32) -> Result<(), Stop> {
@@ -148,7 +148,7 @@ impl Play<'_, '_> {
         self.bench.mark(&what);
         let (allow, effect) = (write.allow.clone(), Effect::Store(write.page.clone()));
         let op = Op::VmWrite { pid, addr, off, len: PAGE, pattern };
-        self.begin(op, write.background.as_ref(), Job { job: 0, by, what, allow, effect })?;
+        self.begin(op, write.background.as_ref(), Job { job: 0, by, what, allow, effect, figure: None })?;
         if write.background.is_some() { Ok(()) } else { self.locate(into, &write.page) }
     }
 }

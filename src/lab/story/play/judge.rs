@@ -128,7 +128,7 @@ impl Play<'_, '_> {
         let open = |running: &Running| match running {
             Running::Hold { held, .. } => held.is_some(),
             Running::Job(job) => job.effect.writes_disk(),
-            Running::Read(_) | Running::Ended => false,
+            Running::Read(_) | Running::Ring { .. } | Running::Pipe { .. } | Running::Ended => false,
         };
         self.running.values().any(open)
     }

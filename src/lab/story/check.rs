@@ -192,7 +192,7 @@ impl Checker<'_> {
                         self.mistake("dio_read", format!("{MAX_READS} reads are held already; finish one first"))
                     );
                 }
-                self.fixed(read, names)?;
+                self.reads_into(read, names)?;
                 self.name("name", &read.name, Named::Read, names)?;
             }
             Step::Hold(hold) => self.name("name", &hold.name, Named::Hold, names)?,

@@ -8,7 +8,7 @@ use crate::story::step::{Call, DioRead, Step};
 
 impl Checker<'_> {
     /// The memory that a read names must be registered, and be the page's.
-    pub(super) fn fixed(&self, read: &DioRead, names: &BTreeMap<String, Named>) -> Result<(), Mistake> {
+    pub(super) fn reads_into(&self, read: &DioRead, names: &BTreeMap<String, Named>) -> Result<(), Mistake> {
         if read.by != Call::IoUringFixed && !read.allow.iter().all(|outcome| *outcome == super::Outcome::Returns) {
             let what = "only a read by \"io_uring_fixed\" registers memory, which may be refused";
             return Err(self.mistake("allow", what));

@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_verdict_is_a_word_with_its_qualifiers() {
-        for good in ["SAFE", "LOST(EUCLEAN)", "LOST+LATE", "LOST(EIO)+WARN", "REFUSED(errno 1)", "FLAKY(OOPS 1 of 2)"] {
+        for good in ["SAFE", "LOST(EUCLEAN)", "LOST+LATE", "LOST(EIO)+WARN", "REFUSED(errno 2)", "FLAKY(OOPS 1 of 2)"] {
             assert!(is_verdict(good), "{good}");
         }
         for bad in ["", "SAVE", "LOST(EUKLEAN)", "LOST+WARN+LATE", "LOST ", "LOST()", "FLAKY(OOPS)"] {

@@ -72,11 +72,11 @@ impl Bench<'_> {
 
     /// Whether the disk asks for pages that do not change while they are written, on record where that could be so.
     fn tell_disk(&mut self) {
-        if self.row.scenario.disks != [DiskKind::Plain] {
-            if let Some(stable_writes) = stacks::stable_writes(self.guest, self.row.disk) {
-                let fact = self.now(What::Disk { name: self.row.disk.name().into(), stable_writes });
-                self.disk_told = Some(fact);
-            }
+        if self.row.scenario.disks != [DiskKind::Plain]
+            && let Some(stable_writes) = stacks::stable_writes(self.guest, self.row.disk)
+        {
+            let fact = self.now(What::Disk { name: self.row.disk.name().into(), stable_writes });
+            self.disk_told = Some(fact);
         }
     }
 

@@ -39,7 +39,8 @@ const PINNED: &str =
 const EFAULT: &str = "run on 6.12.118-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 7); source read: check_vma_flags in mm/gup.c of 6.12.107; the release, 6.5, by memory";
 const ON_DEMAND: &str = "run on 6.1.192-2, 6.12.118-1 and 7.3.4-1~bpo13+1, 2026-11-29 (finding 7); source read: mlx5_ib_invalidate_range in drivers/infiniband/hw/mlx5/odp.c";
 const FAULT_WAITS: &str = "run on 6.1.192-2, 6.12.118-1 and 7.3.4-1~bpo13+1, 2026-11-29 (findings 7 and 8); source read: btrfs_page_mkwrite in fs/btrfs waits for writeback";
-const BY_DESIGN: &str = "a table of errnos: nothing is judged, whatever the kernel";
+const BY_DESIGN: &str =
+    "run on 6.1.192-2 and 6.12.118-1, 2026-11-29: a table of errnos, of which nothing is judged, whatever the kernel";
 const NOT_OURS: &str = "run on 6.1.192-2, 6.12.118-1 and 7.3.4-1~bpo13+1, 2026-11-29: a check of the lab itself";
 
 const fn line(

@@ -152,11 +152,12 @@ fn huge_story(bench: &mut Bench<'_>) -> Told<Finding> {
         bench.prepare_write(tag)?;
     }
     let first = write_shows(bench, 'C')?;
-    let mut facts = Vec::new();
     // One page of it goes: the rest is mapped page by page.
-    facts.push(advise(bench, Advice::Dontneed, (0, PAGE))?);
-    facts.push(whereabouts(bench, "MADV_DONTNEED of another page of it")?.1);
-    facts.push(write_shows(bench, 'D')?);
+    let mut facts = vec![
+        advise(bench, Advice::Dontneed, (0, PAGE))?,
+        whereabouts(bench, "MADV_DONTNEED of another page of it")?.1,
+        write_shows(bench, 'D')?,
+    ];
     facts.push(advise(bench, Advice::Collapse, (0, HUGE))?);
     facts.push(whereabouts(bench, "MADV_COLLAPSE")?.1);
     let completion = bench.rdma_write('E')?;

@@ -211,9 +211,10 @@ pub fn rows_of(story: Story) -> Vec<Row> {
 /// The rows of `selection`, or a sentence about what does not exist.
 pub fn select(selection: &Selection) -> Result<Vec<Row>, String> {
     let known = |wanted: &[String], names: Vec<&str>, what: &str| match wanted.iter().find(|w| !has(&names, w)) {
-        Some(unknown) => {
-            Err(format!("no {what} {unknown}; there are {} (`rnic lab --list` explains them)", names.join(", ")))
-        }
+        Some(unknown) => Err(format!(
+            "no {what} {unknown}; there are {} (`rnic lab --list` explains them)",
+            nearest(&names, unknown).join(", ")
+        )),
         None => Ok(()),
     };
     known(&selection.scenarios, distinct(|scenario| scenario.id), "scenario")?;
@@ -245,6 +246,22 @@ fn distinct(name: impl Fn(&Scenario) -> &'static str) -> Vec<&'static str> {
     names
 }
 
+/// Names that a sentence has room for: those that begin as `wanted` does come first.
+fn nearest(names: &[&str], wanted: &str) -> Vec<String> {
+    const ROOM: usize = 12;
+    let same = |name: &&str| {
+        let alike = |(a, b): &(char, char)| a.eq_ignore_ascii_case(b);
+        name.chars().zip(wanted.chars()).take_while(alike).count()
+    };
+    let mut sorted = names.to_vec();
+    sorted.sort_by_key(|name| std::cmp::Reverse(same(name)));
+    let mut near: Vec<String> = sorted.iter().take(ROOM).map(|name| (*name).to_string()).collect();
+    if names.len() > ROOM {
+        near.push(format!("and {} more", names.len() - ROOM));
+    }
+    near
+}
+
 fn has(names: &[&str], wanted: &str) -> bool {
     names.iter().any(|name| name.eq_ignore_ascii_case(wanted))
 }
@@ -257,6 +274,12 @@ mod tests {
     fn unknown_names_are_one_sentence() {
         let selection = Selection { scenarios: vec!["H99".into()], ..Default::default() };
         assert!(select(&selection).unwrap_err().starts_with("no scenario H99; there are H"));
+        let selection = Selection { scenarios: vec!["h12x".into()], ..Default::default() };
+        let said = select(&selection).unwrap_err();
+        assert!(
+            said.starts_with("no scenario h12x; there are H12, ") && said.contains(" more (`") && said.len() < 200,
+            "{said}"
+        );
         let selection = Selection { filesystems: vec!["fat".into()], ..Default::default() };
         assert!(select(&selection).unwrap_err().starts_with("no file system fat"));
     }

@@ -251,7 +251,9 @@ int rv_post(struct rv_qp *qp, const struct rv_wr *wr) {
 }
 
 int rv_poll(struct rv_qp *qp, struct rv_wc *out, uint32_t max, uint32_t *n) {
-    struct ibv_wc wc[MAX_POLL];
+    // Empty first: what a completion does not define (vendor_err of one that succeeded, byte_len of a WRITE: ibv_poll_cq(3)) libmlx5 leaves as it
+    // finds it.
+    struct ibv_wc wc[MAX_POLL] = {0};
     int got = ibv_poll_cq(qp->cq, max > MAX_POLL ? MAX_POLL : (int)max, wc);
     *n = 0;
     if (got < 0) return EIO;

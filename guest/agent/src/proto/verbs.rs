@@ -315,13 +315,13 @@ pub struct Wc {
     /// The same in words.
     #[serde(rename = "w", default, skip_serializing_if = "String::is_empty")]
     pub status: String,
-    /// The device's own error code.
+    /// The device's own error code; 0 when it succeeded.
     #[serde(rename = "ve", default, skip_serializing_if = "is_zero")]
     pub vendor_err: u32,
-    /// enum ibv_wc_opcode; undefined when it failed.
+    /// enum ibv_wc_opcode; no meaning when it failed.
     #[serde(rename = "o", default, skip_serializing_if = "is_zero")]
     pub opcode: u32,
-    /// Bytes received or read.
+    /// Bytes received or read; 0 of any other request.
     #[serde(rename = "l", default, skip_serializing_if = "is_zero")]
     pub len: u32,
     /// QPN that it belongs to.

@@ -239,11 +239,13 @@ impl Report {
 
 /// Heads the table.
 pub fn print_head(out: &mut dyn Write) -> io::Result<()> {
-    writeln!(
-        out,
-        "{:<8} {:<5} {:<11} {:<6} {:<6} {:<16} {:<16} {:>7}",
-        "scenario", "fs", "mode", "folio", "kernel", "expected", "observed", "seconds"
-    )
+    let words = ["scenario", "fs", "mode", "folio", "kernel", "expected", "observed", "seconds"];
+    writeln!(out, "{}", columns(words))
+}
+
+/// A line of the table. Only a name longer than its column moves what stands right of it.
+fn columns([scenario, ground, mode, folio, kernel, expected, observed, seconds]: [&str; 8]) -> String {
+    format!("{scenario:<8} {ground:<9} {mode:<11} {folio:<6} {kernel:<6} {expected:<18} {observed:<18} {seconds:>7}")
 }
 
 /// One row, and below it what its verdict rests on.
@@ -253,18 +255,10 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
         Score::Differs => "  <-- differs",
         Score::Inconclusive => "  <-- inconclusive",
     };
-    writeln!(
-        out,
-        "{:<8} {:<5} {:<11} {:<6} {:<6} {:<16} {:<16} {:>7.1}{mark}",
-        row.scenario,
-        ground(&row.fs, row.disk.as_deref()),
-        row.mode,
-        row.folio,
-        short(&row.kernel),
-        row.expected,
-        row.observed,
-        row.seconds
-    )?;
+    let (ground, seconds) = (ground(&row.fs, row.disk.as_deref()), format!("{:.1}", row.seconds));
+    let [expected, observed] = [&row.expected, &row.observed].map(String::as_str);
+    let line = [&row.scenario, &ground, &row.mode, &row.folio, short(&row.kernel), expected, observed, &seconds];
+    writeln!(out, "{}{mark}", columns(line))?;
     if let Some(plant) = &row.plant {
         writeln!(out, "         planted: {plant}; must notice: {}", row.checks.join(", "))?;
     }

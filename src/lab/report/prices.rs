@@ -3,25 +3,49 @@
 
 use std::io::{self, Write};
 
-use super::{Figure, RowResult, short};
+use super::{Figure, RowResult, ground, short};
 
 /// Width of a figure's name.
 const NAME: usize = 64;
+/// The rows that only measure.
+const PRICE: &str = "price";
 /// Kinds of registration, in the order of the columns.
 const MODES: [&str; 2] = ["pinned", "odp"];
 
-/// Rows that measured: pinned and on-demand paging side by side, and how many times as much; then what was measured lap by lap. Nothing where
-/// no row measured.
+/// Rows that only measure: pinned and on-demand paging side by side, and how many times as much; then what was measured lap by lap. After
+/// them the steps of other rows that were timed. Nothing where no row measured.
 pub fn print_prices(out: &mut dyn Write, rows: &[RowResult]) -> io::Result<()> {
-    let mut kernels: Vec<&str> = rows.iter().filter(|r| !r.figures.is_empty()).map(|r| r.kernel.as_str()).collect();
+    let measured = || rows.iter().filter(|row| !row.figures.is_empty());
+    let price = |row: &&RowResult| row.scenario == PRICE;
+    let mut kernels: Vec<&str> = measured().filter(price).map(|r| r.kernel.as_str()).collect();
     kernels.dedup();
     for kernel in kernels {
         let of = MODES.map(|mode| {
-            let row = rows.iter().find(|r| r.kernel == kernel && r.mode == mode);
+            let row = measured().filter(price).find(|r| r.kernel == kernel && r.mode == mode);
             row.map_or(&[][..], |row| &row.figures)
         });
         side_by_side(out, kernel, of)?;
         laps(out, kernel, of)?;
+    }
+    steps(out, &measured().filter(|row| !price(row)).collect::<Vec<_>>())
+}
+
+/// Steps that were timed, a line each.
+fn steps(out: &mut dyn Write, rows: &[&RowResult]) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{:<9}{:<12}{:<12}{:<8}{:<NAME$} {:>12}", "scenario", "fs", "mode", "kernel", "step", "took")?;
+    for row in rows {
+        for figure in &row.figures {
+            let took = format!("{:.1} {}", figure.value, figure.unit);
+            let (kernel, ground) = (short(&row.kernel), ground(&row.fs, row.disk.as_deref()));
+            writeln!(
+                out,
+                "{:<9}{ground:<12}{:<12}{kernel:<8}{:<NAME$} {took:>12}",
+                row.scenario, row.mode, figure.name
+            )?;
+        }
     }
     Ok(())
 }
@@ -76,7 +100,7 @@ mod tests {
     fn price(mode: &str, figures: Vec<Figure>) -> RowResult {
         let row =
             RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", None, &Observed::new(Verdict::Measured), Vec::new());
-        RowResult { mode: mode.into(), figures, ..row }
+        RowResult { scenario: PRICE.into(), mode: mode.into(), figures, ..row }
     }
 
     fn figure(name: &str, value: f64, spread: Option<Spread>) -> Figure {
@@ -96,6 +120,19 @@ mod tests {
             [("pinned", 2.0), ("odp", 3.0)].map(|(mode, value)| price(mode, vec![figure("latency", value, None)]));
         assert_eq!(printed(&rows).last().unwrap()[..], ["latency", "(us)", "2.0", "3.0", "1.50"]);
         assert!(printed(&[price("odp", Vec::new())]).is_empty());
+    }
+
+    #[test]
+    fn a_step_that_was_timed_has_its_line_and_no_prices() {
+        let row =
+            RowResult { scenario: "H21".into(), ..price("dio+k", vec![figure("punch, a read held", 4132.44, None)]) };
+        let lines = printed(&[row]);
+        assert_eq!(lines.last().unwrap()[0], "H21");
+        assert!(
+            lines.last().unwrap().ends_with(&["punch,", "a", "read", "held", "4132.4", "us"].map(String::from)),
+            "{lines:?}"
+        );
+        assert!(!lines.concat().contains(&"odp/pinned".to_owned()));
     }
 
     #[test]

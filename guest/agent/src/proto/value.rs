@@ -148,7 +148,7 @@ pub struct Page {
     /// Page frame number; times 4096 it is the GPA.
     #[serde(rename = "n", default)]
     pub pfn: u64,
-    /// /proc/kpageflags; see [`kpf`].
+    /// /proc/kpageflags; see [`kpf`]. 0 of persistent memory behind the end of RAM, of which the kernel tells neither flags nor `mapcount`.
     #[serde(rename = "k", default)]
     pub flags: u64,
     /// /proc/kpagecount: times mapped.

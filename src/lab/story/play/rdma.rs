@@ -12,7 +12,7 @@ use crate::finding::{Finding, Stop};
 use crate::oracle;
 use crate::story::step::{OfFile, OfPage, Outcome, Register, Write};
 use crate::verdict::Verdict;
-use mlx5::hooks::NicKind;
+use mlx5::hooks::{NicKind, NicRecord};
 
 /// How long a work request is waited for at all: it may be begun before what it waits for.
 const LONG_MS: u32 = 60_000;
@@ -159,15 +159,26 @@ impl Play<'_, '_> {
             self.find(page, Finding::new(Verdict::Split, completion.fact, []));
             return Ok(());
         }
-        let at = self.landed_by_nic(page, since)?;
+        let at = self.landed_by_nic(by.as_deref(), page, since)?;
         self.written(page, what, None, at)?;
         self.written_before(page, at)?;
         self.paging(by.as_deref(), page)
     }
 
-    /// When the NIC's bytes were there, by its own records. A device that is not ours has none.
-    fn landed_by_nic(&mut self, page: &str, since: u64) -> Result<u64, Stop> {
+    /// When the NIC's bytes were there, by its own records. A device that is not ours has none; nor has a page that the access itself has
+    /// brought in, whose frame nobody could watch before: then it is known by the completion.
+    fn landed_by_nic(&mut self, by: By<'_>, page: &str, since: u64) -> Result<u64, Stop> {
         let gpa = self.place(page)?.gpa;
+        let wrote = |record: &NicRecord| matches!(record.kind, NicKind::Wrote { .. });
+        if self.bench.nic_is_ours() && !self.bench.nic_records(since).iter().any(wrote) {
+            let now = self.page_info(by, page)?;
+            if now.present && now.gpa() != gpa {
+                self.locate(by, page)?;
+                let folio = self.bench.now(What::folio("brought in by the access", &now, None));
+                self.place(page)?.trail.push(folio);
+                return Ok(self.bench.mark("RDMA WRITE completed"));
+            }
+        }
         self.landed_at(page, gpa, since)
     }
 

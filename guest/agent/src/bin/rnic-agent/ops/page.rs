@@ -50,15 +50,24 @@ fn at(pagemap: &str, address: u64) -> io::Result<Page> {
     }
     let flags = File::open("/proc/kpageflags")?;
     page.pfn = pfn;
-    page.flags = word(&flags, pfn)?;
-    page.mapcount = word(&File::open("/proc/kpagecount")?, pfn)?;
-    (page.folio_pfn, page.folio_pages) = folio(pfn, |pfn| word(&flags, pfn))?;
+    page.flags = frame_word(&flags, pfn)?;
+    page.mapcount = frame_word(&File::open("/proc/kpagecount")?, pfn)?;
+    (page.folio_pfn, page.folio_pages) = folio(pfn, |pfn| frame_word(&flags, pfn))?;
     Ok(page)
 }
 
 /// Flags of a page frame that no mapping need point to.
 pub fn frame_flags(pfn: u64) -> io::Result<u64> {
-    word(&File::open("/proc/kpageflags")?, pfn)
+    frame_word(&File::open("/proc/kpageflags")?, pfn)
+}
+
+/// A page frame's word of /proc/kpageflags or kpagecount. Both end with the last frame of RAM: of a frame behind it (persistent memory that DAX
+/// has mapped) the kernel tells nothing, and this is 0.
+fn frame_word(file: &File, pfn: u64) -> io::Result<u64> {
+    match word(file, pfn) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        other => other,
+    }
 }
 
 /// (first page frame, number of pages) of the folio around `pfn`, found by its head and tail flags.
@@ -72,7 +81,7 @@ fn folio(pfn: u64, flags: impl Fn(u64) -> io::Result<u64>) -> io::Result<(u64, u
         return Ok((pfn, 1));
     }
     let mut pages = 1;
-    // The last page frame of memory has no successor: a failed read ends the folio.
+    // A frame that cannot be read ends the folio.
     while pages < MAX_FOLIO && has(head + pages, kpf::COMPOUND_TAIL).unwrap_or(false) {
         pages += 1;
     }
@@ -89,6 +98,17 @@ mod tests {
     fn folio_in(flags: &[u64], pfn: u64) -> (u64, u32) {
         let read = |pfn| flags.get(pfn as usize).copied().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL));
         folio(pfn, read).unwrap()
+    }
+
+    /// Persistent memory lies behind RAM; its frames have an address and no flags.
+    #[test]
+    fn a_frame_behind_the_last_one_has_no_flags() {
+        let name = std::env::temp_dir().join(format!("frames-{}", std::process::id()));
+        std::fs::write(&name, 5u64.to_le_bytes()).unwrap();
+        let file = File::open(&name).unwrap();
+        std::fs::remove_file(&name).unwrap();
+        assert_eq!((frame_word(&file, 0).unwrap(), frame_word(&file, 1).unwrap()), (5, 0));
+        assert!(frame_word(&file, u64::MAX).is_err());
     }
 
     #[test]

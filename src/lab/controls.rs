@@ -35,6 +35,8 @@ const ANY: &str = "";
 /// A power cut that loses what was promised: the image belies the ledger, and the scenario sees the loss.
 const LOSS: &[Check] = &[Check::Cut, Check::Harm];
 const HARM: &[Check] = &[Check::Harm];
+/// A key that goes on after it was freed: the NIC's records say so, and the scenario sees what it reaches.
+const FREED: &[Check] = &[Check::Freed, Check::Harm];
 
 const TABLE: &[Line] = &[
     line("H02", "odp", Plant::ZapIgnored, HARM),
@@ -45,6 +47,19 @@ const TABLE: &[Line] = &[
     line("H19", ANY, Plant::CutDrops, LOSS),
     line("H05", ANY, Plant::CutDrops, LOSS),
     line("H05", "odp", Plant::ZapIgnored, HARM),
+    line("H24", "odp-munmap", Plant::ZapIgnored, HARM),
+    line("H24", "odp-madvise", Plant::ZapIgnored, HARM),
+    line("H24", "odp-madvise", Plant::ForeignBytes, HARM),
+    line("H24", "odp-punch", Plant::ZapIgnored, HARM),
+    line("H24", "odp-punch", Plant::ForeignBytes, HARM),
+    line("H24", "odp-truncate", Plant::ZapIgnored, HARM),
+    line("H24", "odp-dereg", Plant::FreeIgnored, FREED),
+    line("H24", "pinned-dereg", Plant::FreeIgnored, FREED),
+    line("H24", "odp-lease", Plant::FreeIgnored, FREED),
+    line("H24", "ro-lease", Plant::FreeIgnored, FREED),
+    line("H24", "odp-watch", Plant::FreeIgnored, FREED),
+    line("H24", "ro-watch", Plant::FreeIgnored, FREED),
+    line("H34", ANY, Plant::RightsIgnored, HARM),
     line("H25", ANY, Plant::ForeignBytes, HARM),
     line("H25", "odp", Plant::ZapIgnored, HARM),
     line("H26", ANY, Plant::ForeignBytes, HARM),

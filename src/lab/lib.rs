@@ -28,4 +28,5 @@ pub mod report;
 pub mod runner;
 pub mod scenarios;
 pub mod story;
+pub mod thread;
 pub mod verdict;

@@ -195,6 +195,11 @@ impl Row {
         Self { scenario, fs, disk, folio, control: scenario.control }
     }
 
+    /// The disk's name where it is not the virtio disk itself.
+    pub(crate) fn disk_named(&self) -> Option<&'static str> {
+        (self.disk != DiskKind::Plain).then(|| self.disk.name())
+    }
+
     /// Whether it belongs to the core set: the story in a few minutes.
     fn is_core(&self) -> bool {
         let plain = self.disk == DiskKind::Plain;

@@ -9,7 +9,7 @@ use super::check::Check;
 use super::expect::{Expectation, NAMED, expected};
 use super::fact::{Fact, Facts};
 use super::finding::Found;
-use super::plan::{DiskKind, Row, Scenario, all_rows};
+use super::plan::{Row, Scenario, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
@@ -128,7 +128,7 @@ impl RowResult {
         Self {
             scenario: row.scenario.id.into(),
             fs: row.fs.name().into(),
-            disk: disk_of(row).map(Into::into),
+            disk: row.disk_named().map(Into::into),
             mode: row.scenario.mode.into(),
             folio: row.folio.to_string(),
             kernel: kernel.into(),
@@ -150,20 +150,15 @@ impl RowResult {
     /// Whether it is of `row` on this kernel.
     pub fn is_of(&self, row: &Row, kernel: &str, version: &str) -> bool {
         (self.scenario.as_str(), self.mode.as_str()) == (row.scenario.id, row.scenario.mode)
-            && self.disk.as_deref() == disk_of(row)
+            && self.disk.as_deref() == row.disk_named()
             && (self.fs.as_str(), self.folio.as_str()) == (row.fs.name(), row.folio.to_string().as_str())
             && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
             && self.plant.as_deref() == row.control.map(|control| control.plant.name())
     }
 }
 
-/// The name of a disk that is not the virtio disk itself.
-fn disk_of(row: &Row) -> Option<&'static str> {
-    (row.disk != DiskKind::Plain).then(|| row.disk.name())
-}
-
 /// "ext4", or "ext4/DISK".
-fn ground(fs: &str, disk: Option<&str>) -> String {
+pub(crate) fn ground(fs: &str, disk: Option<&str>) -> String {
     disk.map_or_else(|| fs.into(), |disk| format!("{fs}/{disk}"))
 }
 
@@ -272,7 +267,7 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
 }
 
 /// A kernel given by path shows its file name only.
-fn short(kernel: &str) -> &str {
+pub(crate) fn short(kernel: &str) -> &str {
     kernel.rsplit('/').next().unwrap_or(kernel)
 }
 
@@ -300,7 +295,7 @@ fn print_expected(out: &mut dyn Write, scenario: &'static Scenario) -> io::Resul
     for (kernel, version) in NAMED {
         for row in scenario.rows() {
             let Some(expected) = expected(&row, version) else { continue };
-            let place = format!("{kernel} {} {}", ground(row.fs.name(), disk_of(&row)), row.folio);
+            let place = format!("{kernel} {} {}", ground(row.fs.name(), row.disk_named()), row.folio);
             match all.iter_mut().find(|(known, _)| *known == expected) {
                 Some((_, places)) => places.push(place),
                 None => all.push((expected, vec![place])),

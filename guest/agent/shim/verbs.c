@@ -116,6 +116,11 @@ int rv_reg(struct rv_nic *nic, uint64_t addr, uint64_t len, uint32_t access, str
 
 int rv_dereg(struct ibv_mr *mr) { return ibv_dereg_mr(mr); }
 
+int rv_rereg(struct ibv_mr *mr, uint32_t access) {
+    // Errors are an enum ibv_rereg_mr_err_code, and errno says why.
+    return ibv_rereg_mr(mr, IBV_REREG_MR_CHANGE_ACCESS, NULL, NULL, 0, (int)access) ? errno : 0;
+}
+
 void rv_keys(const struct ibv_mr *mr, uint32_t *lkey, uint32_t *rkey) {
     *lkey = mr->lkey;
     *rkey = mr->rkey;

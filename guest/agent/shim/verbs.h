@@ -61,6 +61,7 @@ void rv_info(const struct rv_nic *nic, struct rv_info *out);
 
 int rv_reg(struct rv_nic *nic, uint64_t addr, uint64_t len, uint32_t access, struct ibv_mr **out);
 int rv_dereg(struct ibv_mr *mr);
+int rv_rereg(struct ibv_mr *mr, uint32_t access);
 void rv_keys(const struct ibv_mr *mr, uint32_t *lkey, uint32_t *rkey);
 
 // An RC QP with a CQ of its own, of `depth` entries each, still in RESET.

@@ -54,6 +54,9 @@ pub struct Verbs {
     mr: Option<MrInfo>,
 }
 
+/// Work requests of a peer that is to be stopped.
+const ENDLESS: u32 = 1 << 20;
+
 impl Bench<'_> {
     /// Opens the row's RDMA device, if it has one.
     pub(super) fn open_verbs(&mut self) -> Result<(), Stop> {
@@ -190,6 +193,11 @@ impl Bench<'_> {
         self.verbs()?.mr.ok_or_else(|| Stop::Failed("nothing is registered yet".into()))
     }
 
+    /// The agent's handle of the registration under test.
+    pub fn mr_handle(&self) -> Result<u32, Stop> {
+        self.mr().map(|mr| mr.handle)
+    }
+
     /// Deregisters the file mapping.
     pub fn deregister(&mut self) -> Result<(), Stop> {
         let mr = self.mr()?.handle;
@@ -322,6 +330,18 @@ impl Bench<'_> {
         self.mark(&format!("RDMA WRITE {tag} posted"));
         self.guest.must(Op::Verbs(VerbsOp::Post { p, wr }))?;
         self.spawn(Op::Verbs(VerbsOp::Poll { p, end: 0, limit_ms: LONG_LIMIT.as_millis() as u32 }))
+    }
+
+    /// A peer that writes `tag` to the page under test again and again, or reads it where it may not write, until that fails; the job.
+    pub fn start_stream(&mut self, tag: char) -> Result<u32, Stop> {
+        let (kind, local) = match self.registration().writable() {
+            true => (WrKind::Write, self.source(tag)?),
+            false => (WrKind::Read, self.sink()?),
+        };
+        let (wr, p) = (self.wr(kind, local)?, self.verbs()?.pair.handle);
+        self.mark(&format!("the peer's {kind:?}s begin"));
+        let limit_ms = LONG_LIMIT.as_millis() as u32;
+        self.spawn(Op::Verbs(VerbsOp::Batch { p, wr, count: ENDLESS, depth: 1, limit_ms, between: None }))
     }
 
     /// The completion that `job` waits for, if it comes within `limit`.

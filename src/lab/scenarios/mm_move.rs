@@ -6,6 +6,7 @@ use rnic_agent::client::CallError;
 use rnic_agent::proto::{Advice, MmOp, Op, Page};
 
 use super::mm::{Told, anonymous, ended, mapping_shows, read_gives, register, succeeded, whereabouts, write_shows};
+use super::rdma::refused;
 use crate::bench::{Bench, PAGE, PAGE_AT, Plant, SOURCE};
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
@@ -141,13 +142,12 @@ pub fn huge(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
 }
 
 fn huge_story(bench: &mut Bench<'_>) -> Told<Finding> {
-    let map = bench.guest.handle(Op::AnonBuffer { len: HUGE, huge: true })?;
+    let map = bench.huge_memory(HUGE, bench.pattern('B'))?;
     bench.use_memory(map);
-    bench.store('B')?;
-    if bench.page()?.folio_pages < 512 {
-        return Err(Stop::NotRun("the kernel made no huge page".into()).into());
+    match bench.register_map(map, HUGE, bench.registration().access())? {
+        Ok(mr) => bench.use_mr(mr),
+        Err(errno) => return Err(refused(bench, errno).into()),
     }
-    register(bench)?;
     for tag in ['D', 'E', 'F'] {
         bench.prepare_write(tag)?;
     }

@@ -16,6 +16,7 @@ mod rdma_exit;
 mod rdma_held;
 mod reflink;
 mod refusals;
+mod revoke;
 
 use super::plan::Fs::{Btrfs, Xfs};
 use super::plan::{DiskKind, Folio, Scenario, Writer};
@@ -28,7 +29,13 @@ const PLAIN_DISK: &[DiskKind] = &[DiskKind::Plain];
 
 /// Every scenario there is.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    shipped::scenarios().iter().chain(DISK).chain(rdma::TABLE).chain(mm::TABLE).chain(plants::TABLE)
+    shipped::scenarios()
+        .iter()
+        .chain(DISK)
+        .chain(rdma::TABLE)
+        .chain(mm::TABLE)
+        .chain(revoke::TABLE)
+        .chain(plants::TABLE)
 }
 
 const DISK: &[Scenario] = &[

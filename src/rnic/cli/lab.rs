@@ -17,6 +17,7 @@ use lab::plan::{Row, Selection, rows_of, select};
 use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
 use lab::runner::{self, KernelPlan, LabConfig, News};
 use lab::story::Story;
+use lab::thread;
 
 use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, own_initramfs};
@@ -60,6 +61,9 @@ pub struct LabArgs {
     /// must be noticed by the check that it names (docs/selftest.md). Takes --kernel, --scenario, --fs and --mode; all three kernels otherwise.
     #[arg(long, conflicts_with = "scenario_file")]
     selftest: bool,
+    /// Run what the mailing lists argued over in 2018, and set what came out beside each claim (docs/thread.md). All three kernels, if none is named.
+    #[arg(long, conflicts_with_all = ["all", "selftest", "scenario", "scenario_file", "fs", "disk", "mode"])]
+    thread: bool,
     /// List scenarios and verdicts and do nothing; with --verbose what is expected of them too, and where that comes from.
     #[arg(long)]
     list: bool,
@@ -114,13 +118,14 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         modes: args.mode.clone(),
     };
     let rows = match own.is_empty() {
+        _ if args.thread => thread::rows(),
         true => select(&selection)?,
         false => own.into_iter().flatten().filter(|row| selection.names(row)).collect::<Vec<_>>(),
     };
     if rows.is_empty() {
         return Err("--fs, --disk, --mode and --scenario leave no row of the scenario files".into());
     }
-    let names: Vec<String> = match (args.kernel.is_empty(), args.all || args.selftest) {
+    let names: Vec<String> = match (args.kernel.is_empty(), args.all || args.selftest || args.thread) {
         (false, _) => args.kernel.clone(),
         (true, true) => ALL_KERNELS.map(String::from).into(),
         (true, false) => CORE_KERNELS.map(String::from).into(),
@@ -167,7 +172,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         }
         screen.news(news);
     });
-    screen.end(&report);
+    screen.end(&report, args.thread);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
@@ -343,13 +348,16 @@ impl Screen {
         }
     }
 
-    fn end(&self, report: &Report) {
+    fn end(&self, report: &Report, claims: bool) {
         self.bar.finish_and_clear();
-        let mut prices = Vec::new();
+        let mut tables = Vec::new();
         // Writing to memory does not fail.
-        drop(print_prices(&mut prices, &report.rows));
-        if !prices.is_empty() {
-            self.line(String::from_utf8_lossy(&prices).trim_end());
+        drop(print_prices(&mut tables, &report.rows));
+        if claims {
+            drop(thread::print(&mut tables, &report.rows));
+        }
+        if !tables.is_empty() {
+            self.line(String::from_utf8_lossy(&tables).trim_end());
         }
         self.line(&report.summary());
     }

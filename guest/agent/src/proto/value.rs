@@ -228,6 +228,9 @@ pub struct JobState {
     /// How long it took, microseconds, when it has ended.
     #[serde(rename = "us", default)]
     pub us: u64,
+    /// When it ended, microseconds since boot: the same clock in every process of a guest.
+    #[serde(rename = "t", default)]
+    pub at_us: u64,
     /// What came out, when it has ended.
     #[serde(rename = "v", default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<Result<Value, Failure>>>,

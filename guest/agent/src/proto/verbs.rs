@@ -55,6 +55,32 @@ pub enum VerbsOp {
         /// Memory region.
         mr: u32,
     },
+    /// ibv_rereg_mr(3) with other rights (IBV_REREG_MR_CHANGE_ACCESS). Its keys stay.
+    Rereg {
+        /// Memory region.
+        mr: u32,
+        /// [`access`] flags.
+        #[serde(rename = "a")]
+        access: u32,
+    },
+    /// To be asked before somebody takes away blocks of an open file. Returns `Handle`.
+    Guard {
+        /// Open file.
+        h: u32,
+        /// How.
+        #[serde(rename = "y")]
+        way: Way,
+    },
+    /// Waits until somebody asks a [`VerbsOp::Guard`], deregisters, and lets them go on. ETIMEDOUT when nobody asked.
+    GiveWay {
+        /// From [`VerbsOp::Guard`].
+        g: u32,
+        /// Memory region.
+        mr: u32,
+        /// Milliseconds.
+        #[serde(rename = "ms")]
+        limit_ms: u32,
+    },
     /// Two RC queue pairs on one port, connected to each other, each with a CQ of its own. Returns `Pair`.
     Pair {
         /// Device.
@@ -169,6 +195,16 @@ pub enum VerbsOp {
         #[serde(rename = "n")]
         count: u32,
     },
+}
+
+/// How the owner of a mapping can be asked today before its blocks go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// A write lease (fcntl(2), F_SETLEASE): broken by open(2) and truncate(2) of others, who wait.
+    Lease,
+    /// A listener for pre-content events (fanotify(7), FAN_PRE_ACCESS; since Linux 6.14), among others of fallocate(2) and truncation.
+    PreContent,
 }
 
 /// What takes translations away between work requests.

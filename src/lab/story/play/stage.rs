@@ -118,8 +118,9 @@ fn open(bench: &mut Bench<'_>, (name, spec): (&str, &FileSpec), number: u64) -> 
         Memory::File | Memory::Private => bench.open(name, true)?,
         Memory::Tmpfs => open_tmpfs(bench, name)?,
         Memory::Memfd | Memory::Hugetlb => open_memfd(bench, spec.memory, len)?,
-        Memory::Anon | Memory::Thp => {
-            let map = bench.guest.handle(Op::AnonBuffer { len, huge: spec.memory == Memory::Thp })?;
+        Memory::Thp => return Ok(Opened { handle: 0, map: bench.huge_memory(len, pattern)?, mr: None }),
+        Memory::Anon => {
+            let map = bench.guest.handle(Op::AnonBuffer { len, huge: false })?;
             bench.guest.must(Op::Store { m: map, off: 0, len, pattern })?;
             return Ok(Opened { handle: 0, map, mr: None });
         }

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rnic_agent::proto::{Advice, Between, Failure, MrInfo, PairInfo, Timed, Value, VerbsOp, Wc, Wr, WrKind};
+use rnic_agent::proto::{Advice, Between, Failure, MrInfo, PairInfo, Timed, Value, VerbsOp, Way, Wc, Wr, WrKind};
 
 use super::laps::{check_laps, nanos};
 use super::{Outcome, failed, failure, unit};
-use crate::serve::Context;
 use crate::serve::objects::Object;
+use crate::serve::{Context, lock};
+use crate::sys::guard::{Guard, Lease, Watch};
 use crate::sys::verbs::{Mr, Nic, Qp, RawWr, op_number};
 
 /// Polls at once before it sleeps between polls: a completion of a running device is microseconds away.
@@ -49,6 +50,16 @@ pub fn run(context: &Context, op: VerbsOp) -> Outcome {
             objects.add(Object::Mr(Arc::new(mr))).map(|handle| Value::Mr(MrInfo { handle, lkey, rkey, addr }))
         }
         VerbsOp::Dereg { mr } => unit("ibv_dereg_mr", objects.mr(mr)?.deregister()),
+        VerbsOp::Rereg { mr, access } => unit("ibv_rereg_mr", objects.mr(mr)?.reregister(access)),
+        VerbsOp::Guard { h, way } => {
+            let file = objects.file(h)?;
+            let guard = match way {
+                Way::Lease => Guard::Lease(Lease::take(file).map_err(failed("F_SETLEASE"))?),
+                Way::PreContent => Guard::Watch(Watch::listen(&file).map_err(failed("fanotify"))?),
+            };
+            objects.add(Object::Guard(Arc::new(guard.into()))).map(Value::Handle)
+        }
+        VerbsOp::GiveWay { g, mr, limit_ms } => give_way(&mut lock(&*objects.guard(g)?), &*objects.mr(mr)?, limit_ms),
         VerbsOp::Pair { nic, depth } => pair(context, nic, depth),
         VerbsOp::Post { p, wr } => {
             let raw = raw(context, &wr)?;
@@ -82,6 +93,16 @@ pub fn run(context: &Context, op: VerbsOp) -> Outcome {
             register(|| Mr::new(nic.clone(), mapping.clone(), off, len, access), count)
         }
     }
+}
+
+fn give_way(guard: &mut Guard, mr: &Mr, limit_ms: u32) -> Outcome {
+    if !guard.wait(limit_ms).map_err(failed("waiting to be asked"))? {
+        return Err(failure(libc::ETIMEDOUT, "nobody asked"));
+    }
+    let deregistered = mr.deregister();
+    // Whatever came of it: who asks must not wait for ever.
+    guard.allow().map_err(failed("letting go on"))?;
+    unit("ibv_dereg_mr", deregistered)
 }
 
 fn pair(context: &Context, nic: u32, depth: u32) -> Outcome {

@@ -43,6 +43,9 @@ pub struct Context {
 impl Context {
     /// A context that serves `port`.
     pub fn new(port: Port, guest: bool) -> Arc<Self> {
+        // Before there is a second thread.
+        #[cfg(feature = "verbs")]
+        sys::guard::block_signal();
         Arc::new(Self {
             port,
             objects: Objects::default(),

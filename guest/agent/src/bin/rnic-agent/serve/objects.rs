@@ -12,7 +12,10 @@ use super::lock;
 use crate::ops::process::Process;
 #[cfg(feature = "verbs")]
 use crate::ops::verbs::Pair;
+use crate::sys;
 use crate::sys::forked::Forked;
+#[cfg(feature = "verbs")]
+use crate::sys::guard::Guard;
 use crate::sys::gup::Pipe;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
@@ -25,19 +28,26 @@ use crate::sys::xdp::Umem;
 /// Most handles at a time.
 const MAX: usize = 4096;
 
+/// How a job ended. Times are microseconds since boot.
+struct Ended {
+    result: Result<Value, Failure>,
+    begun_us: u64,
+    at_us: u64,
+}
+
 /// A step that runs in the background.
 #[derive(Default)]
 pub struct Job {
-    result: Mutex<Option<(Result<Value, Failure>, Duration)>>,
-    /// The thread that runs it, while it does, and since when.
-    thread: Mutex<Option<(i32, Instant)>>,
+    result: Mutex<Option<Ended>>,
+    /// The thread that runs it, while it does, and since when (microseconds since boot).
+    thread: Mutex<Option<(i32, u64)>>,
     done: Condvar,
 }
 
 impl Job {
     /// Notes which thread runs it.
     pub fn begin(&self, thread: i32) {
-        *lock(&self.thread) = Some((thread, Instant::now()));
+        *lock(&self.thread) = Some((thread, sys::boot_us()));
     }
 
     /// Interrupts what it waits for; false: it has ended. The lock is held meanwhile, so that the signal goes to no later job of the thread.
@@ -48,8 +58,9 @@ impl Job {
 
     /// Notes how it ended.
     pub fn finish(&self, result: Result<Value, Failure>) {
-        let took = lock(&self.thread).take().map_or(Duration::ZERO, |(_, begun)| begun.elapsed());
-        *lock(&self.result) = Some((result, took));
+        let at_us = sys::boot_us();
+        let begun_us = lock(&self.thread).take().map_or(at_us, |(_, begun)| begun);
+        *lock(&self.result) = Some(Ended { result, begun_us, at_us });
         self.done.notify_all();
     }
 
@@ -61,8 +72,13 @@ impl Job {
             let Some(left) = limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) else { break };
             result = self.done.wait_timeout(result, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let us = result.as_ref().map_or(0, |(_, took)| took.as_micros().try_into().unwrap_or(u64::MAX));
-        JobState { done: result.is_some(), us, result: result.clone().map(|(result, _)| Box::new(result)) }
+        let Some(Ended { result, begun_us, at_us }) = result.as_ref() else { return JobState::default() };
+        JobState {
+            done: true,
+            us: at_us.saturating_sub(*begun_us),
+            at_us: *at_us,
+            result: Some(Box::new(result.clone())),
+        }
     }
 }
 
@@ -96,6 +112,9 @@ pub enum Object {
     /// Two connected queue pairs.
     #[cfg(feature = "verbs")]
     Pair(Arc<Pair>),
+    /// Somebody who is asked before a file's blocks go.
+    #[cfg(feature = "verbs")]
+    Guard(Arc<Mutex<Guard>>),
 }
 
 #[derive(Default)]
@@ -186,4 +205,7 @@ getters! {
     /// The pair of queue pairs `handle`.
     #[cfg(feature = "verbs")]
     pair -> Pair(Pair), "pair of queue pairs";
+    #[cfg(feature = "verbs")]
+    /// The guard `handle`.
+    guard -> Guard(Mutex<Guard>), "guard of a file";
 }

@@ -10,6 +10,8 @@ use std::path::Path;
 
 pub mod file;
 pub mod forked;
+#[cfg(feature = "verbs")]
+pub mod guard;
 pub mod gup;
 pub mod mapping;
 pub mod process;
@@ -78,10 +80,15 @@ pub fn sethostname(name: &str) -> io::Result<()> {
 
 /// CLOCK_BOOTTIME in milliseconds.
 pub fn boot_ms() -> u64 {
+    boot_us() / 1000
+}
+
+/// CLOCK_BOOTTIME in microseconds.
+pub fn boot_us() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec of ours.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }
 
 /// (release, version) of uname(2).

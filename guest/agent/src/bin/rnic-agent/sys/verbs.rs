@@ -92,6 +92,7 @@ unsafe extern "C" {
     fn rv_info(nic: *const RvNic, out: *mut RvInfo);
     fn rv_reg(nic: *mut RvNic, addr: u64, len: u64, access: u32, out: *mut *mut IbvMr) -> c_int;
     fn rv_dereg(mr: *mut IbvMr) -> c_int;
+    fn rv_rereg(mr: *mut IbvMr, access: u32) -> c_int;
     fn rv_keys(mr: *const IbvMr, lkey: *mut u32, rkey: *mut u32);
     fn rv_qp_open(nic: *mut RvNic, depth: u32, out: *mut *mut RvQp) -> c_int;
     fn rv_qpn(qp: *const RvQp) -> u32;
@@ -205,6 +206,14 @@ impl Mr {
         // SAFETY: a live region, and two numbers of ours.
         unsafe { rv_keys(mr.as_ptr(), &raw mut lkey, &raw mut rkey) };
         Ok(Self { mr: Mutex::new(Some(mr)), addr, lkey, rkey, _mapping: mapping, _nic: nic })
+    }
+
+    /// ibv_rereg_mr(3) with other rights.
+    pub fn reregister(&self, access: u32) -> io::Result<()> {
+        let mr = lock(&self.mr);
+        let live = mr.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: a live region, which stays one whatever comes of it.
+        check(unsafe { rv_rereg(live.as_ptr(), access) })
     }
 
     /// ibv_dereg_mr(3), once.

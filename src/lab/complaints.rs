@@ -39,7 +39,9 @@ const REPORTS: [(&str, Gravity); 15] = [
     ("watchdog: ", Gravity::Warning),
 ];
 /// Lines that are worth quoting although they are not reports.
-const QUOTED: [&str; 6] = ["EXT4-fs", "BTRFS", "XFS", "I/O error", "Buffer I/O", "JBD2"];
+const QUOTED: [&str; 8] = ["EXT4-fs", "BTRFS", "XFS", "I/O error", "Buffer I/O", "JBD2", "device-mapper: ", "md/raid"];
+/// What a kernel says of a block whose checksum is wrong: btrfs and dm-integrity.
+pub const CHECKSUM: [&str; 3] = ["csum failed", "checksum error", "Checksum failed at sector"];
 /// Lines quoted per row.
 const MAX_QUOTED: usize = 6;
 
@@ -58,8 +60,9 @@ pub fn sort<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<Complaint> {
     let mut judge = |line: &str| {
         let text = line.split_once('>').map_or(line, |(_, text)| text).trim();
         let report = REPORTS.iter().find(|(word, _)| text.contains(word)).map(|(_, gravity)| *gravity);
-        // The lab's own line is quoted whatever else there was.
-        let own = text.starts_with(SPOKEN).then_some(Gravity::Message);
+        // The lab's own line is quoted whatever else there was, and so is what a verdict rests on.
+        let told = text.starts_with(SPOKEN) || CHECKSUM.iter().any(|word| text.contains(word));
+        let own = told.then_some(Gravity::Message);
         let gravity = report.or(own).or_else(|| {
             let quote = QUOTED.iter().any(|word| text.contains(word)) && quoted < MAX_QUOTED;
             quoted += usize::from(quote);
@@ -83,6 +86,14 @@ pub fn since(guest: &Guest, mark: u64) -> (Vec<Complaint>, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A verdict rests on it, however much the file system had to say before.
+    #[test]
+    fn a_wrong_checksum_is_always_quoted() {
+        let line = "<3>device-mapper: integrity: dm-0: Checksum failed at sector 0xe250";
+        let before = [["<4>EXT4-fs (dm-0): something"; 20].as_slice(), &[line]].concat();
+        assert!(sort(before).last().unwrap().line.ends_with("Checksum failed at sector 0xe250"));
+    }
 
     #[test]
     fn lines_count_by_their_gravest_word() {

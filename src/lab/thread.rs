@@ -58,20 +58,27 @@ pub const CLAIMS: &[Claim] = &[
     },
     Claim {
         said: "The file system's side could accommodate it: stable pages, a bounce, a fixup",
-        rows: &["H04 dio single", "H07", "H08 cpu", "H08 odp", "H11 pinned ext4", "H11 odp ext4"],
+        rows: &[
+            "H04 dio single",
+            "H07 ext4/integrity",
+            "H08 ext4/raid1",
+            "H11 cpu ext4/raid1",
+            "H11 odp ext4/raid1",
+            "H11 odp btrfs",
+        ],
     },
     Claim {
         said: "get_user_pages is a broken interface: a file system can explode when its page is dirtied behind its back",
         rows: &["H03 dio ext4", "H03n pageout+page btrfs large"],
     },
-    Claim { said: "The longterm call is a stop-gap for DAX", rows: &["H20"] },
+    Claim { said: "The longterm call is a stop-gap for DAX", rows: &["H20 ext4/pmem", "H20 pinned xfs/pmem"] },
     Claim {
         said: "break_layouts() coordinates; where there is no hole it costs nothing",
-        rows: &["H21", "H21t ext4/pmem", "H21s", "H22 ext4/pmem", "H22t ext4/pmem"],
+        rows: &["H21 ext4/pmem", "H21s ext4/pmem", "H22 ext4/pmem", "H22t ext4/pmem"],
     },
     Claim {
         said: "Whoever punches a hole has the owner told, and evicted",
-        rows: &["H24 ext4", "H14t pinned-ro ext4", "H15t pinned", "H35"],
+        rows: &["H24 ext4", "H34", "H14t pinned-ro ext4", "H15t pinned", "H35"],
     },
 ];
 

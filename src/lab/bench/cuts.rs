@@ -26,8 +26,6 @@ use probe::ledger::Seq;
 const RATE_LIMIT: Duration = Duration::from_millis(5500);
 /// dm-integrity's bitmap is clear again after this time without writes: then no block gets a new tag from whatever it has.
 const BITMAP_TIME: Duration = Duration::from_secs(1);
-/// What a kernel says of a page whose checksum is wrong.
-const CHECKSUM_LINES: [&str; 3] = ["csum failed", "checksum error", "Checksum failed at sector"];
 
 /// What became of a promise.
 #[derive(Debug, Clone)]
@@ -171,7 +169,7 @@ impl Bench<'_> {
     /// The witness's line about a wrong checksum, on record.
     fn checksum_line(&mut self, mark: u64) -> Option<FactId> {
         let (said, _) = complaints::since(self.witness, mark);
-        let line = said.into_iter().find(|said| CHECKSUM_LINES.iter().any(|word| said.line.contains(word)))?;
+        let line = said.into_iter().find(|said| complaints::CHECKSUM.iter().any(|word| said.line.contains(word)))?;
         Some(self.now(What::Kernel { guest: Role::Witness, gravity: line.gravity, line: line.line }))
     }
 

@@ -5,7 +5,7 @@ use rnic_agent::pattern::Content;
 use rnic_agent::proto::{MmOp, Op};
 
 use super::promise::expected_page;
-use super::rdma::{error_completion, named, refused, row};
+use super::rdma::{error_completion, refused, row};
 use super::{mm_copy, mm_move, mm_wait};
 use crate::bench::{Bench, Completion, FILE_LEN, PAGE, PAGE_AT};
 use crate::fact::FactId;
@@ -29,27 +29,27 @@ const H30: &str = "a private mapping of a file: RDMA WRITE, stores, and a write 
 const H31: &str = "RDMA WRITE into a page that is not there, and userfaultfd is asked for it";
 const H31_PROTECT: &str = "RDMA WRITE into a page that userfaultfd has write-protected";
 
-/// Every row of this family. They run when they are named, until runs have said what to expect.
+/// Every row of this family.
 pub const TABLE: &[Scenario] = &[
-    named(row("H05", "pinned", Writer::Nic(Pinned), ALL_FS, H05, mm_wait::frozen)),
-    named(row("H05", "odp", Writer::Nic(Odp), ALL_FS, H05, mm_wait::frozen)),
-    named(row("H25", "pinned", Writer::Nic(Pinned), EXT4, H25, mm_move::swap)),
-    named(row("H25", "odp", Writer::Nic(Odp), EXT4, H25, mm_move::swap)),
-    named(row("H26", "pinned", Writer::Nic(Pinned), EXT4, H26, mm_move::migrate)),
-    named(row("H26", "odp", Writer::Nic(Odp), EXT4, H26, mm_move::migrate)),
-    named(row("H27", "pinned", Writer::Nic(Pinned), EXT4, H27, mm_move::huge)),
-    named(row("H27", "odp", Writer::Nic(Odp), EXT4, H27, mm_move::huge)),
-    named(row("H28", "pinned", Writer::Nic(Pinned), EXT4, H28, mm_copy::merge)),
-    named(row("H28", "odp", Writer::Nic(Odp), EXT4, H28, mm_copy::merge)),
-    named(row("H29", "pinned", Writer::Nic(Pinned), EXT4, H29, mm_copy::fork)),
-    named(row("H29", "odp", Writer::Nic(Odp), EXT4, H29, mm_copy::fork)),
-    named(row("H30", "pinned", Writer::Nic(Pinned), EXT4, H30, mm_copy::private)),
-    named(row("H30", "pinned-ro", Writer::Nic(PinnedRo), EXT4, H30, mm_copy::private_ro)),
-    named(row("H30", "odp", Writer::Nic(Odp), EXT4, H30, mm_copy::private)),
-    named(row("H30", "odp-ro", Writer::Nic(OdpRo), EXT4, H30, mm_copy::private_ro)),
-    named(row("H31", "odp-missing", Writer::Nic(Odp), EXT4, H31, mm_wait::missing)),
-    named(row("H31", "odp-protect", Writer::Nic(Odp), EXT4, H31_PROTECT, mm_wait::protected)),
-    named(row("H31", "pinned-protect", Writer::Nic(Pinned), EXT4, H31_PROTECT, mm_wait::protected)),
+    row("H05", "pinned", Writer::Nic(Pinned), ALL_FS, H05, mm_wait::frozen),
+    row("H05", "odp", Writer::Nic(Odp), ALL_FS, H05, mm_wait::frozen),
+    row("H25", "pinned", Writer::Nic(Pinned), EXT4, H25, mm_move::swap),
+    row("H25", "odp", Writer::Nic(Odp), EXT4, H25, mm_move::swap),
+    row("H26", "pinned", Writer::Nic(Pinned), EXT4, H26, mm_move::migrate),
+    row("H26", "odp", Writer::Nic(Odp), EXT4, H26, mm_move::migrate),
+    row("H27", "pinned", Writer::Nic(Pinned), EXT4, H27, mm_move::huge),
+    row("H27", "odp", Writer::Nic(Odp), EXT4, H27, mm_move::huge),
+    row("H28", "pinned", Writer::Nic(Pinned), EXT4, H28, mm_copy::merge),
+    row("H28", "odp", Writer::Nic(Odp), EXT4, H28, mm_copy::merge),
+    row("H29", "pinned", Writer::Nic(Pinned), EXT4, H29, mm_copy::fork),
+    row("H29", "odp", Writer::Nic(Odp), EXT4, H29, mm_copy::fork),
+    row("H30", "pinned", Writer::Nic(Pinned), EXT4, H30, mm_copy::private),
+    row("H30", "pinned-ro", Writer::Nic(PinnedRo), EXT4, H30, mm_copy::private_ro),
+    row("H30", "odp", Writer::Nic(Odp), EXT4, H30, mm_copy::private),
+    row("H30", "odp-ro", Writer::Nic(OdpRo), EXT4, H30, mm_copy::private_ro),
+    row("H31", "odp-missing", Writer::Nic(Odp), EXT4, H31, mm_wait::missing),
+    row("H31", "odp-protect", Writer::Nic(Odp), EXT4, H31_PROTECT, mm_wait::protected),
+    row("H31", "pinned-protect", Writer::Nic(Pinned), EXT4, H31_PROTECT, mm_wait::protected),
 ];
 
 /// Why a story ends before its last step.

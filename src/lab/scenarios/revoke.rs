@@ -7,7 +7,7 @@ use rnic_agent::client::CallError;
 use rnic_agent::proto::{Advice, FallocMode, JobState, Op, OpenFlags, VerbsOp, Way, access};
 
 use super::mm::{Told, anonymous, ended, mapping_shows};
-use super::rdma::{named, refused, row};
+use super::rdma::{refused, row};
 use crate::bench::{Bench, DIR, PAGE, PAGE_AT, Plant};
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
@@ -41,18 +41,18 @@ const WATCH: &str =
 
 /// Every row of this family.
 pub const TABLE: &[Scenario] = &[
-    named(row("H24", "odp-munmap", Writer::Nic(Odp), EXT4, UNMAP, unmapped)),
-    named(row("H24", "odp-madvise", Writer::Nic(Odp), EXT4, ADVICE, advised)),
-    named(row("H24", "odp-punch", Writer::Nic(Odp), ALL_FS, PUNCH, punched)),
-    named(row("H24", "odp-truncate", Writer::Nic(Odp), ALL_FS, TRUNCATE, truncated)),
-    named(row("H24", "odp-dereg", Writer::Nic(Odp), EXT4, DEREG, deregistered)),
-    named(row("H24", "pinned-dereg", Writer::Nic(Pinned), EXT4, DEREG, deregistered)),
-    named(row("H24", "odp-lease", Writer::Nic(Odp), ALL_FS, LEASE, leased)),
-    named(row("H24", "ro-lease", Writer::Nic(PinnedRo), ALL_FS, LEASE, leased)),
-    named(row("H24", "odp-watch", Writer::Nic(Odp), ALL_FS, WATCH, watched)),
-    named(row("H24", "ro-watch", Writer::Nic(PinnedRo), ALL_FS, WATCH, watched)),
-    named(row("H34", "pinned-rereg", Writer::Nic(Pinned), EXT4, REREG, reregistered)),
-    named(row("H34", "odp-rereg", Writer::Nic(Odp), EXT4, REREG, reregistered)),
+    row("H24", "odp-munmap", Writer::Nic(Odp), EXT4, UNMAP, unmapped),
+    row("H24", "odp-madvise", Writer::Nic(Odp), EXT4, ADVICE, advised),
+    row("H24", "odp-punch", Writer::Nic(Odp), ALL_FS, PUNCH, punched),
+    row("H24", "odp-truncate", Writer::Nic(Odp), ALL_FS, TRUNCATE, truncated),
+    row("H24", "odp-dereg", Writer::Nic(Odp), EXT4, DEREG, deregistered),
+    row("H24", "pinned-dereg", Writer::Nic(Pinned), EXT4, DEREG, deregistered),
+    row("H24", "odp-lease", Writer::Nic(Odp), ALL_FS, LEASE, leased),
+    row("H24", "ro-lease", Writer::Nic(PinnedRo), ALL_FS, LEASE, leased),
+    row("H24", "odp-watch", Writer::Nic(Odp), ALL_FS, WATCH, watched),
+    row("H24", "ro-watch", Writer::Nic(PinnedRo), ALL_FS, WATCH, watched),
+    row("H34", "pinned-rereg", Writer::Nic(Pinned), EXT4, REREG, reregistered),
+    row("H34", "odp-rereg", Writer::Nic(Odp), EXT4, REREG, reregistered),
 ];
 
 /// What a row measures: what was done, and what came of the peer.

@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 
 use super::plan::{Row, all_rows};
-use super::report::{RowResult, ground, short};
+use super::report::{Rounds, RowResult, ground, short};
 
 /// A claim.
 #[derive(Debug)]
@@ -80,6 +80,10 @@ pub const CLAIMS: &[Claim] = &[
         said: "Whoever punches a hole has the owner told, and evicted",
         rows: &["H24 ext4", "H34", "H14t pinned-ro ext4", "H15t pinned", "H35"],
     },
+    Claim {
+        said: "With such an eviction there is no need for notifiers",
+        rows: &["H24 ro-watch ext4", "H24 odp-watch ext4"],
+    },
 ];
 
 /// Whether `spec` asks a row that is all of this.
@@ -131,8 +135,12 @@ fn words<'a>(rows: impl Iterator<Item = &'a RowResult>, spec: &str) -> String {
         if !asks(spec, &row.scenario, &row.mode, (&row.fs, row.disk.as_deref(), &row.folio)) {
             continue;
         }
-        let rounds = row.rounds.map_or_else(String::new, |rounds| format!(" in {} of {}", rounds.hits, rounds.of));
-        let word = format!("{}{rounds}", row.observed);
+        let word = match row.rounds.filter(|rounds| rounds.of > 1) {
+            // Of how many rounds the word is true: of a race that harmed nothing, of all.
+            Some(Rounds { hits: 0, of }) => format!("{} in {of} of {of}", row.observed),
+            Some(Rounds { hits, of }) => format!("{} in {hits} of {of}", row.observed),
+            None => row.observed.clone(),
+        };
         match words.iter_mut().find(|(known, _)| *known == word) {
             Some((_, times)) => *times += 1,
             None => words.push((word, 1)),
@@ -189,5 +197,8 @@ mod tests {
         assert_eq!(words(rows.iter(), &spec), "LOST (2), SAFE (1)");
         assert_eq!(words(rows[..1].iter(), &spec), "LOST");
         assert_eq!(words(rows.iter(), "H99"), "not run");
+        let race = |verdict, hits| RowResult { rounds: Some(Rounds { hits, of: 20 }), ..of(verdict) };
+        let races = [race(Verdict::Lost, 3), race(Verdict::Safe, 0)];
+        assert_eq!(words(races.iter(), &spec), "LOST in 3 of 20 (1), SAFE in 20 of 20 (1)");
     }
 }

@@ -21,7 +21,7 @@ pub struct Claim {
 pub const CLAIMS: &[Claim] = &[
     Claim {
         said: "Pinned pages under writeback are corrupted, and nobody addresses it",
-        rows: &["H01 pinned", "H06 pinned", "H12w large", "H04p large"],
+        rows: &["H01 pinned single", "H06 pinned", "H12w large", "H04p large"],
     },
     Claim {
         said: "Any user of get_user_pages that writes can do it",
@@ -31,7 +31,7 @@ pub const CLAIMS: &[Claim] = &[
     Claim {
         said: "Notifiers keep both sides from acting at once",
         rows: &[
-            "H01 odp",
+            "H01 odp single",
             "H06 odp",
             "H10 odp ext4",
             "H13 odp ext4",

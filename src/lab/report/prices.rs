@@ -35,14 +35,14 @@ fn steps(out: &mut dyn Write, rows: &[&RowResult]) -> io::Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\n{:<9}{:<12}{:<12}{:<8}{:<NAME$} {:>12}", "scenario", "fs", "mode", "kernel", "step", "took")?;
+    writeln!(out, "\n{:<9}{:<15}{:<15}{:<8}{:<NAME$} {:>12}", "scenario", "fs", "mode", "kernel", "step", "took")?;
     for row in rows {
         for figure in &row.figures {
             let took = format!("{:.1} {}", figure.value, figure.unit);
             let (kernel, ground) = (short(&row.kernel), ground(&row.fs, row.disk.as_deref()));
             writeln!(
                 out,
-                "{:<9}{ground:<12}{:<12}{kernel:<8}{:<NAME$} {took:>12}",
+                "{:<9}{ground:<15}{:<15}{kernel:<8}{:<NAME$} {took:>12}",
                 row.scenario, row.mode, figure.name
             )?;
         }

@@ -267,7 +267,10 @@ fn heard(bench: &mut Bench<'_>, stream: u32, ends: &Ends) -> Told<Finding> {
         Some(Err(failure)) => failure.what.clone(),
     };
     let begun = ends.act.at_us.saturating_sub(ends.act.us);
-    let after = state.at_us.saturating_sub(begun) as f64 / 1000.0;
+    let Some(after) = state.at_us.checked_sub(begun) else {
+        return Err(Stop::Inconclusive(format!("the peer's {why}, before {} had begun", ends.what)).into());
+    };
+    let after = after as f64 / 1000.0;
     bench.figure(&format!("from {} to the peer's error", ends.what), after, "ms");
     let fact = bench.note(format!("the peer's {why}, {after:.1} ms after {} had begun", ends.what));
     Ok(Finding::new(Verdict::ErrCqe, fact, [ends.returned]))

@@ -15,6 +15,8 @@ const F_SETSIG: i32 = 10;
 const FAN_PRE_ACCESS: u64 = 0x0010_0000;
 /// Bytes of struct fanotify_event_metadata.
 const EVENT: usize = 24;
+/// Bytes of struct signalfd_siginfo.
+const SIGINFO: usize = 128;
 /// Room for an event with what follows it: the range that it is about.
 const ROOM: usize = 256;
 
@@ -64,6 +66,8 @@ impl Lease {
         // SAFETY: an open descriptor and a number.
         check(unsafe { libc::fcntl(file.as_raw_fd(), F_SETSIG, signal()) }.into())?;
         let lease = Self { file, broken };
+        // What an earlier lease was told stays pending until it is read.
+        while lease.told()? {}
         lease.set(libc::F_WRLCK)?;
         Ok(lease)
     }
@@ -74,7 +78,16 @@ impl Lease {
     }
 
     fn wait(&self, limit_ms: i32) -> io::Result<bool> {
-        poll(&mut [readable(Some(&self.broken))], limit_ms).map(|ready| ready != 0)
+        Ok(poll(&mut [readable(Some(&self.broken))], limit_ms)? != 0 && self.told()?)
+    }
+
+    /// Takes one signal, if there is one.
+    fn told(&self) -> io::Result<bool> {
+        match (&self.broken).read(&mut [0; SIGINFO]) {
+            Ok(len) => Ok(len == SIGINFO),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

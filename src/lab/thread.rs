@@ -105,7 +105,7 @@ pub fn rows() -> Vec<Row> {
     all_rows().into_iter().filter(asked).collect()
 }
 
-/// The claims with what their rows came to, as a table in Markdown.
+/// The claims with what their rows came to, as a table in Markdown. Rows that were not selected are left out.
 pub fn print(out: &mut dyn Write, rows: &[RowResult]) -> io::Result<()> {
     let mut kernels: Vec<&str> = Vec::new();
     for row in rows {
@@ -118,7 +118,8 @@ pub fn print(out: &mut dyn Write, rows: &[RowResult]) -> io::Result<()> {
     let head: Vec<String> = head.map(String::from).collect();
     writeln!(out, "\n{}\n|{}", line(&head), "---|".repeat(head.len()))?;
     for claim in CLAIMS {
-        for (number, spec) in claim.rows.iter().enumerate() {
+        let ran = |spec: &&&str| rows.iter().any(|row| asked(spec, row));
+        for (number, spec) in claim.rows.iter().filter(ran).enumerate() {
             let said = if number == 0 { claim.said } else { "" };
             let mut cells = vec![said.to_owned(), (*spec).to_owned()];
             cells.extend(kernels.iter().map(|kernel| words(rows.iter().filter(|row| row.kernel == **kernel), spec)));
@@ -128,11 +129,15 @@ pub fn print(out: &mut dyn Write, rows: &[RowResult]) -> io::Result<()> {
     Ok(())
 }
 
+fn asked(spec: &str, row: &RowResult) -> bool {
+    asks(spec, &row.scenario, &row.mode, (&row.fs, row.disk.as_deref(), &row.folio))
+}
+
 /// What the rows that `spec` asks came to: each word once, and on how many rows where there are several.
 fn words<'a>(rows: impl Iterator<Item = &'a RowResult>, spec: &str) -> String {
     let mut words: Vec<(String, usize)> = Vec::new();
     for row in rows {
-        if !asks(spec, &row.scenario, &row.mode, (&row.fs, row.disk.as_deref(), &row.folio)) {
+        if !asked(spec, row) {
             continue;
         }
         let word = match row.rounds.filter(|rounds| rounds.of > 1) {

@@ -61,8 +61,9 @@ pub struct LabArgs {
     /// must be noticed by the check that it names (docs/selftest.md). Takes --kernel, --scenario, --fs and --mode; all three kernels otherwise.
     #[arg(long, conflicts_with = "scenario_file")]
     selftest: bool,
-    /// Run what the mailing lists argued over in 2018, and set what came out beside each claim (docs/thread.md). All three kernels, if none is named.
-    #[arg(long, conflicts_with_all = ["all", "selftest", "scenario", "scenario_file", "fs", "disk", "mode"])]
+    /// Run what the mailing lists argued over in 2018, and set what came out beside each claim (docs/thread.md). Takes
+    /// --kernel, --scenario, --fs, --disk and --mode; all three kernels otherwise.
+    #[arg(long, conflicts_with_all = ["all", "selftest", "scenario_file"])]
     thread: bool,
     /// List scenarios and verdicts and do nothing; with --verbose what is expected of them too, and where that comes from.
     #[arg(long)]
@@ -118,12 +119,17 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         modes: args.mode.clone(),
     };
     let rows = match own.is_empty() {
-        _ if args.thread => thread::rows(),
+        _ if args.thread => {
+            // Says which name there is not.
+            select(&selection)?;
+            thread::rows().into_iter().filter(|row| selection.names(row)).collect()
+        }
         true => select(&selection)?,
         false => own.into_iter().flatten().filter(|row| selection.names(row)).collect::<Vec<_>>(),
     };
     if rows.is_empty() {
-        return Err("--fs, --disk, --mode and --scenario leave no row of the scenario files".into());
+        let of = if args.thread { "that --thread runs" } else { "of the scenario files" };
+        return Err(format!("--fs, --disk, --mode and --scenario leave no row {of}").into());
     }
     let names: Vec<String> = match (args.kernel.is_empty(), args.all || args.selftest || args.thread) {
         (false, _) => args.kernel.clone(),

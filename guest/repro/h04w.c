@@ -70,11 +70,21 @@ static int in_memory(int page) {
     return flag & 1;
 }
 
-static char *direct(int fd, int page) {
+// The last byte of a page as an O_DIRECT read has it, or '!' where btrfs cannot read it: the copy and fsync have raced, and data and checksum
+// disagree (h12.c). That is a finding of its own, and not this program's.
+static char direct(int fd, int page) {
     static char *buffer;
     if (!buffer) need(posix_memalign((void **)&buffer, PAGE, PAGE) == 0, "memory");
-    need(pread(fd, buffer, PAGE, (off_t)page * PAGE) == PAGE, "an O_DIRECT read of the file");
-    return buffer;
+    ssize_t got = pread(fd, buffer, PAGE, (off_t)page * PAGE);
+    need(got == PAGE || (got < 0 && errno == EIO), "an O_DIRECT read of the file");
+    return got == PAGE ? buffer[PAGE - 1] : '!';
+}
+
+// What the mapping shows at LAST, by read(2), which shares its pages: '!' where the page has left memory and cannot be read again (h12.c); a load
+// would be a SIGBUS.
+static char in_mapping(int fd) {
+    char byte;
+    return pread(fd, &byte, 1, LAST) == 1 ? byte : '!';
 }
 
 static int shown(int round, int punch) {
@@ -104,16 +114,19 @@ static int shown(int round, int punch) {
     need(pthread_join(thread, NULL) == 0, "join");
     need(returned > 0, by_read ? "preadv" : "process_vm_writev");
 
-    char memory = file[LAST];
+    char memory = in_mapping(fd);
     int synced = fsync(fd);
-    char disk = direct(direct_fd, K)[PAGE - 1], next = direct(direct_fd, K + 1)[PAGE - 1];
+    char disk = direct(direct_fd, K), next = direct(direct_fd, K + 1);
+    int readable = memory != '!' && disk != '!', lost = readable && (memory != 'C' || disk != 'C');
     printf("round %d: the %s returned %zd%s; page %d in the mapping has %c, fsync returned %d, O_DIRECT reads %c there and %c in page %d: %s\n",
            round, by_read ? "direct read" : "process_vm_writev", returned, inside ? "" : " (before its neighbour was done with)", K, memory, synced, disk,
-           next ? next : '0', K + 1, memory == 'C' && disk == 'C' ? "as it should be" : "the bytes that were read are gone");
+           next ? next : '0', K + 1, lost       ? "the bytes that were read are gone"
+           : readable ? "as it should be"
+                      : "it cannot be read back");
     munmap(file, PAGES * PAGE);
     munmap(cold, VM_COLD * PAGE);
     close(fd), close(cold_fd), close(direct_fd), free(e);
-    return memory != 'C' || disk != 'C';
+    return lost;
 }
 
 int main(int argc, char **argv) {

@@ -73,11 +73,14 @@ static int in_memory(int page) {
     return flag & 1;
 }
 
-static char *direct(int fd, int page) {
+// The last byte of a page as an O_DIRECT read has it, or '!' where btrfs cannot read it: the copy and fsync have raced, and data and checksum
+// disagree (h12.c). That is a finding of its own, and not this program's.
+static char direct(int fd, int page) {
     static char *buffer;
     if (!buffer) need(posix_memalign((void **)&buffer, PAGE, PAGE) == 0, "memory");
-    need(pread(fd, buffer, PAGE, (off_t)page * PAGE) == PAGE, "an O_DIRECT read of the file");
-    return buffer;
+    ssize_t got = pread(fd, buffer, PAGE, (off_t)page * PAGE);
+    need(got == PAGE || (got < 0 && errno == EIO), "an O_DIRECT read of the file");
+    return got == PAGE ? buffer[PAGE - 1] : '!';
 }
 
 static int shown(int round) {
@@ -98,20 +101,23 @@ static int shown(int round) {
     need(fsync(fd) == 0, "fsync");
     int clone_fd = open("h18.clone", O_RDWR | O_CREAT | O_TRUNC | O_DIRECT, 0600);
     need(clone_fd >= 0 && ioctl(clone_fd, FICLONE, fd) == 0 && fsync(clone_fd) == 0, "a clone");
-    char before = direct(clone_fd, K)[PAGE - 1];
+    char before = direct(clone_fd, K);
     int inside = !in_memory(cold_pages - 1);
     need(pthread_join(thread, NULL) == 0, "join");
     need(returned > 0, by_read ? "preadv" : "process_vm_writev");
 
     int synced = fsync(fd);
-    char disk = direct(direct_fd, K)[PAGE - 1], after = direct(clone_fd, K)[PAGE - 1];
+    char disk = direct(direct_fd, K), after = direct(clone_fd, K);
+    int readable = before != '!' && after != '!', lost = readable && before != after;
     printf("round %d: page %d of the clone had %c; the %s into the original returned %zd%s, fsync %d; the original has %c, the clone %c: %s\n", round,
            K, before, by_read ? "direct read" : "process_vm_writev", returned, inside ? "" : " (before the clone was made)", synced, disk, after,
-           after == before ? "as it should be" : "the clone was overwritten");
+           lost       ? "the clone was overwritten"
+           : readable ? "as it should be"
+                      : "the clone cannot be read");
     munmap(file, PAGES * PAGE);
     munmap(cold, VM_COLD * PAGE);
     close(fd), close(cold_fd), close(direct_fd), close(clone_fd);
-    return after != before;
+    return lost;
 }
 
 int main(int argc, char **argv) {

@@ -2,7 +2,7 @@
 //! Steps on the system: mounts, sysctls, modules, facts.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -34,9 +34,16 @@ pub fn module_dir() -> PathBuf {
 
 /// Loads a module and what it needs; returns how many were new.
 pub fn modprobe(name: &str) -> Result<u64, Failure> {
-    let dir = module_dir();
+    modprobe_from(&module_dir(), name)
+}
+
+/// The same from this directory. Without one there is nothing to load: the kernel has the module built in, or whoever needs it will say so.
+fn modprobe_from(dir: &Path, name: &str) -> Result<u64, Failure> {
     let text = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-    let dep = fs::read_to_string(dir.join("modules.dep")).map_err(failed(dir.join("modules.dep").display()))?;
+    let dep = match fs::read_to_string(dir.join("modules.dep")) {
+        Err(error) if error.kind() == ErrorKind::NotFound && !dir.exists() => return Ok(0),
+        dep => dep.map_err(failed(dir.join("modules.dep").display()))?,
+    };
     let modules = Modules::parse(&dep, &text("modules.softdep"), &text("modules.alias"), &text("modules.builtin"));
     let order = modules.load_order(name).map_err(|error| failure(libc::ENOENT, error))?;
     let mut loaded = 0;
@@ -105,5 +112,23 @@ pub fn info(context: &Context) -> SysInfo {
         mem_available_kib: kib("MemAvailable"),
         dirty_kib: kib("Dirty").saturating_add(kib("Writeback")),
         bad_lines: context.bad_lines.load(Ordering::Relaxed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_modules_has_them_built_in_and_one_with_modules_lacks_what_it_does_not_list() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("6.12.0");
+        let errno = || modprobe_from(&dir, "ib_uverbs").map_err(|failure| failure.errno);
+        assert_eq!(errno(), Ok(0));
+        fs::create_dir(&dir).unwrap();
+        let no_list = errno();
+        fs::write(dir.join("modules.dep"), "kernel/lib/crc16.ko:\n").unwrap();
+        let not_listed = errno();
+        assert_eq!([no_list, not_listed], [Err(libc::ENOENT); 2]);
     }
 }

@@ -26,6 +26,7 @@ use probe::RuleId;
 use probe::ledger::{Note, Seq};
 
 mod cuts;
+mod frames;
 mod gates;
 mod ground;
 mod holds;
@@ -48,8 +49,6 @@ pub const FILE_LEN: u64 = 1 << 20;
 pub const PAGE_AT: u64 = 100 * PAGE;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// Pages of a huge page.
-const HUGE_PAGES: u32 = 512;
 /// The disk that O_DIRECT reads come from.
 pub const SOURCE: &str = "/dev/vdc";
 /// Where the file system under test is mounted.
@@ -272,20 +271,6 @@ impl<'a> Bench<'a> {
     /// The files and pages of the row's story.
     pub fn take_stage(&mut self) -> Option<Stage> {
         self.stage.take()
-    }
-
-    /// Anonymous memory of huge pages (2 MiB each) with `pattern` in it. The row is not run where the kernel makes none.
-    pub fn huge_memory(&self, len: u64, pattern: Pattern) -> Result<u32, Stop> {
-        // Kernels with less than 512 MiB of memory begin with "never" (hugepage_init in mm/huge_memory.c).
-        let path = "/sys/kernel/mm/transparent_hugepage/enabled".into();
-        self.guest.must(Op::WriteSys { path, text: "madvise".into() })?;
-        let map = self.guest.handle(Op::AnonBuffer { len, huge: true })?;
-        self.guest.must(Op::Store { m: map, off: 0, len, pattern })?;
-        let page = self.guest.must(Op::PageInfo { m: map, off: PAGE_AT })?.page();
-        match page.is_some_and(|page| page.folio_pages >= HUGE_PAGES) {
-            true => Ok(map),
-            false => Err(Stop::NotRun("the kernel made no huge page".into())),
-        }
     }
 
     /// From here on the page under test is in this mapping or buffer.

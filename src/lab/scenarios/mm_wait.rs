@@ -94,13 +94,13 @@ fn missing_story(bench: &mut Bench<'_>) -> Told<Finding> {
     bench.use_memory(map);
     register(bench)?;
     let Answered { completion, told, .. } = write_under(bench, false)?;
-    if completion.ok() {
-        let shown = mapping_shows(bench, 'C')?;
-        return Ok(Finding::new(Verdict::Safe, told, [completion.fact, shown]));
-    }
     if bench.is_planted(Plant::ForeignBytes) {
         let pattern = bench.pattern('F');
         bench.guest.must(Op::Store { m: map, off: PAGE_AT, len: PAGE, pattern })?;
+    }
+    if completion.ok() {
+        let shown = mapping_shows(bench, 'C')?;
+        return Ok(Finding::new(Verdict::Safe, told, [completion.fact, shown]));
     }
     let (page, seen) = bench.load()?;
     let untouched = page == identify(&vec![0; PAGE as usize]);
@@ -121,7 +121,10 @@ fn protected_story(bench: &mut Bench<'_>) -> Told<Finding> {
     if bench.is_planted(Plant::ForeignBytes) {
         bench.store('F')?;
     }
-    succeeded(bench, &completion)?;
+    if !completion.ok() {
+        let kept = mapping_shows(bench, 'B')?;
+        return Ok(Finding::new(Verdict::ErrCqe, completion.fact, [told, kept]));
+    }
     let shown = mapping_shows(bench, 'C')?;
     let verdict = if came { Verdict::Safe } else { Verdict::Benign };
     Ok(Finding::new(verdict, told, [completion.fact, shown]))

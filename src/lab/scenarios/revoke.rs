@@ -279,6 +279,8 @@ fn heard(bench: &mut Bench<'_>, stream: u32, ends: &Ends) -> Told<Finding> {
 /// The peer goes on, at the page that the memory has now, and the owner sees what it writes.
 fn goes_on(bench: &mut Bench<'_>, stream: u32, ends: &Ends) -> Told<Finding> {
     let old = bench.gpa;
+    // A device that keeps the old translation would go unseen if the memory came back into the frame that it had.
+    bench.take_frames()?;
     // Looking at it brings a page to where there is none; the peer may have done so before.
     bench.load()?;
     bench.locate()?;

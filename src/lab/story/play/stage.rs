@@ -20,8 +20,9 @@ use probe::ledger::Seq;
 
 /// Where a tmpfs is mounted for files that are of one.
 const TMPFS: &str = "/mnt/tmpfs";
-/// Huge pages beyond those that a file has: a page that is punched out and comes again while a pin keeps the old one.
-const SPARE_HUGE: u64 = 2;
+/// Huge pages beyond those that a file has: a page that is punched out and comes again while a pin keeps the old one, and one that
+/// [`Bench::take_huge_page`] takes.
+const SPARE_HUGE: u64 = 3;
 
 /// A file of the story.
 pub struct File {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What each step does.
 
+use rnic_agent::pattern::Pattern;
 use rnic_agent::proto::{Advice as Madvice, Fadvice, FallocMode, Op, OpenFlags, Page, kpf};
 
 use super::jobs::{Effect, Job};
 use super::processes::{Opened, of};
 use super::{By, Play};
-use crate::bench::{DIR, PAGE, PROMPT};
+use crate::bench::{DIR, PAGE, Plant};
 use crate::fact::What;
 use crate::finding::Stop;
+use crate::story::memory::Memory;
 use crate::story::step::{Advice, Advise, DioWrite, Fsync, OfPage, Punch, Range, Step, Write, Writeback};
 
-/// Bytes: more than a processor's list of free pages holds.
-const FREE_FRAMES: u64 = 64 * PAGE;
 /// How often a page is moved that the kernel puts back into the frame that it had.
 const MOVES: u32 = 4;
 
@@ -75,6 +75,11 @@ impl Play<'_, '_> {
     fn load(&mut self, load: &OfPage) -> Result<(), Stop> {
         let by = load.process.as_deref();
         let (opened, off) = self.opened_at(by, &load.page)?;
+        if self.bench.is_planted(Plant::ForeignBytes) {
+            let pattern = Pattern::new(!self.bench.nonce(), 'F');
+            let op = self.within(by, Op::Store { m: opened.map, off, len: PAGE, pattern })?;
+            self.bench.guest.must(op)?;
+        }
         let op = self.within(by, Op::Load { m: opened.map, off, len: PAGE })?;
         self.look(&format!("the mapping{}", of(by)), &load.page, op)
     }
@@ -137,22 +142,19 @@ impl Play<'_, '_> {
         self.begin(op, punch.background.as_ref(), job)
     }
 
-    /// Takes the frames that the kernel gives out next, by two threads: each processor has a list of its own.
-    fn take_free_frames(&mut self) -> Result<(), Stop> {
-        let mut jobs = Vec::new();
-        for _ in 0..2 {
-            let map = self.bench.guest.handle(Op::AnonBuffer { len: FREE_FRAMES, huge: false })?;
-            let pattern = self.bench.pattern('Z');
-            jobs.push(self.bench.spawn(Op::Store { m: map, off: 0, len: FREE_FRAMES, pattern })?);
+    /// Takes the frames that the kernel gives out next to memory like this page's.
+    fn take_frames(&mut self, page: &str) -> Result<(), Stop> {
+        match self.memory_of(page)? {
+            Memory::Hugetlb => self.bench.take_huge_page(),
+            _ => self.bench.take_frames(),
         }
-        jobs.into_iter().try_for_each(|job| self.bench.wait_job(job, PROMPT).map(drop))
     }
 
     /// Sees to it that the page, which has left `old`, is not in that frame again: a device that still uses it would go unseen.
     fn move_from(&mut self, page: &str, old: u64) -> Result<(), Stop> {
         let (Opened { handle: h, map: m, .. }, off) = self.opened_at(None, page)?;
         for _ in 0..MOVES {
-            self.take_free_frames()?;
+            self.take_frames(page)?;
             self.touch(None, page)?;
             if self.page_info(None, page)?.gpa() != old {
                 break;
@@ -165,11 +167,14 @@ impl Play<'_, '_> {
 
     /// Where the page is now: the kernel may have put another one in its place.
     pub(super) fn replaced(&mut self, (by, page): (By<'_>, &str), wanted: bool, before: &Page) -> Result<(), Stop> {
-        // Without a pin the frame is free, and the next page may get it: that the page has left the mapping is what shows.
+        // That the page has left the mapping is what shows. Without a pin its frame is free, and the next page may get it: then a device that still
+        // used it would go unseen.
         let taken = !self.page_info(by, page)?.present;
         // Another process that maps it would keep it where it is.
         if wanted && taken && self.story.processes.is_empty() {
             self.move_from(page, before.gpa())?;
+        } else if taken {
+            self.take_frames(page)?;
         }
         self.touch(by, page)?;
         if by.is_some() {

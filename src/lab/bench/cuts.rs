@@ -17,7 +17,7 @@ use crate::fact::{FactId, Role, What};
 use crate::finding::{Finding, Stop};
 use crate::guest::FS_DISK;
 use crate::oracle;
-use crate::plan::DiskKind;
+use crate::plan::{DiskKind, Fs};
 use crate::verdict::Verdict;
 use blk::{DiskLedger, PowerCut};
 use probe::ledger::Seq;
@@ -193,7 +193,9 @@ impl Bench<'_> {
         stacks::clear(self.witness);
         self.witness.insert(image)?;
         stacks::up(self.witness, self.row.disk, true)?;
-        if let Err(error) = self.mount_cut() {
+        if self.row.fs == Fs::Raw {
+            self.link_cut()?;
+        } else if let Err(error) = self.mount_cut() {
             return Err(self.corrupt(cut, "mount", &error));
         }
         let read = pages.iter().map(|(name, at)| self.read_cut_page(cut, name, *at, mark)).collect::<Vec<_>>();

@@ -27,6 +27,9 @@ impl Bench<'_> {
     pub(super) fn make_fs(&mut self) -> Result<(), Stop> {
         // The flusher would heal behind the row's back; xfs and btrfs have timers of their own, see mount options.
         self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
+        if self.row.fs == Fs::Raw {
+            return self.link(self.guest, DIR, true);
+        }
         let Some(made) = self.row.fs.made() else { return Ok(()) };
         if self.row.disk == DiskKind::Pmem {
             self.fresh_pmem()?;
@@ -82,8 +85,10 @@ impl Bench<'_> {
 
     /// Unmounts in the guest under test.
     pub(super) fn take_fs_down(&mut self) -> Result<(), Stop> {
-        if self.row.fs == Fs::None {
-            return Ok(());
+        match self.row.fs {
+            Fs::None => return Ok(()),
+            Fs::Raw => return self.link(self.guest, DIR, false),
+            _ => {}
         }
         // A file system that refuses to unmount is reported by the next row's swap at the latest.
         let unmounted = self.guest.call(Op::Umount { dir: DIR.into() });
@@ -92,6 +97,25 @@ impl Bench<'_> {
         }
         unmounted.map_err(|error| self.guest.stop_for("unmounting", &error))?;
         stacks::down(self.guest)
+    }
+
+    /// The name of the row's file in `dir` stands for the block device itself; or no longer.
+    fn link(&self, guest: &Guest, dir: &str, there: bool) -> Result<(), Stop> {
+        let name = self.row.scenario.story.and_then(|story| story.files.keys().next()).map_or("file", String::as_str);
+        let command = match there {
+            true => format!("mkdir -p {dir} && ln -sfn {VIRTIO} {dir}/{name}"),
+            false => format!("rm {dir}/{name}"),
+        };
+        let argv = vec!["sh".into(), "-c".into(), command.clone()];
+        match guest.must(Op::Exec { argv, stdin: String::new(), limit_s: 10 })?.exec() {
+            Some(exec) if exec.status == 0 => Ok(()),
+            ran => Err(Stop::Failed(format!("{command}: {ran:?}"))),
+        }
+    }
+
+    /// What a power cut left of the block device, under the row's name for it.
+    pub(super) fn link_cut(&self) -> Result<(), Stop> {
+        self.link(self.witness, CUT_DIR, true)
     }
 
     /// Mounts in the second guest what a power cut left on the disk that has been put in.
@@ -103,6 +127,9 @@ impl Bench<'_> {
 
     /// Unmounts it.
     pub(super) fn unmount_cut(&mut self) -> Result<(), Stop> {
+        if self.row.fs == Fs::Raw {
+            return self.link(self.witness, CUT_DIR, false);
+        }
         self.witness.must(Op::Umount { dir: CUT_DIR.into() })?;
         forget(self.witness, self.row.fs)?;
         stacks::down(self.witness)

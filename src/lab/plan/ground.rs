@@ -14,17 +14,22 @@ pub enum Fs {
     Xfs,
     /// btrfs.
     Btrfs,
+    /// The block device itself: the one file of a story is the disk.
+    Raw,
     /// None: memory that no disk is behind.
     None,
 }
 
 impl Fs {
     /// Each with its name.
-    pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::None];
+    pub const ALL: [Self; 5] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Raw, Self::None];
 
     /// As stories, the command line and reports call it.
     pub fn name(self) -> &'static str {
-        self.made().map_or("none", FsType::name)
+        match self {
+            Self::Raw => "raw",
+            fs => fs.made().map_or("none", FsType::name),
+        }
     }
 
     /// What mkfs is asked for.
@@ -33,7 +38,7 @@ impl Fs {
             Self::Ext4 => Some(FsType::Ext4),
             Self::Xfs => Some(FsType::Xfs),
             Self::Btrfs => Some(FsType::Btrfs),
-            Self::None => None,
+            Self::Raw | Self::None => None,
         }
     }
 }

@@ -69,6 +69,8 @@ pub const TEXTS: &[(&str, &str)] = &[
     ("h12-users.toml", include_str!("../../../stories/h12-users.toml")),
     ("h04-users.toml", include_str!("../../../stories/h04-users.toml")),
     ("h03-users.toml", include_str!("../../../stories/h03-users.toml")),
+    ("h01-raw.toml", include_str!("../../../stories/h01-raw.toml")),
+    ("h12-raw.toml", include_str!("../../../stories/h12-raw.toml")),
     ("h01-uring.toml", include_str!("../../../stories/h01-uring.toml")),
     ("h01-xdp.toml", include_str!("../../../stories/h01-xdp.toml")),
     ("h13-pipe.toml", include_str!("../../../stories/h13-pipe.toml")),

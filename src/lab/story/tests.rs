@@ -57,6 +57,16 @@ fn a_mistake_gets_one_sentence_with_line_and_key() {
         ("pages = 256", "pages = 256, mode = 1", "line 6: unknown field `mode`"),
         ("\"btrfs\"", "\"btrsf\"", "line 4: unknown variant `btrsf`"),
         ("[[step]]\ncut = {}\n", "[[step]\ncut = {}\n", "line 20: "),
+        (
+            "\"btrfs\"]\n[files]",
+            "\"raw\"]\n[files]\ng = { pages = 1 }",
+            "line 1, `files`: \"raw\" is the block device itself, which is one file",
+        ),
+        (
+            "\"btrfs\"]",
+            "\"raw\"]\ndisks = [\"raid1\"]",
+            "line 1, `disks`: \"raw\" is the virtio disk itself: its only disk is \"plain\"",
+        ),
     ] {
         let text = GOOD.replacen(good, bad, 1);
         assert_ne!(text, GOOD, "{good}");

@@ -2,7 +2,7 @@
 //! Kinds of memory: what there is to each, and which steps it takes.
 
 use super::{Checker, Mistake};
-use crate::plan::Fs;
+use crate::plan::{DiskKind, Fs};
 use crate::story::memory::Memory;
 use crate::story::step::{Advice, Step};
 use crate::story::{FileSpec, Story};
@@ -11,6 +11,13 @@ use crate::story::{FileSpec, Story};
 const HUGE: u32 = 512;
 
 pub(super) fn check(story: &Story) -> Result<(), Mistake> {
+    let on_disk = story.files.values().filter(|file| file.memory.on_disk()).count();
+    if story.filesystems.contains(&Fs::Raw) && (on_disk, story.files.len()) != (1, 1) {
+        return Err(Mistake::new(0, "files", "\"raw\" is the block device itself, which is one file"));
+    }
+    if story.filesystems.contains(&Fs::Raw) && story.disks != [DiskKind::Plain] {
+        return Err(Mistake::new(0, "disks", "\"raw\" is the virtio disk itself: its only disk is \"plain\""));
+    }
     for (name, FileSpec { pages, memory, .. }) in &story.files {
         let what = match memory {
             memory if memory.on_disk() && story.filesystems.contains(&Fs::None) => {

@@ -74,7 +74,14 @@ pub const CLAIMS: &[Claim] = &[
     Claim { said: "The longterm call is a stop-gap for DAX", rows: &["H20 ext4/pmem", "H20 pinned xfs/pmem"] },
     Claim {
         said: "break_layouts() coordinates; where there is no hole it costs nothing",
-        rows: &["H21 ext4/pmem", "H21s ext4/pmem", "H22 ext4/pmem", "H22t ext4/pmem"],
+        rows: &[
+            "H21 dio+k ext4/pmem",
+            "H21 dio+far ext4/pmem",
+            "H21 dio+other ext4/pmem",
+            "H21s ext4/pmem",
+            "H22 ext4/pmem",
+            "H22t ext4/pmem",
+        ],
     },
     Claim {
         said: "Whoever punches a hole has the owner told, and evicted",

@@ -113,7 +113,8 @@ pub fn selftest(rows: &[Row], expected: impl Fn(&Row) -> Option<Expectation>) ->
             continue;
         }
         let name = (row.scenario.id, row.scenario.mode);
-        let believed = expected(row).is_none_or(|expected| is_safe_like(expected.verdict)) && !row.scenario.named;
+        // Of a row that runs only when it is named there may be nothing to believe: a plant.
+        let believed = expected(row).map_or(!row.scenario.named, |expected| is_safe_like(expected.verdict));
         if !believed || seen.contains(&name) {
             continue;
         }

@@ -83,7 +83,8 @@ pub enum Op {
         /// What to write.
         text: String,
     },
-    /// Loads a module by name, with what modules.dep and modules.softdep say it needs. Returns `Num`: modules newly loaded.
+    /// Loads a module by name, with what modules.dep and modules.softdep say it needs. Returns `Num`: modules newly loaded; 0 on a
+    /// kernel that has no directory of modules, whose parts are built in or missing.
     Modprobe {
         /// Its name; `-` and `_` are the same.
         name: String,

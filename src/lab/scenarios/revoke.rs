@@ -284,6 +284,11 @@ fn goes_on(bench: &mut Bench<'_>, stream: u32, ends: &Ends) -> Told<Finding> {
     // Looking at it brings a page to where there is none; the peer may have done so before.
     bench.load()?;
     bench.locate()?;
+    if bench.gpa == old {
+        bench.retire_frame(&bench.page()?)?;
+        bench.load()?;
+        bench.locate()?;
+    }
     let from = bench.mark("the page is looked up again");
     let went_on = await_access(bench, from)?;
     let stale = bench.nic_records(from).into_iter().find(|r| oracle::nic::is_of(r, old) && old != bench.gpa);

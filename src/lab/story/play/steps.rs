@@ -2,19 +2,16 @@
 //! What each step does.
 
 use rnic_agent::pattern::Pattern;
-use rnic_agent::proto::{Advice as Madvice, Fadvice, FallocMode, Op, OpenFlags, Page, kpf};
+use rnic_agent::proto::{Advice as Madvice, FallocMode, Op, OpenFlags, Page, kpf};
 
 use super::jobs::{Effect, Job};
-use super::processes::{Opened, of};
+use super::processes::of;
 use super::{By, Play};
 use crate::bench::{DIR, PAGE, Plant};
 use crate::fact::What;
 use crate::finding::Stop;
 use crate::story::memory::Memory;
 use crate::story::step::{Advice, Advise, DioWrite, Fsync, OfPage, Punch, Range, Step, Write, Writeback};
-
-/// How often a page is moved that the kernel puts back into the frame that it had.
-const MOVES: u32 = 4;
 
 impl Play<'_, '_> {
     pub(super) fn step(&mut self, step: &Step) -> Result<(), Stop> {
@@ -142,27 +139,16 @@ impl Play<'_, '_> {
         self.begin(op, punch.background.as_ref(), job)
     }
 
-    /// Takes the frames that the kernel gives out next to memory like this page's.
-    fn take_frames(&mut self, page: &str) -> Result<(), Stop> {
-        match self.memory_of(page)? {
-            Memory::Hugetlb => self.bench.take_huge_page(),
-            _ => self.bench.take_frames(),
+    /// Brings back a page that has left `old`, and not into that frame: a device that still used it would go unseen.
+    fn move_from(&mut self, (by, page): (By<'_>, &str), old: u64) -> Result<(), Stop> {
+        if self.memory_of(page)? == Memory::Hugetlb {
+            self.bench.take_huge_page()?;
+            return self.touch(by, page);
         }
-    }
-
-    /// Sees to it that the page, which has left `old`, is not in that frame again: a device that still uses it would go unseen.
-    fn move_from(&mut self, page: &str, old: u64) -> Result<(), Stop> {
-        let (Opened { handle: h, map: m, .. }, off) = self.opened_at(None, page)?;
-        for _ in 0..MOVES {
-            self.take_frames(page)?;
-            self.touch(None, page)?;
-            if self.page_info(None, page)?.gpa() != old {
-                break;
-            }
-            self.bench.guest.must(Op::Madvise { m, off, len: PAGE, advice: Madvice::Dontneed })?;
-            self.bench.guest.must(Op::Fadvise { h, off, len: PAGE, advice: Fadvice::Dontneed })?;
-        }
-        Ok(())
+        self.bench.take_frames()?;
+        self.touch(by, page)?;
+        let back = self.page_info(by, page)?;
+        if back.present && back.gpa() == old { self.bench.retire_frame(&back) } else { Ok(()) }
     }
 
     /// Where the page is now: the kernel may have put another one in its place.
@@ -170,11 +156,8 @@ impl Play<'_, '_> {
         // That the page has left the mapping is what shows. Without a pin its frame is free, and the next page may get it: then a device that still
         // used it would go unseen.
         let taken = !self.page_info(by, page)?.present;
-        // Another process that maps it would keep it where it is.
-        if wanted && taken && self.story.processes.is_empty() {
-            self.move_from(page, before.gpa())?;
-        } else if taken {
-            self.take_frames(page)?;
+        if taken {
+            self.move_from((by, page), before.gpa())?;
         }
         self.touch(by, page)?;
         if by.is_some() {

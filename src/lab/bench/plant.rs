@@ -9,7 +9,7 @@ use std::time::Duration;
 use rnic_agent::proto::Op;
 use serde::Deserialize;
 
-use super::{Bench, PAGE, wqe};
+use super::{Bench, PAGE, stacks, wqe};
 use crate::finding::Stop;
 use blk::{BlkOp, DiskAction, DiskLedger, DiskRule, HoldPoint, Lever, RequestMatch};
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
@@ -207,34 +207,37 @@ impl Bench<'_> {
         self.acted || by_disk.is_some_and(|rule| rule.fired > 0) || self.injections_fired()
     }
 
-    /// Called with each image of a power cut: loses the blocks of every write of a watched page.
+    /// Called with each image of a power cut: loses the blocks of every write of a watched page. Where a disk writes copies, whose requests
+    /// do not name the page, the blocks are told by what is in them.
     pub(super) fn plant_drop(&mut self, image: &Path) -> Result<(), Stop> {
-        if !self.is_planted(Plant::CutDrops) {
+        if self.planted != Some(Plant::CutDrops) {
             return Ok(());
         }
         let failed = |error: std::io::Error| Stop::Failed(format!("{}: {error}", image.display()));
-        let file = File::options().write(true).open(image).map_err(failed)?;
+        let file = File::options().read(true).write(true).open(image).map_err(failed)?;
+        let mut lost: Vec<u64> = Vec::new();
         for record in self.guest.ledger().requests(self.begun).iter().filter(|record| record.op == BlkOp::Write) {
-            for touch in record.pages.iter().filter(|touch| touch.at_data.is_some()) {
-                file.write_all_at(&[0; PAGE as usize], touch.lba * 512).map_err(failed)?;
-            }
+            lost.extend(record.pages.iter().filter(|touch| touch.at_data.is_some()).map(|touch| touch.lba * 512));
         }
-        Ok(())
+        for ((_, file_at), at) in &self.physical {
+            lost.extend(stacks::copies(self.row.disk, &file, *at, *file_at).map_err(failed)?);
+        }
+        self.acted |= !lost.is_empty();
+        lost.iter().try_for_each(|at| file.write_all_at(&[0; PAGE as usize], *at)).map_err(failed)
     }
 
     /// The same of persistent memory, of which no request tells: the watched pages themselves.
     pub(super) fn plant_drop_pmem(&mut self, image: &Path) -> Result<(), Stop> {
-        if !self.is_planted(Plant::CutDrops) {
+        if self.planted != Some(Plant::CutDrops) {
             return Ok(());
         }
         let failed = |error: std::io::Error| Stop::Failed(format!("{}: {error}", image.display()));
         let file = File::options().write(true).open(image).map_err(failed)?;
         let (pmem, ledger) = (self.guest.pmem()?, self.guest.ledger());
         let watched = |page: &u64| pmem.gpa_of(*page).is_some_and(|gpa| ledger.watches(gpa));
-        for page in (0..pmem.size() / PAGE).filter(watched) {
-            file.write_all_at(&[0; PAGE as usize], page * PAGE).map_err(failed)?;
-        }
-        Ok(())
+        let lost: Vec<u64> = (0..pmem.size() / PAGE).filter(watched).collect();
+        self.acted |= !lost.is_empty();
+        lost.iter().try_for_each(|page| file.write_all_at(&[0; PAGE as usize], page * PAGE)).map_err(failed)
     }
 
     fn plant_oops(&mut self) -> Result<(), Stop> {

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rnic_agent::pattern::{Content, identify};
+use rnic_agent::pattern::{Content, Run, identify};
 use rnic_agent::proto::Op;
 
 use super::PAGE;
@@ -106,6 +106,10 @@ pub(super) fn mkfs_options(row: Row) -> Vec<&'static str> {
     match row.fs {
         // DAX wants blocks that are pages.
         Fs::Ext4 if row.disk == DiskKind::Pmem => vec!["-b", "4096"],
+        // raid5 writes from the page itself only what fills one of its own pages, and mkfs would choose blocks of 1 KiB for this size.
+        Fs::Ext4 if matches!(row.disk, DiskKind::Raid5 | DiskKind::Raid5Skip) => {
+            vec!["-b", "4096", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"]
+        }
         Fs::Ext4 if slow => vec!["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"],
         Fs::Xfs | Fs::Btrfs if slow => vec!["-K"],
         _ => Vec::new(),
@@ -181,37 +185,62 @@ pub(super) fn keeps_twice(kind: DiskKind) -> bool {
     matches!(kind, DiskKind::Raid1 | DiskKind::Raid5 | DiskKind::Raid5Skip)
 }
 
+/// Where the virtio disk may have the page that lies at byte `at` of the disk above: each leg of a mirror, or each block of its row, of
+/// which one is the parity. Empty: this disk keeps nothing twice.
+pub(super) fn places(kind: DiskKind, at: u64) -> Vec<u64> {
+    match kind {
+        DiskKind::Raid1 => vec![at, MIRROR_LEG * SECTOR + at],
+        DiskKind::Raid5 | DiskKind::Raid5Skip => {
+            let row = at / CHUNK / DATA_LEGS * CHUNK + at % CHUNK;
+            (0..=DATA_LEGS).map(|leg| leg * PARITY_LEG * SECTOR + row).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// What `image` has of the page that lies at byte `at` of the disk above. `None`: this disk keeps nothing twice.
 pub(super) fn parts(kind: DiskKind, image: &Path, at: u64) -> io::Result<Option<Parts>> {
     let file = File::open(image)?;
-    let page = |at: u64| {
-        let mut bytes = [0; PAGE as usize];
-        file.read_exact_at(&mut bytes, at).map(|()| bytes)
-    };
-    match kind {
+    let read = places(kind, at).into_iter().map(|at| block(&file, at)).collect::<io::Result<Vec<_>>>()?;
+    Ok(match kind {
         DiskKind::Raid1 => {
-            let legs = [page(at)?, page(MIRROR_LEG * SECTOR + at)?];
             let found = |bytes: &[u8; PAGE as usize]| Found::of(&Ok::<Content, i32>(identify(bytes)));
             // Bytes that nobody of the lab has written all have one name.
-            Ok(Some(Parts::Legs(legs.iter().map(found).collect(), legs[0] == legs[1])))
+            Some(Parts::Legs(read.iter().map(found).collect(), read.windows(2).all(|two| two[0] == two[1])))
         }
         DiskKind::Raid5 | DiskKind::Raid5Skip => {
             // Whichever leg has the parity: all of a row together are zero.
-            let row = at / CHUNK / DATA_LEGS * CHUNK + at % CHUNK;
             let mut sum = [0; PAGE as usize];
-            for leg in 0..=DATA_LEGS {
-                let bytes = page(leg * PARITY_LEG * SECTOR + row)?;
-                sum.iter_mut().zip(bytes).for_each(|(sum, byte)| *sum ^= byte);
-            }
-            Ok(Some(Parts::Parity(sum.iter().all(|byte| *byte == 0))))
+            read.iter().for_each(|bytes| sum.iter_mut().zip(bytes).for_each(|(sum, byte)| *sum ^= byte));
+            Some(Parts::Parity(sum.iter().all(|byte| *byte == 0)))
         }
-        _ => Ok(None),
+        _ => None,
+    })
+}
+
+/// Of those places, the ones at which `image` has a page that was written to byte `file_at` of a file.
+pub(super) fn copies(kind: DiskKind, image: &File, at: u64, file_at: u64) -> io::Result<Vec<u64>> {
+    let mut copies = Vec::new();
+    for place in places(kind, at) {
+        let content = identify(&block(image, place)?);
+        // One that is torn has other runs beside its own.
+        let own = file_at / SECTOR..(file_at + PAGE) / SECTOR;
+        if content.runs.iter().any(|run| matches!(run, Run::Written { first, .. } if own.contains(first))) {
+            copies.push(place);
+        }
     }
+    Ok(copies)
+}
+
+fn block(file: &File, at: u64) -> io::Result<[u8; PAGE as usize]> {
+    let mut bytes = [0; PAGE as usize];
+    file.read_exact_at(&mut bytes, at).map(|()| bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rnic_agent::pattern::{Pattern, fill};
     use std::io::Write;
 
     /// An image of which `parts` are given: (byte, value of a page).
@@ -246,6 +275,21 @@ mod tests {
         assert!(agree(DiskKind::Raid5, at, &[(row, 1), (leg + row, 2), (2 * leg + row, 3)]));
         assert!(!agree(DiskKind::Raid5Skip, at, &[(row, 1), (leg + row, 2), (2 * leg + row, 4)]));
         assert!(agree(DiskKind::Raid5, at, &[(row - PAGE, 1)]));
+    }
+
+    #[test]
+    fn a_copy_is_found_on_the_leg_that_has_it() {
+        let (at, row, file_at) = (3 * CHUNK + PAGE, CHUNK + PAGE, 100 * PAGE);
+        let image = image(&[(row, 1), (2 * PARITY_LEG * SECTOR + row, 3)]);
+        let mut page = [0; PAGE as usize];
+        fill(&Pattern::new(7, 'B'), file_at, &mut page);
+        let second = PARITY_LEG * SECTOR + row;
+        image.as_file().write_all_at(&page, second).unwrap();
+        let found = |kind, file_at| copies(kind, image.as_file(), at, file_at).unwrap();
+        assert_eq!(found(DiskKind::Raid5, file_at), vec![second]);
+        // Of another page of that file, which happens to lie there.
+        assert!(found(DiskKind::Raid5, file_at + PAGE).is_empty());
+        assert!(found(DiskKind::Plain, file_at).is_empty());
     }
 
     #[test]

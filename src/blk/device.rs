@@ -146,7 +146,7 @@ impl BlockDevice {
             disk: Mutex::new(disk),
             writeback: AtomicBool::new(true),
             levers: Levers::default(),
-            injections: Arc::default(),
+            injections: Arc::new(DiskInjections::on_record(&ledger, format!("disk{index}"))),
             counters: Counters::default(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BlockError::Wake)?,
             stop: AtomicBool::new(false),

@@ -7,6 +7,7 @@ mod record;
 mod tests;
 mod totals;
 
+use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,16 @@ pub struct RequestShape<'a> {
     pub lba: &'a [Range<u64>],
     /// Guest memory of the data: address and length in bytes.
     pub memory: &'a [(u64, u64)],
+}
+
+impl fmt::Display for RequestShape<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.op)?;
+        match self.lba.first() {
+            Some(range) => write!(f, " of sectors {}..{}", range.start, range.end),
+            None => Ok(()),
+        }
+    }
 }
 
 /// All given conditions must hold; an empty matcher means every request.

@@ -115,7 +115,6 @@ impl Bus {
             index,
             config,
             dma: dma.observed(payload),
-            ledger,
             powered_on: Instant::now(),
             msix,
             eqs: Table::new(1, 255, 1 << LOG_MAX_EQ).charged(object::<Eq>(EQC_SIZE), &memory),
@@ -123,10 +122,11 @@ impl Bus {
             waiting_events: AtomicUsize::new(0),
             claims: Claims::default(),
             quiesce: Quiesce::new(index),
-            injections: NicInjections::default(),
+            injections: NicInjections::on_record(&ledger, format!("nic{index}")),
             engines: Arc::new(engines),
             complaints: RateLimit::default(),
             counters: Counters::default(),
+            ledger,
         })
     }
 

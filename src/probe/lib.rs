@@ -6,12 +6,14 @@
 //! to a device and act only there, never in an oracle. [`Holds`] keep what matches standing at a point, for a bounded time. What can be
 //! matched, held and can go wrong is the device's to say. [`Patience`] bounds the waits of those who look on.
 
+mod firing;
 mod holds;
 pub mod ledger;
 mod patience;
 mod ring;
 mod rules;
 
+pub use firing::{Firing, Firings, firings};
 pub use holds::{
     Caught, Holdable, Holds, Lever, LeverError, LeverId, LeverState, MAX_LEVERS, MAX_LIMIT, MAX_TIMES, Order,
     ReleaseReport, ReleaseWhy, Which,

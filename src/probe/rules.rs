@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Rules: match -> action. A device asks about each occasion; what it can match and what it then does is its own.
 
+use std::fmt::{Debug, Display};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+
+use crate::firing::{Firing, Firings};
+use crate::ledger::Ledger;
 
 /// At most this many rules a device.
 pub const MAX_RULES: usize = 256;
@@ -13,14 +18,14 @@ pub const MAX_RULES: usize = 256;
 /// Conditions on what a device is about to do.
 pub trait Match: Clone {
     /// What can be seen of it.
-    type Shape<'a>;
+    type Shape<'a>: Display;
 
     /// Whether it is meant. Empty conditions mean everything.
     fn matches(&self, shape: &Self::Shape<'_>) -> bool;
 }
 
 /// What a device does when a rule fires.
-pub trait Action: Copy {
+pub trait Action: Copy + Debug {
     /// The same within the device's bounds: whoever writes a rule may ask for too much. Applied when a rule is added.
     fn bounded(self) -> Self {
         self
@@ -57,6 +62,9 @@ pub struct Rule<M, A> {
     /// Given by [`Rules::add`].
     #[serde(skip_deserializing)]
     pub id: RuleId,
+    /// What people call it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// What it looks at.
     #[serde(flatten)]
     pub what: M,
@@ -86,6 +94,7 @@ impl<M: Default, A> Rule<M, A> {
     pub fn new(nth: u32, action: A) -> Self {
         Self {
             id: RuleId::default(),
+            name: String::new(),
             what: M::default(),
             nth,
             every: 0,
@@ -131,16 +140,23 @@ pub struct Rules<M, A> {
     any: AtomicBool,
     clears: AtomicU64,
     table: Mutex<Table<M, A>>,
+    /// Where firings are put on record, and the name of the device there.
+    record: OnceLock<(Arc<Ledger>, String)>,
 }
 
 impl<M, A> Default for Rules<M, A> {
     fn default() -> Self {
-        let (any, clears) = Default::default();
-        Self { any, clears, table: Mutex::new(Table { last_id: 0, entries: Vec::new() }) }
+        let (any, clears, record) = Default::default();
+        Self { any, clears, table: Mutex::new(Table { last_id: 0, entries: Vec::new() }), record }
     }
 }
 
 impl<M: Match, A: Action> Rules<M, A> {
+    /// None yet. Each firing will be an event of `ledger`, which knows the device as `device`.
+    pub fn on_record(ledger: &Arc<Ledger>, device: impl Into<String>) -> Self {
+        Self { record: OnceLock::from((ledger.clone(), device.into())), ..Self::default() }
+    }
+
     /// Adds a rule, with its counters at zero and its action within bounds; `None` when there are [`MAX_RULES`].
     pub fn add(&self, rule: Rule<M, A>) -> Option<RuleId> {
         let mut table = self.table.lock();
@@ -187,7 +203,8 @@ impl<M: Match, A: Action> Rules<M, A> {
     }
 
     /// Asks every rule whose action `concerns` accepts about one occasion. The first that fires decides; all that match count. To be
-    /// asked once for each kind of action at each occasion. One load and a branch while there is no rule.
+    /// asked once for each kind of action at each occasion. One load and a branch while there is no rule. A firing is on record when this
+    /// returns.
     pub fn consult(&self, shape: &M::Shape<'_>, concerns: impl Fn(A) -> bool) -> Option<A> {
         if !self.any() {
             return None;
@@ -198,15 +215,32 @@ impl<M: Match, A: Action> Rules<M, A> {
             if entry.rule.what.matches(shape) && entry.is_due() && decision.is_none() {
                 entry.rule.fired += 1;
                 decision = Some(entry.rule.action);
+                self.put_on_record(&entry.rule, shape);
             }
         }
         decision
+    }
+
+    fn put_on_record(&self, rule: &Rule<M, A>, shape: &M::Shape<'_>) {
+        let Some((ledger, device)) = self.record.get() else { return };
+        let firing = |id, seq| Firing {
+            seq,
+            number: id,
+            device: device.clone(),
+            rule: rule.id,
+            name: rule.name.clone(),
+            matched: rule.matched,
+            action: format!("{:?}", rule.action),
+            occasion: shape.to_string(),
+        };
+        ledger.book::<Firings>().push(ledger, firing);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firing::firings;
 
     /// Matches numbers, all of them or one.
     #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,6 +326,22 @@ mod tests {
         table.clear();
         assert!(table.consult(&0, |_| true).is_none() && !table.any());
         assert_eq!(table.clears(), 1);
+    }
+
+    #[test]
+    fn each_firing_is_an_event_with_its_number() {
+        let ledger = Ledger::new();
+        let table = Table::on_record(&ledger, "disk0");
+        let named = Rule { name: "odd".into(), every: 2, ..Rule::new(0, Does::Fail).on(7) };
+        let id = table.add(named).unwrap();
+        let before = ledger.tick();
+        assert_eq!((0..5).filter_map(|_| table.consult(&7, |_| true)).count(), 2);
+        let firings = firings(&ledger, 0);
+        assert_eq!(firings.iter().map(|one| (one.number, one.matched)).collect::<Vec<_>>(), [(1, 2), (2, 4)]);
+        let first = &firings[0];
+        assert!(first.seq > before && (first.device.as_str(), first.rule, first.name.as_str()) == ("disk0", id, "odd"));
+        assert_eq!((first.action.as_str(), first.occasion.as_str()), ("Fail", "7"));
+        assert_eq!(crate::firing::firings(&ledger, first.seq + 1).len(), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mlx5::hooks::{NicAction, NicRule};
+use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::{ENTRY_SIZE, MAILBOX_SIZE, OPCODES, Opcode, delivery, entry, mailbox, status};
 use mlx5_spec::cq::{self, cqc};
@@ -108,13 +108,48 @@ fn only_the_slot_that_is_rung_for_is_executed() {
 fn an_injected_status_is_what_the_driver_gets() {
     let driver = driver();
     let hca = driver.machine.nic.hca();
-    let action = NicAction::CommandStatus { opcode: Opcode::ALLOC_PD.0, status: status::NO_RES };
-    hca.injections.add(NicRule::new(1, action)).unwrap();
+    let rule = NicRule::new(1, NicAction::CommandStatus { status: status::NO_RES });
+    hca.injections.add(rule.on(WqeMatch::command(Opcode::ALLOC_PD))).unwrap();
     let before = hca.pds.len();
     driver.alloc_uar().unwrap();
     assert_eq!(driver.alloc_pd().unwrap_err().status(), Some(status::NO_RES));
     assert_eq!(hca.pds.len(), before);
     driver.alloc_pd().unwrap();
+}
+
+#[test]
+fn a_command_that_is_late_or_hangs_holds_up_no_other() {
+    let driver = driver();
+    let (hca, commands) = (driver.machine.nic.hca(), &driver.commands);
+    let nop = Input::new(Opcode::NOP, 16).finish();
+    for action in [NicAction::CommandHang, NicAction::CommandDelay { ms: u32::MAX }] {
+        hca.injections.add(NicRule::new(1, action).on(WqeMatch::command(Opcode::NOP))).unwrap();
+        let first = commands.start(&nop, 16);
+        let handed = commands.entry(first.slot());
+        commands.ring(&first);
+        // Executed in the order of their rings: the first has had its turn.
+        driver.alloc_pd().unwrap();
+        commands.execute(&nop, 16).unwrap();
+        assert_eq!(commands.entry(first.slot()), handed, "{action:?}: the entry stays the device's");
+        hca.injections.clear();
+    }
+}
+
+#[test]
+fn a_command_that_is_late_is_executed_once() {
+    let driver = driver();
+    let hca = driver.machine.nic.hca();
+    let late = NicRule::new(1, NicAction::CommandDelay { ms: 1 }).on(WqeMatch::command(Opcode::ALLOC_PD));
+    let id = hca.injections.add(late).unwrap();
+    let before = hca.pds.len();
+    driver.alloc_pd().unwrap();
+    driver.alloc_pd().unwrap();
+    assert_eq!(hca.pds.len(), before + 2);
+    // Its second look, when the time had come, was no new occasion.
+    assert_eq!(hca.injections.rule(id).map(|rule| (rule.matched, rule.fired)), Some((2, 1)));
+    let told = probe::firings(&hca.ledger, 0);
+    let shown: Vec<_> = told.iter().map(|one| (one.device.as_str(), one.occasion.as_str())).collect();
+    assert_eq!(shown, [("nic0", "command ALLOC_PD")]);
 }
 
 #[test]

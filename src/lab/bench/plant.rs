@@ -129,7 +129,8 @@ impl Plant {
             Plant::MissedRdmaWrite => (1, NicAction::HideFromLedger, WqeMatch::opcode(wqe::RDMA_WRITE)),
             Plant::LostFault => (1, NicAction::DropFaultEvent, WqeMatch::default()),
             Plant::LeakedQueuePair => {
-                (1, NicAction::CommandStatus { opcode: DESTROY_QP, status: BAD_STATE }, WqeMatch::default())
+                let destroy = WqeMatch { command: Some(DESTROY_QP), ..WqeMatch::default() };
+                (1, NicAction::CommandStatus { status: BAD_STATE }, destroy)
             }
             _ => return None,
         };

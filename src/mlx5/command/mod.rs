@@ -48,6 +48,7 @@ pub use self::vport::{node_guid, port_gid};
 use super::NicConfig;
 use super::eq::Event;
 use super::hca::Hca;
+use super::hooks::inject::{self, CommandTime};
 use super::uar::UarDoorbells;
 use mlx5_spec::cmd::{ENTRY_SIZE, Opcode, delivery, in_header};
 use mlx5_spec::eq::{eqe_cmd, event};
@@ -125,6 +126,8 @@ pub struct CommandUnit {
     wake: EventFd,
     /// Slots whose doorbell took an exit.
     rung: AtomicU32,
+    /// Slots that an injection keeps waiting, with the time at which they are served. Changed between commands only.
+    late: Mutex<Vec<(Instant, u32)>>,
     settings: Mutex<DriverSettings>,
     /// Threads that want the unit between two commands.
     waiting: AtomicUsize,
@@ -139,9 +142,9 @@ impl CommandUnit {
         let (wake, rung) = (EventFd::new(EFD_NONBLOCK)?, AtomicU32::new(0));
         let settings = DriverSettings::new(&hca.config, 0);
         hca.paging.put(settings.caps.paging());
-        let settings = Mutex::new(settings);
+        let (settings, late) = (Mutex::new(settings), Mutex::default());
         let (waiting, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Ok(Arc::new(Self { hca, doorbells, events, wake, rung, settings, waiting, stop }))
+        Ok(Arc::new(Self { hca, doorbells, events, wake, rung, late, settings, waiting, stop }))
     }
 
     /// What the command doorbell signals when `value` is written to it: one slot each.
@@ -181,12 +184,13 @@ impl CommandUnit {
         watch(self.wake.as_raw_fd(), WAKE)?;
         let mut ready = [EpollEvent::default(); SLOTS as usize + 1];
         while !self.stop.load(Ordering::Acquire) {
-            let count = match epoll.wait(-1, &mut ready) {
+            let count = match epoll.wait(self.patience(), &mut ready) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 waited => waited?,
             };
             self.collect(ready[..count].iter().map(EpollEvent::data));
             self.serve_rung();
+            self.serve_late();
         }
         Ok(())
     }
@@ -205,12 +209,34 @@ impl CommandUnit {
         }
     }
 
+    /// How long the worker may sleep, in milliseconds: until the next late command; -1: for ever.
+    fn patience(&self) -> i32 {
+        let next = self.late.lock().iter().map(|(due, _)| *due).min();
+        let left = next.map(|due| due.saturating_duration_since(Instant::now()).as_millis() + 1);
+        left.map_or(-1, |ms| i32::try_from(ms).unwrap_or(i32::MAX))
+    }
+
+    /// Executes the commands whose delay is over.
+    fn serve_late(&self) {
+        let now = Instant::now();
+        loop {
+            let mut settings = self.between_commands();
+            let due = {
+                let mut late = self.late.lock();
+                late.iter().position(|(due, _)| *due <= now).map(|at| late.remove(at).1)
+            };
+            let Some(slot) = due else { return };
+            self.serve(&mut settings, slot, true);
+        }
+    }
+
     /// What was rung for belongs to a queue that is gone.
     pub fn forget_rings(&self, _between: &MutexGuard<'_, DriverSettings>) {
         for event in &self.events {
             let _ = event.read();
         }
         self.rung.store(0, Ordering::Release);
+        self.late.lock().clear();
     }
 
     fn serve_rung(&self) {
@@ -224,12 +250,12 @@ impl CommandUnit {
                 return;
             }
             self.rung.fetch_and(!(slots & slots.wrapping_neg()), Ordering::AcqRel);
-            self.serve(&mut settings, slots.trailing_zeros());
+            self.serve(&mut settings, slots.trailing_zeros(), false);
         }
     }
 
-    /// Executes what is in `slot`, if the driver has handed it over.
-    fn serve(&self, settings: &mut DriverSettings, slot: u32) {
+    /// Executes what is in `slot`, if the driver has handed it over. `late`: it has waited for its time.
+    fn serve(&self, settings: &mut DriverSettings, slot: u32, late: bool) {
         let Some(queue) = settings.queue else { return };
         let Some(at) = queue.checked_add(u64::from(slot) * ENTRY_SIZE as u64) else { return };
         let Ok(Some(entry)) = Entry::look(&self.hca.dma, at) else { return };
@@ -237,6 +263,9 @@ impl CommandUnit {
         let notify = self.hca.claims_event(event::CMD);
         let answered = match take(&entry, &self.hca) {
             Ok((input, output)) => {
+                if !late && self.is_put_off(slot, &input) {
+                    return;
+                }
                 let reply = self.execute(settings, &input, output.room());
                 entry.answer(&self.hca.dma, &output, &reply)
             }
@@ -258,13 +287,26 @@ impl CommandUnit {
         }
     }
 
+    /// Whether an injection has the command wait, or lets it hang.
+    fn is_put_off(&self, slot: u32, input: &[u8]) -> bool {
+        let time = inject::command_time(&self.hca.injections, Opcode(in_header::OPCODE.get(input) as u16));
+        if let CommandTime::After(delay) = time {
+            let mut late = self.late.lock();
+            // A driver may ring for it again.
+            if late.iter().all(|(_, other)| *other != slot) {
+                late.push((Instant::now() + delay, slot));
+            }
+        }
+        time != CommandTime::Now
+    }
+
     /// Executes one command and gives its output, status and syndrome included. The driver has room for `room` bytes of it.
     fn execute(&self, settings: &mut DriverSettings, input: &[u8], room: usize) -> Vec<u8> {
         let began = Instant::now();
         let hca = &*self.hca;
         let opcode = Opcode(in_header::OPCODE.get(input) as u16);
         let command = table::find(opcode);
-        let injected = crate::hooks::inject::command_status(&hca.injections, opcode.0);
+        let injected = inject::command_status(&hca.injections, opcode);
         let result = match command {
             _ if injected.is_some_and(|status| status != 0) => {
                 Err(CommandError::Injected(injected.unwrap_or_default()))

@@ -199,7 +199,7 @@ impl Work {
             (_, Some(Seg::Key { lkey, .. })) => *lkey,
             _ => 0,
         };
-        WqeShape { opcode: self.wqe.opcode as u8, qpn: self.qp.qpn, wqe_index: self.index, key }
+        WqeShape { opcode: self.wqe.opcode as u8, qpn: self.qp.qpn, wqe_index: self.index, key, command: 0 }
     }
 
     /// From the requester to the responder, or the other way for an RDMA READ.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Injections of the NIC, for negative controls: rules that make the one device break one of its promises.
 
+use std::time::Duration;
+
+use mlx5_spec::cmd::Opcode;
 use probe::{Action, Rule, Rules};
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +11,8 @@ use super::{WqeMatch, WqeShape};
 
 /// A stall stays shorter than this: 2 s.
 const MAX_STALL_MS: u32 = 2000;
+/// A command is at most this late: 120 s.
+const MAX_COMMAND_MS: u32 = 120_000;
 
 /// What the device does when a rule fires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,11 +41,16 @@ pub enum NicAction {
     },
     /// A command fails with this status before it does anything.
     CommandStatus {
-        /// `mlx5_spec::cmd::Opcode`.
-        opcode: u16,
         /// `mlx5_spec::cmd::status`.
         status: u8,
     },
+    /// A command is executed and answered `ms` milliseconds late (at most 120,000: drivers wait for 60 s). Others are not delayed.
+    CommandDelay {
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// A command is never executed and its entry stays the device's, until the command queue is set up anew.
+    CommandHang,
     /// A payload write is carried out but not put on record in the ledger.
     HideFromLedger,
     /// An arm of a completion queue with the sequence number of an arm that has already brought its event is ignored. Legal: devices
@@ -68,8 +78,10 @@ pub enum NicAction {
 
 impl Action for NicAction {
     fn bounded(mut self) -> Self {
-        if let Self::StallInFlight { ms } | Self::DelayFaultEvent { ms } = &mut self {
-            *ms = (*ms).min(MAX_STALL_MS);
+        match &mut self {
+            Self::StallInFlight { ms } | Self::DelayFaultEvent { ms } => *ms = (*ms).min(MAX_STALL_MS),
+            Self::CommandDelay { ms } => *ms = (*ms).min(MAX_COMMAND_MS),
+            _ => {}
         }
         self
     }
@@ -81,11 +93,32 @@ pub type NicRule = Rule<WqeMatch, NicAction>;
 /// The injections of one NIC.
 pub type NicInjections = Rules<WqeMatch, NicAction>;
 
-/// For the command unit: the status that an injected [`NicAction::CommandStatus`] gives the command `opcode`.
-pub fn command_status(injections: &NicInjections, opcode: u16) -> Option<u8> {
-    let mine = |action| matches!(action, NicAction::CommandStatus { opcode: wanted, .. } if wanted == opcode);
-    match injections.consult(&WqeShape::command(0), mine) {
-        Some(NicAction::CommandStatus { status, .. }) => Some(status),
+/// When a command is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandTime {
+    /// At once.
+    Now,
+    /// So much later.
+    After(Duration),
+    /// Not at all.
+    Never,
+}
+
+/// For the command unit: when it is to execute this command.
+pub fn command_time(injections: &NicInjections, opcode: Opcode) -> CommandTime {
+    let mine = |action| matches!(action, NicAction::CommandDelay { .. } | NicAction::CommandHang);
+    match injections.consult(&WqeShape::queued(opcode), mine) {
+        Some(NicAction::CommandDelay { ms }) => CommandTime::After(Duration::from_millis(ms.into())),
+        Some(NicAction::CommandHang) => CommandTime::Never,
+        _ => CommandTime::Now,
+    }
+}
+
+/// For the command unit: the status that an injected [`NicAction::CommandStatus`] gives this command.
+pub fn command_status(injections: &NicInjections, opcode: Opcode) -> Option<u8> {
+    let mine = |action| matches!(action, NicAction::CommandStatus { .. });
+    match injections.consult(&WqeShape::queued(opcode), mine) {
+        Some(NicAction::CommandStatus { status }) => Some(status),
         _ => None,
     }
 }
@@ -97,20 +130,35 @@ mod tests {
     #[test]
     fn stalls_and_delays_are_bounded() {
         let injections = NicInjections::default();
-        for action in [NicAction::StallInFlight { ms: u32::MAX }, NicAction::DelayFaultEvent { ms: 2001 }] {
+        let asked = [
+            NicAction::StallInFlight { ms: u32::MAX },
+            NicAction::DelayFaultEvent { ms: 2001 },
+            NicAction::CommandDelay { ms: u32::MAX },
+        ];
+        for action in asked {
             injections.add(NicRule::new(1, action)).unwrap();
         }
         let actions: Vec<_> = injections.rules().iter().map(|rule| rule.action).collect();
-        assert_eq!(actions, [NicAction::StallInFlight { ms: 2000 }, NicAction::DelayFaultEvent { ms: 2000 }]);
+        let bounded = [
+            NicAction::StallInFlight { ms: 2000 },
+            NicAction::DelayFaultEvent { ms: 2000 },
+            NicAction::CommandDelay { ms: 120_000 },
+        ];
+        assert_eq!(actions, bounded);
     }
 
     #[test]
     fn commands_fail_by_opcode() {
         let injections = NicInjections::default();
-        injections.add(NicRule::new(1, NicAction::CommandStatus { opcode: 0x200, status: 0xf }));
-        assert_eq!(command_status(&injections, 0x202), None);
-        assert_eq!(command_status(&injections, 0x200), Some(0xf));
-        assert_eq!(command_status(&injections, 0x200), None);
+        let make = WqeMatch::command(Opcode::CREATE_MKEY);
+        injections.add(NicRule::new(1, NicAction::CommandStatus { status: 0xf }).on(make));
+        assert_eq!(command_status(&injections, Opcode::DESTROY_MKEY), None);
+        assert_eq!(command_status(&injections, Opcode::CREATE_MKEY), Some(0xf));
+        assert_eq!(command_status(&injections, Opcode::CREATE_MKEY), None);
+        injections.add(NicRule::new(1, NicAction::CommandDelay { ms: 7 }));
+        injections.add(NicRule::new(2, NicAction::CommandHang));
+        let times = [(); 3].map(|()| command_time(&injections, Opcode::NOP));
+        assert_eq!(times, [CommandTime::After(Duration::from_millis(7)), CommandTime::Never, CommandTime::Now]);
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Guest {
             pmems: parts.pmem.then_some(PmemConfig { path: None, size: Some(PMEM_SIZE) }).into_iter().collect(),
             nics: parts.nic.clone().into_iter().collect(),
             console: Box::new(console.clone()),
+            injections: None,
         };
         let booted =
             config.open().and_then(|(config, devices)| Ok((Vm::boot(config)?, devices))).map_err(|e| failed(&e));

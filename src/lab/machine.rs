@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use blk::{BlockDevice, DiskConfig, DiskHandle};
 use image::vmlinux;
+use inject::{Kind, Plan, Summary};
 use mlx5::fabric::LocalFabric;
 use mlx5::{NicConfig, NicHandle, NicPlug, PluggedNic};
 use pci::Plug;
@@ -35,6 +36,8 @@ pub struct MachineConfig {
     pub nics: Vec<NicConfig>,
     /// Where ttyS0 goes.
     pub console: Box<dyn std::io::Write + Send>,
+    /// Injections that the devices have from the first on, and what is drawn by.
+    pub injections: Option<(Plan, u64)>,
 }
 
 /// The devices of a machine, as the lab holds them.
@@ -53,20 +56,35 @@ impl Devices {
     pub fn nic(&self, index: usize) -> Option<&NicHandle> {
         self.nics.get(index)?.get()
     }
+
+    /// What has become of a plan's injections.
+    pub fn injected(&self, plan: &Plan) -> Summary {
+        let mut summary = Summary::new(plan);
+        self.disks.iter().for_each(|disk| summary.add(Kind::Disk, disk.injections()));
+        self.nics.iter().filter_map(|nic| nic.get()).for_each(|nic| summary.add(Kind::Nic, nic.injections()));
+        summary
+    }
 }
 
 impl MachineConfig {
     /// Opens the disks and persistent memory, and gives what the machine is booted from.
     ///
     /// # Errors
-    /// A disk, or a file of persistent memory, that is missing, damaged or in use.
+    /// A disk, or a file of persistent memory, that is missing, damaged or in use; a plan of injections that names a device that is not there.
     pub fn open(self) -> Result<(VmConfig, Devices), VmmError> {
         let ledger = Ledger::new();
+        if let Some((plan, _)) = &self.injections {
+            plan.fits(self.nics.len(), self.disks.len()).map_err(|error| VmmError::Device(error.into()))?;
+        }
         let mut devices: Vec<Box<dyn Plug>> = Vec::new();
         let (mut disks, mut nics) = (Vec::new(), Vec::new());
         for (index, config) in (0..).zip(self.disks) {
             let (device, handle) =
                 BlockDevice::open(index, config, ledger.clone()).map_err(|error| VmmError::Device(error.into()))?;
+            let rules = self.injections.as_ref().map(|(plan, seed)| plan.disk_rules(index, *seed));
+            for rule in rules.into_iter().flatten() {
+                handle.injections().add(rule);
+            }
             devices.push(Box::new(VirtioPlug(Box::new(device))));
             disks.push(handle);
         }
@@ -79,7 +97,8 @@ impl MachineConfig {
         }
         let fabric = Arc::<LocalFabric>::default();
         for (index, config) in (0..).zip(self.nics) {
-            let plug = NicPlug::new(index, config, ledger.clone(), fabric.clone());
+            let rules = self.injections.as_ref().map(|(plan, seed)| plan.nic_rules(index, *seed));
+            let plug = NicPlug::new(index, config, ledger.clone(), fabric.clone()).injecting(rules.unwrap_or_default());
             nics.push(plug.plugged());
             devices.push(Box::new(plug));
         }

@@ -8,6 +8,7 @@ use pci::{Plug, PlugError, SharedDevice, Socket};
 use probe::ledger::Ledger;
 
 use crate::fabric::{LocalFabric, MAX_NICS};
+use crate::hooks::NicRule;
 use crate::{Nic, NicConfig, NicHandle};
 
 /// The handle of a NIC: there once the machine has been made.
@@ -19,13 +20,19 @@ pub struct NicPlug {
     config: NicConfig,
     ledger: Arc<Ledger>,
     fabric: Arc<LocalFabric>,
+    rules: Vec<NicRule>,
     plugged: PluggedNic,
 }
 
 impl NicPlug {
     /// NIC number `index` of a machine, whose events go into `ledger`, and whose peers are behind `fabric`.
     pub fn new(index: u8, config: NicConfig, ledger: Arc<Ledger>, fabric: Arc<LocalFabric>) -> Self {
-        Self { index, config, ledger, fabric, plugged: PluggedNic::default() }
+        Self { index, config, ledger, fabric, rules: Vec::new(), plugged: PluggedNic::default() }
+    }
+
+    /// The same with injections that are there before a guest sees the device; those beyond [`probe::MAX_RULES`] are not.
+    pub fn injecting(self, rules: Vec<NicRule>) -> Self {
+        Self { rules, ..self }
     }
 
     /// Where its handle will be.
@@ -45,6 +52,9 @@ impl Plug for NicPlug {
         let (nic, handle) = Nic::new(self.index, config, requester, ram, self.ledger, router, doorbells)?;
         if !self.fabric.join(handle.hca()) {
             log::warn!("nic{}: a fabric joins {MAX_NICS} NICs; this one hears only itself", self.index);
+        }
+        for rule in self.rules {
+            handle.injections().add(rule);
         }
         // A plug is used once.
         drop(self.plugged.set(handle));

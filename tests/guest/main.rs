@@ -12,6 +12,7 @@ mod common;
 mod boot;
 mod config;
 mod endings;
+mod faults;
 mod kill;
 mod lab;
 mod machine;

@@ -239,7 +239,8 @@ fn version(kernel: &KernelSource) -> String {
     }
 }
 
-fn clock_seed() -> u64 {
+/// A seed that no other run has had.
+pub(super) fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| now.as_nanos() as u64)
 }

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
 use vmm::{Outcome, Prepared, Vm, window_size};
 
+use super::faults::{FaultArgs, Faults};
 use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, base64, own_initramfs};
 use super::values::{Disk, Nic, Pmem, Reboot, Serial, Size, memory};
@@ -68,7 +69,7 @@ pub struct RunArgs {
     /// The console: tty, null or file=PATH [default: tty].
     #[arg(long)]
     serial: Option<Serial>,
-    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, [[disk]], [[pmem]], [nic] or [[nic]].
+    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, faults, seed, require_fired, [[disk]], [[pmem]], [nic] or [[nic]].
     #[arg(long)]
     config: Option<PathBuf>,
     /// Run this shell command in the guest instead of a shell, then power off; its exit status becomes ours.
@@ -77,6 +78,8 @@ pub struct RunArgs {
     /// Print how long the start took and how much memory the machine monitor itself uses.
     #[arg(long)]
     timing: bool,
+    #[command(flatten)]
+    faults: FaultArgs,
     #[command(flatten)]
     host: HostArgs,
 }
@@ -98,6 +101,9 @@ struct RunFile {
     reboot: Option<Reboot>,
     serial: Option<Serial>,
     exec: Option<String>,
+    faults: Option<PathBuf>,
+    seed: Option<u64>,
+    require_fired: bool,
 }
 
 /// `[nic]` for one NIC, `[[nic]]` for each of several.
@@ -124,6 +130,9 @@ impl RunArgs {
         self.reboot = self.reboot.or(file.reboot);
         self.serial = self.serial.or(file.serial);
         self.exec = self.exec.or(file.exec);
+        self.faults.faults = self.faults.faults.or(file.faults);
+        self.faults.seed = self.faults.seed.or(file.seed);
+        self.faults.require_fired |= file.require_fired;
         self.disk.splice(0..0, file.disk);
         self.pmem.splice(0..0, file.pmem);
         self.nic.splice(0..0, file.nic);
@@ -144,8 +153,10 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     let timing = args.timing.then_some(begun);
     let exec = args.exec.is_some();
     let manner = Manner { interactive, restarts: args.reboot == Some(Reboot::Restart) };
-    let (host, errand) = (args.host, errand(&args, &kernel));
-    let (config, _handles) = machine(args, &kernel, interactive)?.open()?;
+    let faults = args.faults.read()?;
+    let (host, mut errand) = (args.host, errand(&args, &kernel));
+    args.faults.pack(&mut errand, faults.as_ref());
+    let (config, devices) = machine(args, &kernel, interactive, faults.clone())?.open()?;
     let machine = Prepared::new(config)?;
     if let Way::Emulated(why) = host.way()? {
         // The locks on the disks are this machine's: the emulated host's are seen by nobody else.
@@ -153,13 +164,17 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
         return errand.run(&why);
     }
     let outcome = run(machine, manner, agent_lines(timing, status.clone()))?;
+    let unfired = faults.and_then(|faults| faults.report(&devices));
     let status = *status.lock();
-    match (&outcome, status) {
-        (Outcome::PowerOff, Some(status)) if exec => return Ok(ExitCode::from(status as u8)),
-        (Outcome::PowerOff, _) => {}
-        _ => eprintln!("rnic: {outcome}"),
-    }
-    Ok(ExitCode::from(outcome.exit_status()))
+    let status = match (&outcome, status) {
+        (Outcome::PowerOff, Some(status)) if exec => status as u8,
+        (Outcome::PowerOff, _) => outcome.exit_status(),
+        _ => {
+            eprintln!("rnic: {outcome}");
+            outcome.exit_status()
+        }
+    };
+    Ok(unfired.filter(|_| status == 0).unwrap_or(ExitCode::from(status)))
 }
 
 /// What this run touches on this machine.
@@ -181,7 +196,12 @@ fn errand(args: &RunArgs, kernel: &KernelSource) -> Errand {
     }
 }
 
-fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<MachineConfig, super::Error> {
+fn machine(
+    args: RunArgs,
+    kernel: &KernelSource,
+    interactive: bool,
+    faults: Option<Faults>,
+) -> Result<MachineConfig, super::Error> {
     let mut disks: Vec<DiskConfig> = Vec::new();
     let extra = args.cmdline.unwrap_or_default();
     let (initramfs, cmdline) = match &args.initramfs {
@@ -209,6 +229,7 @@ fn machine(args: RunArgs, kernel: &KernelSource, interactive: bool) -> Result<Ma
         disks,
         pmems: args.pmem.into_iter().map(PmemConfig::from).collect(),
         nics: args.nic.into_iter().map(NicConfig::from).collect(),
+        injections: faults.map(|faults| (faults.plan, faults.seed)),
         console: match args.serial.unwrap_or(Serial::Tty) {
             Serial::Tty => Box::new(Stdout),
             Serial::Null => Box::new(std::io::sink()),

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What became of a plan's injections: how often each matched, how often it fired.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::plan::{Kind, Plan};
+use probe::{Action, Match, Rules};
+
+/// What became of one injection, over all devices that it was for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// Its name.
+    pub name: String,
+    /// Line of the plan.
+    pub line: usize,
+    /// The devices that it is for.
+    pub device: String,
+    /// What they do.
+    pub action: &'static str,
+    /// Occasions that were meant.
+    pub matched: u64,
+    /// Times it fired.
+    pub fired: u64,
+}
+
+/// What became of each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// In the order of the plan.
+    pub injections: Vec<Outcome>,
+}
+
+impl Summary {
+    /// Nothing has happened yet.
+    pub fn new(plan: &Plan) -> Self {
+        let outcome = |injection: &crate::Injection| Outcome {
+            name: injection.name.clone(),
+            line: injection.line,
+            device: injection.device.to_string(),
+            action: injection.action,
+            matched: 0,
+            fired: 0,
+        };
+        Self { injections: plan.injections.iter().map(outcome).collect() }
+    }
+
+    /// Adds what the rules of a device say.
+    pub fn add<M: Match, A: Action>(&mut self, kind: Kind, rules: &Rules<M, A>) {
+        for rule in rules.rules() {
+            let of_kind = |outcome: &&mut Outcome| outcome.device.starts_with(&kind.to_string());
+            if let Some(outcome) = self.injections.iter_mut().filter(of_kind).find(|outcome| outcome.name == rule.name)
+            {
+                outcome.matched += rule.matched;
+                outcome.fired += rule.fired;
+            }
+        }
+    }
+
+    /// Those that never fired.
+    pub fn idle(&self) -> impl Iterator<Item = &Outcome> {
+        self.injections.iter().filter(|outcome| outcome.fired == 0)
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.injections.iter().map(|outcome| outcome.name.len()).max().unwrap_or(0).max("injection".len());
+        write!(f, "{:width$} {:7} {:17} {:>8} {:>8}", "injection", "device", "action", "matched", "fired")?;
+        for Outcome { name, device, action, matched, fired, .. } in &self.injections {
+            write!(f, "\n{name:width$} {device:7} {action:17} {matched:8} {fired:8}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    use blk::{BlkOp, DiskAction, DiskInjections, RequestShape};
+
+    #[test]
+    fn what_two_devices_did_is_one_outcome() {
+        let text = "[[inject]]\ndevice = 'disk'\naction = 'io-error'\nop = 'write'\nevery = 2\n\
+            [[inject]]\nname = 'none'\ndevice = 'disk1'\naction = 'unsupported'\nop = 'flush'\n";
+        let plan = Plan::parse(Path::new("p"), text).unwrap();
+        let mut summary = Summary::new(&plan);
+        let write = RequestShape { op: BlkOp::Write, lba: &[], memory: &[] };
+        for index in 0..2 {
+            let rules = DiskInjections::default();
+            for rule in plan.disk_rules(index, 0) {
+                rules.add(rule);
+            }
+            let fired = (0..4).filter(|_| rules.consult(&write, |a| matches!(a, DiskAction::Status(_))).is_some());
+            assert_eq!(fired.count(), 2);
+            summary.add(Kind::Disk, &rules);
+        }
+        let counts: Vec<_> = summary.injections.iter().map(|one| (one.matched, one.fired)).collect();
+        assert_eq!(counts, [(8, 4), (0, 0)]);
+        assert_eq!(summary.idle().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["none"]);
+        assert!(summary.to_string().lines().nth(1).unwrap().starts_with("injection 1 disk    io-error"));
+    }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The vocabulary: what can be injected into which device, by which keys it is bounded and what it takes.
+
+use blk::{BlkOp, DiskAction, RequestMatch};
+use mlx5::hooks::{NicAction, WqeMatch};
+use mlx5_spec::cmd::{OPCODES, status};
+use mlx5_spec::wqe;
+
+use crate::keys::{Keys, Mistake};
+use crate::plan::Kind;
+
+/// What a device then does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Does {
+    /// A NIC.
+    Nic(NicAction),
+    /// A disk.
+    Disk(DiskAction),
+}
+
+/// One action.
+pub struct Word {
+    /// Which devices do it.
+    pub kind: Kind,
+    /// Its name in a plan.
+    pub name: &'static str,
+    /// Keys that say more of it: (key, what it is).
+    pub takes: &'static [(&'static str, &'static str)],
+    /// Keys that say what it happens to.
+    pub matches: &'static [&'static str],
+    /// One line for people.
+    pub meaning: &'static str,
+    pub(crate) make: fn(&mut Keys) -> Result<Does, Mistake>,
+}
+
+/// Keys of any action.
+pub(crate) const COMMON: [&str; 7] = ["name", "device", "action", "nth", "every", "probability", "within_ms"];
+
+const COMMAND: &[&str] = &["command"];
+const WQE: &[&str] = &["opcode", "qpn", "key"];
+const ACCESS: &[&str] = &["qpn", "key"];
+const REQUEST: &[&str] = &["op", "lba", "page"];
+const MS: (&str, &str) = ("ms", "milliseconds");
+
+/// virtio 1.2 §5.2.6: VIRTIO_BLK_S_IOERR.
+const IOERR: u8 = 1;
+/// virtio 1.2 §5.2.6: VIRTIO_BLK_S_UNSUPP.
+const UNSUPP: u8 = 2;
+
+/// All of them, in the order of the documentation.
+pub fn words() -> &'static [Word] {
+    WORDS
+}
+
+const WORDS: &[Word] = &[
+    Word {
+        kind: Kind::Nic,
+        name: "command-status",
+        takes: &[("status", "a command status, such as NO_RES")],
+        matches: COMMAND,
+        meaning: "a command fails with a status before it does anything",
+        make: |keys| {
+            let status = keys.word("status", statuses().map(|(_, name)| name), status_of)?;
+            let missing = || keys.mistake("needs the key \"status\": a command status, such as NO_RES");
+            Ok(Does::Nic(NicAction::CommandStatus { status: status.ok_or_else(missing)? }))
+        },
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "command-delay",
+        takes: &[MS],
+        matches: COMMAND,
+        meaning: "a command is executed and answered late (at most 120,000 ms); others are not delayed",
+        make: |keys| Ok(Does::Nic(NicAction::CommandDelay { ms: keys.needed(MS.0, MS.1)? })),
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "command-hang",
+        takes: &[],
+        matches: COMMAND,
+        meaning: "a command is never executed: the driver gives it up after 60 s",
+        make: |_| Ok(Does::Nic(NicAction::CommandHang)),
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "stall",
+        takes: &[MS],
+        matches: WQE,
+        meaning: "an engine stands still between translation and copy (at most 2,000 ms)",
+        make: |keys| Ok(Does::Nic(NicAction::StallInFlight { ms: keys.needed(MS.0, MS.1)? })),
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "late-dma",
+        takes: &[],
+        matches: WQE,
+        meaning: "a write's data reach the pages that were translated before, after the translation has died",
+        make: |_| Ok(Does::Nic(NicAction::LateDma)),
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "rnr-on-fault",
+        takes: &[],
+        matches: WQE,
+        meaning: "a page fault at the responder is answered with an RNR NAK instead of a wait",
+        make: |_| Ok(Does::Nic(NicAction::RnrOnFault)),
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "fault-event-lost",
+        takes: &[],
+        matches: ACCESS,
+        meaning: "a page fault's event never reaches the driver",
+        make: |_| Ok(Does::Nic(NicAction::DropFaultEvent)),
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "fault-event-late",
+        takes: &[MS],
+        matches: ACCESS,
+        meaning: "a page fault's event reaches the driver late (at most 2,000 ms)",
+        make: |keys| Ok(Does::Nic(NicAction::DelayFaultEvent { ms: keys.needed(MS.0, MS.1)? })),
+    },
+    Word {
+        kind: Kind::Nic,
+        name: "strict-arm",
+        takes: &[],
+        matches: &[],
+        meaning: "an arm of a completion queue with the number of one that has brought its event is ignored, as devices are reported to do",
+        make: |_| Ok(Does::Nic(NicAction::StrictArm)),
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "io-error",
+        takes: &[],
+        matches: REQUEST,
+        meaning: "a request is answered with an I/O error, and no data move",
+        make: |_| Ok(Does::Disk(DiskAction::Status(IOERR))),
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "unsupported",
+        takes: &[],
+        matches: REQUEST,
+        meaning: "a request is answered as one that the disk does not know, and no data move",
+        make: |_| Ok(Does::Disk(DiskAction::Status(UNSUPP))),
+    },
+];
+
+fn statuses() -> impl Iterator<Item = (u8, &'static str)> {
+    (1..=u8::MAX).filter_map(|number| Some((number, status::name(number)?)))
+}
+
+fn status_of(name: &str) -> Option<u8> {
+    statuses().find(|(_, known)| *known == name).map(|(number, _)| number)
+}
+
+fn opcodes() -> impl Iterator<Item = (u8, &'static str)> {
+    (0..u8::MAX).filter_map(|number| Some((number, wqe::opcode::name(number.into())?)))
+}
+
+/// What an injection of a NIC happens to.
+pub(crate) fn nic_match(keys: &mut Keys, word: &Word) -> Result<WqeMatch, Mistake> {
+    let mut what = WqeMatch::default();
+    for key in word.matches {
+        match *key {
+            "command" => {
+                let find = |name: &str| OPCODES.iter().find(|(_, known)| *known == name).map(|(opcode, _)| opcode.0);
+                what.command = keys.word(key, OPCODES.iter().map(|(_, name)| *name), find)?;
+            }
+            "opcode" => {
+                let find = |name: &str| opcodes().find(|(_, known)| *known == name).map(|(number, _)| number);
+                what.opcode = keys.word(key, opcodes().map(|(_, name)| name), find)?;
+            }
+            "qpn" => what.qpn = keys.number(key)?,
+            _ => what.key = keys.number(key)?,
+        }
+    }
+    Ok(what)
+}
+
+/// What an injection of a disk happens to.
+pub(crate) fn disk_match(keys: &mut Keys, word: &Word) -> Result<RequestMatch, Mistake> {
+    const OPS: [(&str, BlkOp); 5] = [
+        ("read", BlkOp::Read),
+        ("write", BlkOp::Write),
+        ("flush", BlkOp::Flush),
+        ("discard", BlkOp::Discard),
+        ("write-zeroes", BlkOp::WriteZeroes),
+    ];
+    let mut what = RequestMatch::default();
+    for key in word.matches {
+        match *key {
+            "op" => {
+                let find = |name: &str| OPS.iter().find(|(known, _)| *known == name).map(|(_, op)| *op);
+                what.op = keys.word(key, OPS.iter().map(|(name, _)| *name), find)?;
+            }
+            "lba" => what.lba = keys.range(key)?,
+            _ => what.page = keys.number(key)?,
+        }
+    }
+    Ok(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const DOCUMENT: &str = include_str!("../../docs/faults.md");
+
+    /// Cells of the rows of the document's tables.
+    fn rows() -> impl Iterator<Item = Vec<&'static str>> {
+        let rows = DOCUMENT.lines().filter(|line| line.starts_with("| `"));
+        rows.map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+    }
+
+    #[test]
+    fn the_document_has_each_action_as_it_is() {
+        let code = |words: Vec<&str>| match words.is_empty() {
+            true => "-".to_owned(),
+            false => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "),
+        };
+        let wanted: Vec<String> = WORDS
+            .iter()
+            .map(|word| {
+                let takes = code(word.takes.iter().map(|(key, _)| *key).collect());
+                let matches = code(word.matches.to_vec());
+                [format!("`{}`", word.name), word.kind.to_string(), takes, matches, word.meaning.into()].join(" | ")
+            })
+            .collect();
+        let told: Vec<String> = rows().filter(|cells| cells.len() == 5).map(|cells| cells.join(" | ")).collect();
+        assert_eq!(told, wanted);
+    }
+
+    #[test]
+    fn the_document_has_each_key() {
+        let told: BTreeSet<_> =
+            rows().filter(|cells| cells.len() == 3).map(|cells| cells[0].trim_matches('`')).collect();
+        let of = |word: &'static Word| word.takes.iter().map(|(key, _)| *key).chain(word.matches.iter().copied());
+        let wanted: BTreeSet<_> = COMMON.into_iter().chain(WORDS.iter().flat_map(of)).collect();
+        assert_eq!(told, wanted);
+    }
+
+    #[test]
+    fn a_name_is_one_action() {
+        let names: BTreeSet<_> = WORDS.iter().map(|word| word.name).collect();
+        assert_eq!(names.len(), WORDS.len());
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `--faults`: a plan of injections, from the command line to the report at the end.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use inject::Plan;
+use lab::machine::Devices;
+use probe::firings;
+
+use super::host::Errand;
+use super::lab::clock_seed;
+
+/// Firings that are printed one by one.
+const SHOWN: usize = 20;
+
+/// Options of every command that takes a plan.
+#[derive(Debug, Default, Args)]
+pub struct FaultArgs {
+    /// A plan of injections: devices misbehave as it says (docs/faults.md).
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+    /// What the plan's probabilities are drawn by [default: from the clock].
+    #[arg(long, requires = "faults")]
+    pub seed: Option<u64>,
+    /// Exit status 1 if an injection of the plan never fired.
+    #[arg(long, requires = "faults")]
+    pub require_fired: bool,
+}
+
+/// A plan that is to be carried out.
+#[derive(Debug, Clone)]
+pub struct Faults {
+    /// The plan.
+    pub plan: Plan,
+    /// What is drawn by.
+    pub seed: u64,
+    required: bool,
+}
+
+impl FaultArgs {
+    /// The plan, if one was given.
+    pub fn read(&self) -> Result<Option<Faults>, super::Error> {
+        let Some(path) = &self.faults else { return Ok(None) };
+        let (plan, seed) = (Plan::read(path)?, self.seed.unwrap_or_else(clock_seed));
+        Ok(Some(Faults { plan, seed, required: self.require_fired }))
+    }
+
+    /// What an emulated host needs for it: the file, and the same seed.
+    pub fn pack(&self, errand: &mut Errand, faults: Option<&Faults>) {
+        errand.reads.extend(self.faults.clone());
+        if let Some(faults) = faults.filter(|_| self.seed.is_none()) {
+            errand.options.extend(["--seed".into(), faults.seed.to_string().into()]);
+        }
+    }
+}
+
+impl Faults {
+    /// Says on standard error what became of the plan. The exit status where one is required that never fired.
+    pub fn report(&self, devices: &Devices) -> Option<ExitCode> {
+        let summary = devices.injected(&self.plan);
+        eprintln!("rnic: injections of {}, seed {}\n{summary}", self.plan.path.display(), self.seed);
+        let all = firings(&devices.ledger, 0);
+        for firing in all.iter().take(SHOWN) {
+            let (number, device, name, matched) = (firing.number, &firing.device, &firing.name, firing.matched);
+            eprintln!("#{number} {device} {name}: {} (match {matched})", firing.occasion);
+        }
+        if all.len() > SHOWN {
+            eprintln!("and {} more", all.len() - SHOWN);
+        }
+        let idle = summary.idle().map(|one| format!("{} (line {}, {} matches)", one.name, one.line, one.matched));
+        let idle: Vec<_> = idle.collect();
+        if !self.required || idle.is_empty() {
+            return None;
+        }
+        eprintln!("rnic: what --require-fired wants to see never fired: {}", idle.join(", "));
+        Some(ExitCode::FAILURE)
+    }
+}

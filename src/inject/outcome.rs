@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::plan::{Kind, Plan};
+use crate::plan::Plan;
 use probe::{Action, Match, Rules};
 
 /// What became of one injection, over all devices that it was for.
@@ -47,11 +47,10 @@ impl Summary {
     }
 
     /// Adds what the rules of a device say.
-    pub fn add<M: Match, A: Action>(&mut self, kind: Kind, rules: &Rules<M, A>) {
+    pub fn add<M: Match, A: Action>(&mut self, rules: &Rules<M, A>) {
         for rule in rules.rules() {
-            let of_kind = |outcome: &&mut Outcome| outcome.device.starts_with(&kind.to_string());
-            if let Some(outcome) = self.injections.iter_mut().filter(of_kind).find(|outcome| outcome.name == rule.name)
-            {
+            // No two injections of a plan have one name.
+            if let Some(outcome) = self.injections.iter_mut().find(|outcome| outcome.name == rule.name) {
                 outcome.matched += rule.matched;
                 outcome.fired += rule.fired;
             }
@@ -96,7 +95,7 @@ mod tests {
             }
             let fired = (0..4).filter(|_| rules.consult(&write, |a| matches!(a, DiskAction::Status(_))).is_some());
             assert_eq!(fired.count(), 2);
-            summary.add(Kind::Disk, &rules);
+            summary.add(&rules);
         }
         let counts: Vec<_> = summary.injections.iter().map(|one| (one.matched, one.fired)).collect();
         assert_eq!(counts, [(8, 4), (0, 0)]);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use blk::{BlockDevice, DiskConfig, DiskHandle};
 use image::vmlinux;
-use inject::{Kind, Plan, Summary};
+use inject::{Plan, Summary};
 use mlx5::fabric::LocalFabric;
 use mlx5::{NicConfig, NicHandle, NicPlug, PluggedNic};
 use pci::Plug;
@@ -60,8 +60,8 @@ impl Devices {
     /// What has become of a plan's injections.
     pub fn injected(&self, plan: &Plan) -> Summary {
         let mut summary = Summary::new(plan);
-        self.disks.iter().for_each(|disk| summary.add(Kind::Disk, disk.injections()));
-        self.nics.iter().filter_map(|nic| nic.get()).for_each(|nic| summary.add(Kind::Nic, nic.injections()));
+        self.disks.iter().for_each(|disk| summary.add(disk.injections()));
+        self.nics.iter().filter_map(|nic| nic.get()).for_each(|nic| summary.add(nic.injections()));
         summary
     }
 }

@@ -2,8 +2,8 @@
 //! Rules: match -> action. A device asks about each occasion; what it can match and what it then does is its own.
 
 use std::fmt::{Debug, Display};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -141,7 +141,7 @@ pub struct Rules<M, A> {
     clears: AtomicU64,
     table: Mutex<Table<M, A>>,
     /// Where firings are put on record, and the name of the device there.
-    record: OnceLock<(Arc<Ledger>, String)>,
+    record: Option<(Arc<Ledger>, String)>,
 }
 
 impl<M, A> Default for Rules<M, A> {
@@ -154,7 +154,7 @@ impl<M, A> Default for Rules<M, A> {
 impl<M: Match, A: Action> Rules<M, A> {
     /// None yet. Each firing will be an event of `ledger`, which knows the device as `device`.
     pub fn on_record(ledger: &Arc<Ledger>, device: impl Into<String>) -> Self {
-        Self { record: OnceLock::from((ledger.clone(), device.into())), ..Self::default() }
+        Self { record: Some((ledger.clone(), device.into())), ..Self::default() }
     }
 
     /// Adds a rule, with its counters at zero and its action within bounds; `None` when there are [`MAX_RULES`].
@@ -221,8 +221,9 @@ impl<M: Match, A: Action> Rules<M, A> {
         decision
     }
 
+    /// Under the table's lock: firings have the order of the matches.
     fn put_on_record(&self, rule: &Rule<M, A>, shape: &M::Shape<'_>) {
-        let Some((ledger, device)) = self.record.get() else { return };
+        let Some((ledger, device)) = &self.record else { return };
         let firing = |id, seq| Firing {
             seq,
             number: id,

@@ -104,13 +104,14 @@ pub(super) fn device(kind: DiskKind) -> &'static str {
 pub(super) fn mkfs_options(row: Row) -> Vec<&'static str> {
     let slow = matches!(row.disk, DiskKind::Raid1 | DiskKind::Raid5 | DiskKind::Raid5Skip | DiskKind::Loop);
     match row.fs {
-        // DAX wants blocks that are pages.
-        Fs::Ext4 if row.disk == DiskKind::Pmem => vec!["-b", "4096"],
-        // raid5 writes from the page itself only what fills one of its own pages, and mkfs would choose blocks of 1 KiB for this size.
-        Fs::Ext4 if matches!(row.disk, DiskKind::Raid5 | DiskKind::Raid5Skip) => {
-            vec!["-b", "4096", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"]
+        Fs::Ext4 => {
+            // For this size mkfs would choose blocks of 1 KiB. DAX wants blocks that are pages, and raid5 writes from the page itself only what
+            // fills one of its own pages.
+            let whole = matches!(row.disk, DiskKind::Pmem | DiskKind::Raid5 | DiskKind::Raid5Skip);
+            let blocks: &[_] = if whole { &["-b", "4096"] } else { &[] };
+            let lazy: &[_] = if slow { &["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"] } else { &[] };
+            [blocks, lazy].concat()
         }
-        Fs::Ext4 if slow => vec!["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"],
         Fs::Xfs | Fs::Btrfs if slow => vec!["-K"],
         _ => Vec::new(),
     }
@@ -182,12 +183,12 @@ impl Parts {
 
 /// Whether a page is there twice in one way or another.
 pub(super) fn keeps_twice(kind: DiskKind) -> bool {
-    matches!(kind, DiskKind::Raid1 | DiskKind::Raid5 | DiskKind::Raid5Skip)
+    !places(kind, 0).is_empty()
 }
 
 /// Where the virtio disk may have the page that lies at byte `at` of the disk above: each leg of a mirror, or each block of its row, of
 /// which one is the parity. Empty: this disk keeps nothing twice.
-pub(super) fn places(kind: DiskKind, at: u64) -> Vec<u64> {
+fn places(kind: DiskKind, at: u64) -> Vec<u64> {
     match kind {
         DiskKind::Raid1 => vec![at, MIRROR_LEG * SECTOR + at],
         DiskKind::Raid5 | DiskKind::Raid5Skip => {

@@ -218,6 +218,9 @@ impl CommandUnit {
 
     /// Executes the commands whose delay is over.
     fn serve_late(&self) {
+        if self.late.lock().is_empty() {
+            return;
+        }
         let now = Instant::now();
         loop {
             let mut settings = self.between_commands();

@@ -22,10 +22,10 @@ pub struct FaultArgs {
     #[arg(long, value_name = "FILE")]
     pub faults: Option<PathBuf>,
     /// What the plan's probabilities are drawn by [default: from the clock].
-    #[arg(long, requires = "faults")]
+    #[arg(long)]
     pub seed: Option<u64>,
     /// Exit status 1 if an injection of the plan never fired.
-    #[arg(long, requires = "faults")]
+    #[arg(long)]
     pub require_fired: bool,
 }
 
@@ -42,7 +42,13 @@ pub struct Faults {
 impl FaultArgs {
     /// The plan, if one was given.
     pub fn read(&self) -> Result<Option<Faults>, super::Error> {
-        let Some(path) = &self.faults else { return Ok(None) };
+        let Some(path) = &self.faults else {
+            // Not clap's to check: the plan may be named in the file of --config.
+            return match self.seed.is_some() || self.require_fired {
+                true => Err("--seed and --require-fired are of a plan: name one with --faults".into()),
+                false => Ok(None),
+            };
+        };
         let (plan, seed) = (Plan::read(path)?, self.seed.unwrap_or_else(clock_seed));
         Ok(Some(Faults { plan, seed, required: self.require_fired }))
     }
@@ -60,7 +66,8 @@ impl Faults {
     /// Says on standard error what became of the plan. The exit status where one is required that never fired.
     pub fn report(&self, devices: &Devices) -> Option<ExitCode> {
         let summary = devices.injected(&self.plan);
-        eprintln!("rnic: injections of {}, seed {}\n{summary}", self.plan.path.display(), self.seed);
+        let Plan { path, title, .. } = &self.plan;
+        eprintln!("rnic: injections of {} ({title}), seed {}\n{summary}", path.display(), self.seed);
         let all = firings(&devices.ledger, 0);
         for firing in all.iter().take(SHOWN) {
             let (number, device, name, matched) = (firing.number, &firing.device, &firing.name, firing.matched);
@@ -76,5 +83,27 @@ impl Faults {
         }
         eprintln!("rnic: what --require-fired wants to see never fired: {}", idle.join(", "));
         Some(ExitCode::FAILURE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_goes_with_a_plan_and_into_an_emulated_host() {
+        let none = FaultArgs { seed: Some(1), ..FaultArgs::default() };
+        assert!(none.read().unwrap_err().to_string().contains("name one with --faults"));
+        assert!(FaultArgs::default().read().unwrap().is_none());
+        let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/../../faults/no-resources.toml");
+        let packed = |seed| {
+            let args = FaultArgs { faults: Some(plan.into()), seed, require_fired: false };
+            let (mut errand, faults) = (Errand::default(), args.read().unwrap());
+            args.pack(&mut errand, faults.as_ref());
+            (errand.options, faults.unwrap().seed)
+        };
+        assert_eq!(packed(Some(7)), (Vec::new(), 7), "it is among the words already");
+        let (options, drawn) = packed(None);
+        assert_eq!(options, ["--seed".into(), std::ffi::OsString::from(drawn.to_string())]);
     }
 }

@@ -100,6 +100,18 @@ impl Keys {
         self.read(key, &wanted, |value| find(value.as_str()?))
     }
 
+    /// One of the words that `find` knows, or a whole number from 1 to 255.
+    pub fn word_or_byte(
+        &mut self,
+        key: &str,
+        words: impl IntoIterator<Item = &'static str>,
+        find: impl FnOnce(&str) -> Option<u8>,
+    ) -> Result<Option<u8>, Mistake> {
+        let wanted = format!("a number from 1 to 255 or one of {}", words.into_iter().collect::<Vec<_>>().join(", "));
+        let byte = |value: &Value| u8::try_from(value.as_integer()?).ok().filter(|byte| *byte != 0);
+        self.read(key, &wanted, |value| byte(value).or_else(|| find(value.as_str()?)))
+    }
+
     /// `[first, end]`, two whole numbers, of which the second is not part of it.
     pub fn range(&mut self, key: &str) -> Result<Option<Range<u64>>, Mistake> {
         let read = |value: &Value| match value.as_array()?.as_slice() {

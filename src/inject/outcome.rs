@@ -66,9 +66,9 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.injections.iter().map(|outcome| outcome.name.len()).max().unwrap_or(0).max("injection".len());
-        write!(f, "{:width$} {:7} {:17} {:>8} {:>8}", "injection", "device", "action", "matched", "fired")?;
+        write!(f, "{:width$} {:7} {:21} {:>8} {:>8}", "injection", "device", "action", "matched", "fired")?;
         for Outcome { name, device, action, matched, fired, .. } in &self.injections {
-            write!(f, "\n{name:width$} {device:7} {action:17} {matched:8} {fired:8}")?;
+            write!(f, "\n{name:width$} {device:7} {action:21} {matched:8} {fired:8}")?;
         }
         Ok(())
     }

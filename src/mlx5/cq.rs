@@ -2,13 +2,17 @@
 //! Completion queues: the one place that publishes CQEs and decides about completion events (contract 6.2, 7.5, 7.6).
 
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::eq::Event;
+use super::hooks::inject::{self, Fate};
+use super::later::Due;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, opcode, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
@@ -63,6 +67,17 @@ struct State {
     fired_sn: Option<u32>,
     dead: bool,
     error: bool,
+    /// Entries that an injection puts off, and those behind them.
+    late: VecDeque<Late>,
+}
+
+/// An entry that is put off.
+#[derive(Debug)]
+struct Late {
+    /// Not before that of the entry before it.
+    at: Instant,
+    entry: [u8; CQE_SIZE],
+    solicited: bool,
 }
 
 impl State {
@@ -162,6 +177,33 @@ impl Cq {
         if !matches!(cqe::OPCODE.get(&entry), opcode::REQ_ERR | opcode::RESP_ERR) {
             cqe::TIMESTAMP.set(&mut entry, bus.device_clock());
         }
+        let mut fire = false;
+        if bus.injections.any() || !state.late.is_empty() {
+            match fate(bus, &entry) {
+                Fate::Lost => return Ok(()),
+                Fate::Late(delay) if self.put_off(bus, &mut state, (entry, solicited), Some(delay)) => return Ok(()),
+                _ if state.late.is_empty() => {}
+                _ if self.put_off(bus, &mut state, (entry, solicited), None) => return Ok(()),
+                // Too much is late: nothing of this queue is any more.
+                _ => fire = self.write_late(bus, &mut state, |_| true),
+            }
+        }
+        let written = self.append(bus, &mut state, entry, solicited);
+        drop(state);
+        if fire | written? {
+            self.fire(bus);
+        }
+        Ok(())
+    }
+
+    /// Writes an entry, for which there is room. Whether the event that was asked for is due.
+    fn append(
+        &self,
+        bus: &Bus,
+        state: &mut State,
+        mut entry: [u8; CQE_SIZE],
+        solicited: bool,
+    ) -> Result<bool, CqError> {
         cqe::OWNER.set(&mut entry, state.producer >> self.log_size & 1);
         self.write(bus, state.producer, &entry).map_err(|_| CqError::Dead(self.cqn))?;
         state.producer = state.producer.wrapping_add(1);
@@ -176,11 +218,71 @@ impl Cq {
         if fire {
             state.disarm();
         }
+        Ok(fire)
+    }
+
+    /// Keeps an entry back for `delay`, or, without one, behind those that are. False: too much is late.
+    fn put_off(
+        &self,
+        bus: &Bus,
+        state: &mut State,
+        (entry, solicited): ([u8; CQE_SIZE], bool),
+        delay: Option<Duration>,
+    ) -> bool {
+        if !bus.later.take() {
+            return false;
+        }
+        let now = Instant::now();
+        let at = state.late.back().map_or(now, |last| last.at).max(now + delay.unwrap_or_default());
+        state.late.push_back(Late { at, entry, solicited });
+        if delay.is_some() {
+            bus.later.put(at - now, Due::Completions(self.cqn));
+        }
+        true
+    }
+
+    /// Writes entries that were put off, from the first, as long as `due` says so. Whether an event is due.
+    fn write_late(&self, bus: &Bus, state: &mut State, mut due: impl FnMut(&Late) -> bool) -> bool {
+        let mut fire = false;
+        while state.late.front().is_some_and(&mut due)
+            && let Some(Late { entry, solicited, .. }) = state.late.pop_front()
+        {
+            bus.later.give(1);
+            // What cannot be written is lost, as memory that is gone has it.
+            fire |= self.append(bus, state, entry, solicited).unwrap_or_default();
+        }
+        fire
+    }
+
+    /// Writes what was put off until `now`. Not for use inside a section.
+    pub fn publish_late(&self, bus: &Bus, now: Instant) {
+        let fire = self.write_late(bus, &mut self.state.lock(), |late| late.at <= now);
+        if fire {
+            self.fire(bus);
+        }
+    }
+
+    /// Queue pair `qpn` has changed: writes what was put off up to its last entry.
+    pub fn hasten(&self, bus: &Bus, qpn: u32) {
+        let mut state = self.state.lock();
+        let last = state.late.iter().rposition(|late| cqe::QPN.get(&late.entry) == qpn);
+        let (mut written, count) = (0, last.map_or(0, |at| at + 1));
+        let fire = self.write_late(bus, &mut state, |_| {
+            written += 1;
+            written <= count
+        });
         drop(state);
         if fire {
             self.fire(bus);
         }
-        Ok(())
+    }
+
+    /// Queue pair `qpn` has ended: none of its entries that were put off appears any more.
+    pub fn drop_late(&self, bus: &Bus, qpn: u32) {
+        let mut state = self.state.lock();
+        let before = state.late.len();
+        state.late.retain(|late| cqe::QPN.get(&late.entry) != qpn);
+        bus.later.give(before - state.late.len());
     }
 
     /// The arm doorbell. Fires at once when there is already an entry to tell of: a late arm must not lose the wake-up (contract T19).
@@ -208,8 +310,10 @@ impl Cq {
     }
 
     /// No entry is written after this returns.
-    pub fn kill(&self) {
-        self.state.lock().dead = true;
+    pub fn kill(&self, bus: &Bus) {
+        let mut state = self.state.lock();
+        state.dead = true;
+        bus.later.give(std::mem::take(&mut state.late).len());
     }
 
     /// Entries written and, as last looked at, consumed; whether it is in error: for inspection.
@@ -224,14 +328,15 @@ impl Cq {
         }
     }
 
-    /// Looks at the doorbell record only when the queue seems full.
+    /// Looks at the doorbell record only when the queue seems full. Entries that were put off have their place already.
     fn has_room(&self, bus: &Bus, state: &mut State) -> bool {
-        let size = 1u32 << self.log_size;
-        if self.ignore_overrun || state.producer.wrapping_sub(state.consumer) < size {
+        let (size, late) = (1u32 << self.log_size, state.late.len() as u32);
+        let has_room = |state: &State| state.producer.wrapping_add(late).wrapping_sub(state.consumer) < size;
+        if self.ignore_overrun || has_room(state) {
             return true;
         }
         self.read_record(bus, state);
-        state.producer.wrapping_sub(state.consumer) < size
+        has_room(state)
     }
 
     /// What the driver has consumed, as its record says; an index that is none leaves things as they were.
@@ -269,6 +374,15 @@ impl Cq {
         let slot = u64::from(index & ((1 << self.log_size) - 1)) << self.log_stride;
         self.buffer.publish(&bus.dma, slot + self.offset, entry)
     }
+}
+
+/// What an injection makes of an entry.
+fn fate(bus: &Bus, entry: &[u8; CQE_SIZE]) -> Fate {
+    let sent = match cqe::OPCODE.get(entry) {
+        opcode::REQ | opcode::REQ_ERR => Some(cqe::SEND_OPCODE.get(entry) as u8),
+        _ => None,
+    };
+    inject::completion(&bus.injections, cqe::QPN.get(entry), sent)
 }
 
 impl Used for Cq {

@@ -54,7 +54,13 @@ pub struct Link(OnceLock<Arc<dyn Fabric>>);
 
 /// The device behind `lid`, seen from `hca`.
 pub fn resolve(hca: &Arc<Hca>, lid: u16) -> Option<Arc<Hca>> {
-    if lid == hca.lid() { Some(hca.clone()) } else { hca.link.0.get()?.port(lid) }
+    let there = if lid == hca.lid() { Some(hca.clone()) } else { hca.link.0.get()?.port(lid) };
+    there.filter(|there| !is_cut(hca, there))
+}
+
+/// Whether no packet goes between two devices, which may be one: the port of either is down.
+pub fn is_cut(hca: &Hca, there: &Hca) -> bool {
+    hca.health.is_port_down() || there.health.is_port_down()
 }
 
 /// Has queue pair `qpn` behind `lid`, seen from `hca`, looked at again by its engine.

@@ -11,6 +11,7 @@ use super::bus::Bus;
 use super::cq::Cq;
 use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
+use super::later;
 use super::levers::NicLevers;
 use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD};
 use super::mkey::{Ghosts, Mkey};
@@ -123,6 +124,7 @@ impl Hca {
         let before = qp.attrs();
         qp.replace(change);
         self.settle_qp(qp, &before);
+        later::settle_qp(self, qp);
     }
 
     /// The second half of a change, which must not be forgotten after `Qp::replace`: `before` is what was replaced.

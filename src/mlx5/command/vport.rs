@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The port: always ACTIVE, one LID, GID 0 and P_Key 0 (contract 4.4, 11.2).
+//! The port: ACTIVE unless an injection has it down, one LID, GID 0 and P_Key 0 (contract 4.4, 11.2).
 
 use super::CommandError;
 use super::hca_cmds::IEEE_VENDOR_ID;
@@ -47,10 +47,14 @@ pub fn query_context(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     check_port(request)?;
     let guid = node_guid(request.hca.index);
     let mut bytes = [0; context::SIZE];
+    let (physical, logical) = match request.hca.health.is_port_down() {
+        true => (physical_state::POLLING, port_state::DOWN),
+        false => (physical_state::LINK_UP, port_state::ACTIVE),
+    };
     let fields = [
-        (context::PORT_PHYSICAL_STATE, physical_state::LINK_UP),
-        (context::PORT_STATE, port_state::ACTIVE),
-        (context::VPORT_STATE, port_state::ACTIVE),
+        (context::PORT_PHYSICAL_STATE, physical),
+        (context::PORT_STATE, logical),
+        (context::VPORT_STATE, logical),
         (context::CAP_MASK1, request.settings.cap_mask1),
         // Bit 16 must be changeable, or ib_cm stays away from the port (contract T13).
         (context::CAP_MASK1_FIELD_SELECT, CHANGEABLE_CAP_MASK1),

@@ -4,18 +4,19 @@
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::eq::Event;
-use super::hooks::inject::{self, Fate};
-use super::later::Due;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, opcode, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
+
+mod late;
+
+use late::{Injected, Late};
 
 /// A CQE could not be written.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -69,15 +70,6 @@ struct State {
     error: bool,
     /// Entries that an injection puts off, and those behind them.
     late: VecDeque<Late>,
-}
-
-/// An entry that is put off.
-#[derive(Debug)]
-struct Late {
-    /// Not before that of the entry before it.
-    at: Instant,
-    entry: [u8; CQE_SIZE],
-    solicited: bool,
 }
 
 impl State {
@@ -179,13 +171,9 @@ impl Cq {
         }
         let mut fire = false;
         if bus.injections.any() || !state.late.is_empty() {
-            match fate(bus, &entry) {
-                Fate::Lost => return Ok(()),
-                Fate::Late(delay) if self.put_off(bus, &mut state, (entry, solicited), Some(delay)) => return Ok(()),
-                _ if state.late.is_empty() => {}
-                _ if self.put_off(bus, &mut state, (entry, solicited), None) => return Ok(()),
-                // Too much is late: nothing of this queue is any more.
-                _ => fire = self.write_late(bus, &mut state, |_| true),
+            match self.injected(bus, &mut state, &entry, solicited) {
+                Injected::Kept => return Ok(()),
+                Injected::Write { fire: told } => fire = told,
             }
         }
         let written = self.append(bus, &mut state, entry, solicited);
@@ -219,70 +207,6 @@ impl Cq {
             state.disarm();
         }
         Ok(fire)
-    }
-
-    /// Keeps an entry back for `delay`, or, without one, behind those that are. False: too much is late.
-    fn put_off(
-        &self,
-        bus: &Bus,
-        state: &mut State,
-        (entry, solicited): ([u8; CQE_SIZE], bool),
-        delay: Option<Duration>,
-    ) -> bool {
-        if !bus.later.take() {
-            return false;
-        }
-        let now = Instant::now();
-        let at = state.late.back().map_or(now, |last| last.at).max(now + delay.unwrap_or_default());
-        state.late.push_back(Late { at, entry, solicited });
-        if delay.is_some() {
-            bus.later.put(at - now, Due::Completions(self.cqn));
-        }
-        true
-    }
-
-    /// Writes entries that were put off, from the first, as long as `due` says so. Whether an event is due.
-    fn write_late(&self, bus: &Bus, state: &mut State, mut due: impl FnMut(&Late) -> bool) -> bool {
-        let mut fire = false;
-        while state.late.front().is_some_and(&mut due)
-            && let Some(Late { entry, solicited, .. }) = state.late.pop_front()
-        {
-            bus.later.give(1);
-            // What cannot be written is lost, as memory that is gone has it.
-            fire |= self.append(bus, state, entry, solicited).unwrap_or_default();
-        }
-        fire
-    }
-
-    /// Writes what was put off until `now`. Not for use inside a section.
-    pub fn publish_late(&self, bus: &Bus, now: Instant) {
-        let fire = self.write_late(bus, &mut self.state.lock(), |late| late.at <= now);
-        if fire {
-            self.fire(bus);
-        }
-    }
-
-    /// Queue pair `qpn` has changed: writes what was put off up to its last entry.
-    pub fn hasten(&self, bus: &Bus, qpn: u32) {
-        let mut state = self.state.lock();
-        let last = state.late.iter().rposition(|late| cqe::QPN.get(&late.entry) == qpn);
-        let (mut written, count) = (0, last.map_or(0, |at| at + 1));
-        let fire = self.write_late(bus, &mut state, |_| {
-            written += 1;
-            written <= count
-        });
-        drop(state);
-        if fire {
-            self.fire(bus);
-        }
-    }
-
-    /// Queue pair `qpn` has ended: none of its entries that were put off appears any more.
-    pub fn drop_late(&self, bus: &Bus, qpn: u32) {
-        let mut state = self.state.lock();
-        let before = state.late.len();
-        state.late.retain(|late| cqe::QPN.get(&late.entry) != qpn);
-        bus.later.give(before - state.late.len());
     }
 
     /// The arm doorbell. Fires at once when there is already an entry to tell of: a late arm must not lose the wake-up (contract T19).
@@ -374,15 +298,6 @@ impl Cq {
         let slot = u64::from(index & ((1 << self.log_size) - 1)) << self.log_stride;
         self.buffer.publish(&bus.dma, slot + self.offset, entry)
     }
-}
-
-/// What an injection makes of an entry.
-fn fate(bus: &Bus, entry: &[u8; CQE_SIZE]) -> Fate {
-    let sent = match cqe::OPCODE.get(entry) {
-        opcode::REQ | opcode::REQ_ERR => Some(cqe::SEND_OPCODE.get(entry) as u8),
-        _ => None,
-    };
-    inject::completion(&bus.injections, cqe::QPN.get(entry), sent)
 }
 
 impl Used for Cq {

@@ -22,7 +22,7 @@ const TO_DISABLE: Duration = Duration::from_millis(500);
 
 /// What the initialization segment tells of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct Report {
     /// Where the health counter stands; `None`: it goes on.
     pub counter: Option<u32>,
     /// `mlx5_spec::init::syndrome`; 0: healthy.
@@ -33,7 +33,7 @@ pub struct Told {
 
 #[derive(Debug, Default)]
 struct State {
-    told: Told,
+    told: Report,
     /// When it disables its interface: a fatal error that has been seen.
     disable: Option<Instant>,
     /// When it is there again.
@@ -83,8 +83,8 @@ impl Health {
     }
 
     /// What the initialization segment tells now.
-    pub fn told(&self) -> Told {
-        if self.ails() { self.state.lock().told } else { Told::default() }
+    pub fn told(&self) -> Report {
+        if self.ails() { self.state.lock().told } else { Report::default() }
     }
 
     /// A driver has read that the device asks for a reset.
@@ -109,7 +109,7 @@ impl Health {
         self.fatal.store(false, Ordering::Release);
         self.port_down.store(false, Ordering::Release);
         let mut state = self.state.lock();
-        (state.told, state.disable) = (Told::default(), None);
+        (state.told, state.disable) = (Report::default(), None);
         self.any.store(self.is_gone(), Ordering::Release);
     }
 
@@ -119,11 +119,11 @@ impl Health {
         let was_master = std::mem::take(&mut state.was_master);
         state.back = None;
         self.gone.store(false, Ordering::Release);
-        self.any.store(state.told != Told::default(), Ordering::Release);
+        self.any.store(state.told != Report::default(), Ordering::Release);
         was_master
     }
 
-    fn ail(&self, change: impl FnOnce(&mut Told)) {
+    fn ail(&self, change: impl FnOnce(&mut Report)) {
         let mut state = self.state.lock();
         change(&mut state.told);
         self.fatal.store(state.told.fatal, Ordering::Release);

@@ -2,7 +2,7 @@
 //! The initialization segment, BAR0 from 0 to 0x200f (contract 2). All of it is big-endian dwords.
 
 use super::command::queue::{LOG_SIZE, LOG_STRIDE};
-use super::health::Told;
+use super::health::Report;
 use mlx5_spec::init::{
     CMDIF_REV, CMDQ_ADDR_H, CMDQ_ADDR_L_SZ, COMMAND_DOORBELL, HEALTH_BUFFER, HEALTH_COUNTER, INTERNAL_TIMER,
     nic_interface, segment,
@@ -51,18 +51,18 @@ pub struct InitSegment {
     address_high: u32,
     address_low: u32,
     interface: u32,
-    told: Told,
+    told: Report,
 }
 
 impl Default for InitSegment {
     fn default() -> Self {
-        Self { address_high: 0, address_low: 0, interface: nic_interface::DISABLED, told: Told::default() }
+        Self { address_high: 0, address_low: 0, interface: nic_interface::DISABLED, told: Report::default() }
     }
 }
 
 impl InitSegment {
     /// What injections have made of its health, from now on.
-    pub fn tell(&mut self, told: Told) {
+    pub fn tell(&mut self, told: Report) {
         self.told = told;
     }
 

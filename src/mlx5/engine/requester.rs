@@ -189,7 +189,9 @@ impl Requester {
         if !self.active {
             match self.fetch(hca) {
                 Ok(true) => {
-                    if let Some(failure) = injected(hca, &self.work.shape()) {
+                    if hca.injections.any()
+                        && let Some(failure) = injected(hca, &self.work.shape())
+                    {
                         self.work.effect = Effect::Refused(failure);
                     }
                 }

@@ -105,12 +105,21 @@ impl Later {
         self.dues.lock().iter().map(|(at, _)| *at).min()
     }
 
-    /// Nothing is late any more: a reset, after the queues are gone.
+    /// The queues are gone: nothing of them is late any more, and no message. The port is none of a driver's objects.
     pub fn clear(&self) {
-        let mut dues = self.dues.lock();
-        dues.clear();
+        self.retain(|due| due == Due::Port);
         self.held.store(0, Ordering::Relaxed);
-        self.any.store(false, Ordering::Release);
+    }
+
+    /// The port is up: a reset.
+    pub fn forget_port(&self) {
+        self.retain(|due| due != Due::Port);
+    }
+
+    fn retain(&self, stays: impl Fn(Due) -> bool) {
+        let mut dues = self.dues.lock();
+        dues.retain(|(_, due)| stays(*due));
+        self.any.store(!dues.is_empty(), Ordering::Release);
     }
 
     fn take_due(&self, now: Instant) -> Vec<Due> {

@@ -57,6 +57,7 @@ pub fn restart(hca: &Hca, unit: &CommandUnit, queue: Option<u64>) {
     unit.forget_rings(&settings);
     settings.reset(hca);
     hca.health.reset();
+    hca.later.forget_port();
     settings.queue = queue;
 }
 

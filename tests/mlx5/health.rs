@@ -194,6 +194,18 @@ fn the_port_goes_down_and_up_with_its_events_and_nothing_is_answered_meanwhile()
     fresh.one.run(Wqe::write(fresh.remote_mr.va, fresh.remote_mr.key).sge(fresh.local_mr.sge(0, 8))).unwrap();
 }
 
+/// It is the port's time, not that of a driver that goes meanwhile.
+#[test]
+fn the_port_comes_up_without_a_driver() {
+    let machine = machine();
+    let driver = Driver::probe(&machine).unwrap();
+    inject(&machine, 1, NicAction::PortDown { ms: 20 }, WqeMatch::default());
+    health_counter(&driver.bar);
+    driver.commands.use_events(None);
+    driver.command(Input::new(Opcode::TEARDOWN_HCA, 16)).unwrap();
+    driver.until("port", || !machine.nic.hca().health.is_port_down()).unwrap();
+}
+
 #[test]
 fn a_reset_brings_the_port_up() {
     let machine = machine();

@@ -102,6 +102,11 @@ impl DiskHandle {
         power_cut::freeze(&disk, cut, to, at)
     }
 
+    /// Requests whose changes a cruel power cut at this instant would take back; 0: each power cut leaves the same.
+    pub fn unflushed(&self) -> usize {
+        self.shared.disk().log.as_ref().map_or(0, |log| log.unflushed())
+    }
+
     /// Replaces the file behind the disk, while no request is in flight or held. The guest is told of the new capacity;
     /// the log of unflushed writes starts anew.
     pub fn swap(&self, path: &Path) -> Result<(), BlockError> {

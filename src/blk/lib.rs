@@ -3,6 +3,7 @@
 
 mod device;
 mod disk;
+mod draw;
 mod evidence;
 mod file_io;
 mod flight;

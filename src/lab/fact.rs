@@ -82,7 +82,8 @@ pub enum What {
     },
     /// A page of a file as a power cut left it.
     Cut {
-        /// "kind": every completed write survives. "cruel": only what a completed flush covers.
+        /// "kind": every completed write survives. "cruel": only what a completed flush covers. "drawn 3": of the others a part, the third that
+        /// was drawn of this moment.
         cut: String,
         /// Name of the file.
         file: String,
@@ -144,7 +145,7 @@ pub enum What {
     },
     /// What a disk that keeps things twice has of a page, after a power cut.
     Twice {
-        /// "kind" or "cruel".
+        /// "kind", "cruel" or "drawn 3".
         cut: String,
         /// Name of the file.
         file: String,
@@ -358,7 +359,7 @@ impl What {
 
     /// A power cut's page.
     pub fn cut(cut: PowerCut, file: &str, at: u64, found: &Result<Content, i32>) -> Self {
-        What::Cut { cut: name_of(cut).into(), file: file.into(), at, found: Found::of(found) }
+        What::Cut { cut: cut.to_string(), file: file.into(), at, found: Found::of(found) }
     }
 
     /// A power cut's page on a disk that keeps things twice.
@@ -367,20 +368,13 @@ impl What {
             Parts::Legs(legs, _) => legs.clone(),
             Parts::Parity(_) => Vec::new(),
         };
-        What::Twice { cut: name_of(cut).into(), file: file.into(), at, legs, agree: parts.agree() }
+        What::Twice { cut: cut.to_string(), file: file.into(), at, legs, agree: parts.agree() }
     }
 
     /// A page of the mapping.
     pub fn folio(when: &str, page: &Page, attached: Option<bool>) -> Self {
         let (pfn, pages, mapped) = (page.pfn, page.folio_pages, page.present);
         What::Folio { when: when.into(), pfn, pages, mapped, attached }
-    }
-}
-
-fn name_of(cut: PowerCut) -> &'static str {
-    match cut {
-        PowerCut::Kind => "kind",
-        PowerCut::Cruel => "cruel",
     }
 }
 

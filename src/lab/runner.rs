@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
+use super::bench::Cuts;
 use super::expect::{self, Version};
 use super::fact::{Facts, Role, What};
 use super::finding::{Finding, Stop};
@@ -44,6 +45,8 @@ pub struct LabConfig {
     pub seed: u64,
     /// Rows are negative controls: one that is none fails, and is not run.
     pub selftest: bool,
+    /// Power cuts that a row makes where it asks what one leaves.
+    pub cuts: Cuts,
     /// A directory for disks; must exist.
     pub work: PathBuf,
     /// Copy guest consoles to standard error.
@@ -231,7 +234,8 @@ impl KernelRun<'_> {
             let (begun, number) = (Instant::now(), attempts.count());
             // Another attempt has other data.
             let nonce = nonce(self.config.seed, self.name(), index | number << RETRY_SHIFT);
-            let played = play(&mut guests.test, &mut guests.witness, row, (nonce, number), &self.config.work);
+            let played =
+                play(&mut guests.test, &mut guests.witness, row, (nonce, number), &self.config.work, self.config.cuts);
             attempts.add(&played, begun.elapsed().as_secs_f64());
             figures = played.figures.clone();
             if !attempts.another() || self.renew(guests, row, &played.observed()).is_err() {

@@ -26,6 +26,7 @@ use probe::RuleId;
 use probe::ledger::{Note, Seq};
 
 mod cuts;
+mod drawn;
 mod frames;
 mod gates;
 mod ground;
@@ -35,7 +36,8 @@ mod record;
 mod stacks;
 mod verbs;
 
-pub use cuts::{CutPage, Promise};
+pub use cuts::{CutPage, Frozen, Promise};
+pub use drawn::Cuts;
 pub use gates::Gate;
 pub use ground::mount;
 pub use holds::{HeldRead, PROMPT, errno_of};
@@ -81,6 +83,7 @@ pub struct Bench<'a> {
     findings: Vec<Finding>,
     holds: Vec<(Disk, LeverId)>,
     cuts: u32,
+    which_cuts: Cuts,
     work: std::path::PathBuf,
     verbs: Option<verbs::Verbs>,
     injected: Vec<RuleId>,
@@ -165,6 +168,7 @@ impl<'a> Bench<'a> {
             findings: Vec::new(),
             holds: Vec::new(),
             cuts: 0,
+            which_cuts: Cuts::default(),
             work,
             verbs: None,
             injected: Vec::new(),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, Cuts};
 use crate::check::{Check, Tripped};
 use crate::controls::Control;
 use crate::fact::{Facts, What};
@@ -31,7 +31,14 @@ impl Played {
 }
 
 /// Runs one row's story and judges its evidence as a whole. `data`: the nonce, and which attempt this is.
-pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64, u64), work: &Path) -> Played {
+pub(super) fn play(
+    guest: &mut Guest,
+    witness: &mut Guest,
+    row: &Row,
+    data: (u64, u64),
+    work: &Path,
+    cuts: Cuts,
+) -> Played {
     guest.fs_disk().injections().clear();
     let mut bench = match Bench::prepare(guest, witness, *row, data, work) {
         Ok(bench) => bench,
@@ -41,6 +48,7 @@ pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64
             return Played { facts, findings: vec![finding], warned: false, figures: Vec::new() };
         }
     };
+    bench.make_cuts(cuts);
     if let Some(control) = row.control
         && let Err(stop) = bench.plant(control.plant)
     {

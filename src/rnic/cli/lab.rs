@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use image::{self, KernelSource};
 use indicatif::{ProgressBar, ProgressStyle};
+use lab::bench::Cuts;
 use lab::controls::{self, selftest};
 use lab::expect::expected;
 use lab::journal::{Header, Journal};
@@ -86,6 +87,10 @@ pub struct LabArgs {
     /// Same seed, same data and same lever schedule [default: from the clock].
     #[arg(long)]
     seed: Option<u64>,
+    /// Power cuts where a row asks what one leaves: two (nothing of the disk's cache written out, all of it), or all: also eight disks that
+    /// had written out a part of it, drawn by the seed (docs/lab.md).
+    #[arg(long, value_name = "two|all", default_value = "two", conflicts_with = "selftest")]
+    cuts: Cuts,
     /// Copy the guests' consoles to standard error.
     #[arg(long)]
     verbose: bool,
@@ -168,8 +173,8 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     if !done.is_empty() {
         screen.line(&format!("going on: {} rows have ended before", done.len()));
     }
-    let (selftest, verbose) = (args.selftest, args.verbose);
-    let config = LabConfig { kernels, done, jobs: args.jobs, seed, selftest, work: work.0.clone(), verbose };
+    let (selftest, verbose, cuts) = (args.selftest, args.verbose, args.cuts);
+    let config = LabConfig { kernels, done, jobs: args.jobs, seed, selftest, cuts, work: work.0.clone(), verbose };
     let (report, kept) = runner::run(config, args.keep, |news| {
         if let (News::Row(row), Some(journal)) = (news, &mut journal)
             && let Err(error) = journal.add(row)

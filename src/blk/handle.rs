@@ -56,7 +56,8 @@ impl DiskHandle {
 
     // ---- levers ----
 
-    /// Arms a lever. Levers look at a request when it arrives: one that has arrived already is not caught.
+    /// Arms a lever. Levers look at a request when it arrives: one that has arrived already is not caught. To one that an injection keeps back
+    /// they look when it goes on.
     pub fn arm(&self, lever: Lever) -> LeverId {
         self.shared.levers.arm(lever)
     }

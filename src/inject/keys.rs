@@ -74,6 +74,11 @@ impl Keys {
         self.read(key, &wanted, |value| value.as_integer().and_then(|number| N::try_from(number).ok()))
     }
 
+    /// Yes or no; no where it is not given.
+    pub fn flag(&mut self, key: &str) -> Result<bool, Mistake> {
+        self.read(key, "true or false", Value::as_bool).map(|flag| flag.unwrap_or(false))
+    }
+
     /// A number that must be there.
     pub fn needed<N: TryFrom<i64>>(&mut self, key: &str, what: &str) -> Result<N, Mistake> {
         let missing = self.mistake(format!("needs the key \"{key}\": {what}"));

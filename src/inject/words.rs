@@ -40,7 +40,12 @@ const COMMAND: &[&str] = &["command"];
 const WQE: &[&str] = &["opcode", "qpn", "key"];
 const ACCESS: &[&str] = &["qpn", "key"];
 const REQUEST: &[&str] = &["op", "lba", "page"];
+/// Of transfers, whose kind the action says.
+const PLACE: &[&str] = &["lba", "page"];
 const MS: (&str, &str) = ("ms", "milliseconds");
+const SECTORS: (&str, &str) = ("sectors", "sectors of 512 bytes");
+const FAILS: (&str, &str) = ("fails", "whether it is answered with an I/O error");
+const BY: (&str, &str) = ("by", "sectors of 512 bytes further on");
 
 /// virtio 1.2 §5.2.6: VIRTIO_BLK_S_IOERR.
 const IOERR: u8 = 1;
@@ -144,6 +149,57 @@ const WORDS: &[Word] = &[
         matches: REQUEST,
         meaning: "a request is answered as one that the disk does not know, and no data move",
         make: |_| Ok(Does::Disk(DiskAction::Status(UNSUPP))),
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "torn-write",
+        takes: &[SECTORS, FAILS],
+        matches: PLACE,
+        meaning: "of a write with more than so many sectors only these reach the disk; it is answered with success, or with an I/O error if it `fails`",
+        make: |keys| {
+            let sectors = keys.needed(SECTORS.0, SECTORS.1)?;
+            Ok(Does::Disk(DiskAction::TornWrite { sectors, fails: keys.flag(FAILS.0)? }))
+        },
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "misdirected",
+        takes: &[BY],
+        matches: REQUEST,
+        meaning: "a read or a write is carried out so many sectors further on, where the disk has them, and answered with success",
+        make: |keys| Ok(Does::Disk(DiskAction::Misdirected { by: keys.needed(BY.0, BY.1)? })),
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "short",
+        takes: &[SECTORS],
+        matches: PLACE,
+        meaning: "of a read of more than so many sectors only these are written to memory; it is answered with success and a used length that says so",
+        make: |keys| Ok(Does::Disk(DiskAction::Short { sectors: keys.needed(SECTORS.0, SECTORS.1)? })),
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "flush-lost",
+        takes: &[],
+        matches: &[],
+        meaning: "a flush is answered with success, and nothing becomes durable by it",
+        make: |_| Ok(Does::Disk(DiskAction::FlushLost)),
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "delay",
+        takes: &[MS],
+        matches: REQUEST,
+        meaning: "a request is carried out and answered late (at most 30,000 ms); others are not delayed",
+        make: |keys| Ok(Does::Disk(DiskAction::Delay { ms: keys.needed(MS.0, MS.1)? })),
+    },
+    Word {
+        kind: Kind::Disk,
+        name: "reorder",
+        takes: &[],
+        matches: REQUEST,
+        meaning: "a request is carried out once a later one to the same disk has completed, or after 200 ms; one at a time (legal: virtio-blk promises no order)",
+        make: |_| Ok(Does::Disk(DiskAction::Reorder)),
     },
 ];
 

@@ -123,6 +123,10 @@ pub enum What {
         status: Option<u8>,
         /// Whether the bytes that it stored differ from those at its arrival; not known where they were not compared.
         changed: Option<bool>,
+        /// The sectors of the medium that its data really went to or came from, where an injection made these others than it asked for: first
+        /// and behind the last.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        medium: Option<(u64, u64)>,
         /// From when to when a lever held it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         held: Vec<(Seq, Option<Seq>)>,
@@ -333,6 +337,7 @@ impl What {
             completed: record.completed,
             status: record.status,
             changed,
+            medium: record.medium.as_ref().map(|medium| (medium.start, medium.end)),
             held: record.holds.iter().map(|hold| (hold.from, hold.to)).collect(),
         }
     }

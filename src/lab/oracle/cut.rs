@@ -79,6 +79,9 @@ fn survivor<'a>(records: &[&'a RequestRecord], lba: u64, cut: PowerCut, at: Seq)
     for record in covering(records, lba) {
         // Under way when the power went, or completed at that very moment: then nobody knows.
         record.completed.filter(|completed| *completed < at)?;
+        if record.medium.is_some() {
+            return None;
+        }
         if record.status != Some(0) || cut == PowerCut::Cruel && !flushed(records, record, at) {
             continue;
         }
@@ -94,12 +97,12 @@ fn must_of(record: &RequestRecord, lba: u64) -> Option<Must<'_>> {
     Some(Must { touch, id: record.id })
 }
 
-/// Requests that change a sector of the block at `lba`.
+/// Requests that change a sector of the block at `lba`, wherever their data went: of those that went astray nobody knows what they left.
 fn covering<'a>(records: &[&'a RequestRecord], lba: u64) -> impl Iterator<Item = &'a RequestRecord> {
     let block = lba..lba + PAGE_SIZE / SECTOR;
     let meets = move |range: &Range<u64>| range.start < block.end && block.start < range.end;
     let covers = move |record: &&RequestRecord| {
-        record.op.changes_disk() && record.ranges.iter().any(&meets)
+        record.op.changes_disk() && record.ranges.iter().chain(&record.medium).any(&meets)
     };
     records.iter().copied().filter(covers)
 }
@@ -109,6 +112,8 @@ fn flushed(records: &[&RequestRecord], write: &RequestRecord, at: Seq) -> bool {
     records.iter().any(|flush| {
         flush.op == BlkOp::Flush
             && flush.status == Some(0)
+            // One that only said so has none.
+            && flush.stored.is_some()
             && write.completed.is_some_and(|completed| completed < flush.arrived)
             && flush.completed.is_some_and(|completed| completed < at)
     })
@@ -145,6 +150,7 @@ mod tests {
             data_begin: Some(arrived),
             data: Some(arrived + 1),
             stored: Some(arrived + 1),
+            medium: None,
             completed: Some(arrived + 2),
             aborted: None,
             status: Some(0),
@@ -208,6 +214,23 @@ mod tests {
         assert!(!agrees(&records, b'B', drawn(false)));
         // Of sectors that come by themselves the hashes of whole blocks say nothing.
         assert!(agrees(&records, b'B', drawn(true)));
+    }
+
+    #[test]
+    fn what_injections_made_of_requests_is_believed() {
+        // The flush only said that it had flushed.
+        let mut records = story();
+        records.push(RequestRecord { stored: None, ..request(4, BlkOp::Flush, 40, None) });
+        assert!(agrees(&records, b'A', PowerCut::Cruel) && !agrees(&records, b'B', PowerCut::Cruel));
+        // The second write went elsewhere; a third came from elsewhere.
+        let mut records = story();
+        records[2].medium = Some(0..8);
+        assert!(agrees(&records, b'A', PowerCut::Kind) && agrees(&records, b'B', PowerCut::Kind));
+        let mut astray = request(4, BlkOp::Write, 40, Some(b'C'));
+        (astray.pages, astray.medium) = (Vec::new(), Some(LBA..LBA + 8));
+        astray.ranges = std::iter::once(0..8).collect();
+        let records = [story(), vec![astray]].concat();
+        assert!(agrees(&records, b'C', PowerCut::Kind));
     }
 
     #[test]

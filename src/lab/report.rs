@@ -7,17 +7,29 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Check;
 use super::expect::{Expectation, NAMED, expected};
-use super::fact::{Fact, Facts};
+use super::fact::{Fact, FactId, Facts};
 use super::finding::Found;
 use super::plan::{Row, Scenario, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
+mod compare;
 mod figure;
+mod html;
+mod junit;
+mod ktap;
+mod name;
 mod prices;
+pub mod timeline;
 
+pub use compare::print_comparison;
 pub use figure::{Figure, Spread};
+pub use html::html;
+pub use junit::junit;
+pub use ktap::ktap;
+pub use name::row_name;
 pub use prices::print_prices;
+use timeline::{Moment, Timeline};
 
 /// In how many rounds of a story harm was seen. Field names are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +41,7 @@ pub struct Rounds {
 }
 
 /// One attempt at a row. Field names are stable.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Its verdict.
     pub observed: String,
@@ -39,6 +51,17 @@ pub struct Attempt {
     pub findings: Vec<Found>,
     /// Duration.
     pub seconds: f64,
+    /// What each actor did, in the ledger's order. Older reports have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Moment>,
+    /// How much more there was than the timeline keeps.
+    #[serde(default, skip_serializing_if = "none_left_out")]
+    pub timeline_left_out: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn none_left_out(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A row that has run. Field names are stable.
@@ -181,26 +204,51 @@ fn evidence(attempts: &[Attempt]) -> Vec<String> {
 }
 
 impl Attempt {
+    /// Its facts with their places, in the ledger's order.
+    fn in_order(&self) -> Vec<(&Fact, usize)> {
+        let mut facts: Vec<_> = self.facts.list().iter().zip(0..).collect();
+        facts.sort_by_key(|(fact, _)| if fact.seq == 0 { u64::MAX } else { fact.seq });
+        facts
+    }
+
     /// Its facts in words, in the ledger's order: those at the places that `wanted` says.
     fn lines(&self, wanted: impl Fn(usize) -> bool) -> Vec<String> {
-        let mut facts: Vec<_> = self.facts.list().iter().zip(0..).filter(|(_, place)| wanted(*place)).collect();
-        facts.sort_by_key(|(fact, _)| if fact.seq == 0 { u64::MAX } else { fact.seq });
-        facts.into_iter().map(|(fact, _): (&Fact, usize)| fact.to_string()).collect()
+        self.in_order().into_iter().filter(|(_, place)| wanted(*place)).map(|(fact, _)| fact.to_string()).collect()
+    }
+
+    /// All of them, each with whether its verdict rests on it.
+    fn lines_with_grounds(&self) -> impl Iterator<Item = (String, bool)> {
+        self.in_order().into_iter().map(|(fact, place)| (fact.to_string(), self.is_ground(place)))
+    }
+
+    /// The facts that its verdict rests on.
+    fn ground_facts(&self) -> &[FactId] {
+        let own = self.findings.iter().find(|finding| self.observed.starts_with(&finding.verdict));
+        own.map_or(&[], |finding| &finding.facts)
+    }
+
+    /// Whether the fact at `place` is one that its verdict rests on, or what a kernel complained of.
+    fn is_ground(&self, place: usize) -> bool {
+        let rests = self.ground_facts().iter().any(|fact| fact.place() == place);
+        rests || self.facts.list().get(place).is_some_and(Fact::is_report)
     }
 
     /// What its verdict rests on, and what its kernels complained of.
     fn grounds(&self) -> Vec<String> {
-        let own = self.findings.iter().find(|finding| self.observed.starts_with(&finding.verdict));
-        let rests = |place| own.is_some_and(|finding| finding.facts.iter().any(|fact| fact.place() == place));
-        self.lines(|place| rests(place) || self.facts.list().get(place).is_some_and(Fact::is_report))
+        self.lines(|place| self.is_ground(place))
+    }
+
+    /// The same attempt with its timeline.
+    pub fn with_timeline(self, timeline: Timeline) -> Self {
+        Self { timeline: timeline.moments, timeline_left_out: timeline.left_out, ..self }
     }
 }
 
 /// A whole run, for machines. `rows` is the only list at the top.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// Version of this program.
-    pub rnic: &'static str,
+    /// Version of the program.
+    pub rnic: String,
     /// The host's kernel and KVM.
     pub host: String,
     /// All nonces of the run derive from it.
@@ -217,6 +265,23 @@ impl Report {
             Some(Score::Differs) => 1,
             Some(Score::Inconclusive) => 2,
         }
+    }
+
+    /// The kernels, in the order in which their first rows ended: name and version.
+    pub fn kernels(&self) -> Vec<(&str, &str)> {
+        let mut kernels = Vec::new();
+        for row in &self.rows {
+            let kernel = (row.kernel.as_str(), row.kernel_version.as_str());
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
+        }
+        kernels
+    }
+
+    /// Rows of a kernel that [`Report::kernels`] has named.
+    pub fn rows_of(&self, kernel: (&str, &str)) -> Vec<&RowResult> {
+        self.rows.iter().filter(|row| (row.kernel.as_str(), row.kernel_version.as_str()) == kernel).collect()
     }
 
     /// One line: how many rows there were and how they count.
@@ -320,7 +385,7 @@ mod tests {
     }
 
     fn status(rows: Vec<RowResult>) -> u8 {
-        Report { rnic: "0", host: String::new(), seed: 0, rows }.exit_status()
+        Report { rnic: "0".into(), host: String::new(), seed: 0, rows }.exit_status()
     }
 
     #[test]
@@ -363,7 +428,7 @@ mod tests {
         let fact = facts.add(7, What::Returned { step: "fsync".into(), errno: None });
         facts.add(0, What::harm(1, 3));
         let findings = vec![(&Finding::new(Verdict::Lost, fact, [])).into()];
-        let attempt = Attempt { observed: "LOST".into(), facts, findings, seconds: 2.5 };
+        let attempt = Attempt { observed: "LOST".into(), facts, findings, seconds: 2.5, ..Attempt::default() };
         let ours =
             RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", None, &Observed::new(Verdict::Lost), vec![attempt]);
         let text = serde_json::to_string(&ours).unwrap();

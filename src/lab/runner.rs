@@ -100,7 +100,7 @@ pub fn run(mut config: LabConfig, keep: bool, mut tell: impl FnMut(&News)) -> (R
             }
         }
     });
-    let report = Report { rnic: env!("CARGO_PKG_VERSION"), host, seed, rows };
+    let report = Report { rnic: env!("CARGO_PKG_VERSION").into(), host, seed, rows };
     (report, kept.into_inner())
 }
 
@@ -306,8 +306,8 @@ impl KernelRun<'_> {
             let fact = facts.add(0, What::Unsound { why: why.into(), check: None });
             let finding = Finding::new(verdict, fact, []);
             let observed = finding.observed();
-            let attempt =
-                Attempt { observed: observed.to_string(), facts, findings: vec![(&finding).into()], seconds: 0.0 };
+            let findings = vec![(&finding).into()];
+            let attempt = Attempt { observed: observed.to_string(), facts, findings, ..Attempt::default() };
             self.tell(News::Row(Box::new(self.result(row, &observed, vec![attempt], Vec::new()))));
         }
     }

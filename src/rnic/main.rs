@@ -25,6 +25,8 @@ enum Command {
     Run(Box<cli::run::RunArgs>),
     /// Run scenarios on kernels and print verdicts with their evidence.
     Lab(Box<cli::lab::LabArgs>),
+    /// Render a report of the lab again: as a table, KTAP, JUnit or HTML, or beside an older one.
+    Report(cli::reports::RenderArgs),
     /// Say whether this host's KVM is an architectural one (exit status 0) or not (1).
     KvmProbe,
     /// Fill the image cache: kernels, root file systems, QEMU. A second run only looks.
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => cli::run::main(*args),
         Command::Lab(args) => cli::lab::main(*args),
+        Command::Report(args) => cli::reports::main(&args),
         Command::KvmProbe => cli::probe::main(),
         Command::Prepare(args) => cli::prepare::main(&args).map(|never| match never {}),
         Command::Completions(args) => cli::manual::completions(&args, Args::command()),

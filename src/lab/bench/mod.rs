@@ -33,6 +33,7 @@ mod holds;
 mod plant;
 mod record;
 mod stacks;
+mod timeline;
 mod verbs;
 
 pub use cuts::{CutPage, Promise};

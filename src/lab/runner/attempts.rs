@@ -17,7 +17,9 @@ impl Attempts {
     pub(super) fn add(&mut self, played: &Played, seconds: f64) {
         let observed = played.observed();
         let findings = played.findings.iter().map(Into::into).collect();
-        let attempt = Attempt { observed: observed.to_string(), facts: played.facts.clone(), findings, seconds };
+        let facts = played.facts.clone();
+        let attempt = Attempt { observed: observed.to_string(), facts, findings, seconds, ..Attempt::default() };
+        let attempt = attempt.with_timeline(played.timeline.clone());
         self.0.push((observed, attempt));
     }
 
@@ -61,6 +63,7 @@ mod tests {
     use super::*;
     use crate::fact::{Facts, What};
     use crate::finding::Finding;
+    use crate::report::timeline::Timeline;
 
     fn after(verdicts: &[Verdict]) -> (String, bool) {
         let mut attempts = Attempts::default();
@@ -68,7 +71,10 @@ mod tests {
             let mut facts = Facts::default();
             let fact = facts.add(1, What::Unsound { why: "a test".into(), check: None });
             let findings = vec![Finding::new(*verdict, fact, [])];
-            attempts.add(&Played { facts, findings, warned: false, figures: Vec::new() }, 0.0);
+            attempts.add(
+                &Played { facts, findings, warned: false, figures: Vec::new(), timeline: Timeline::default() },
+                0.0,
+            );
         }
         (attempts.observed().to_string(), attempts.another())
     }

@@ -11,6 +11,7 @@ use crate::finding::{Finding, Stop, heaviest};
 use crate::guest::Guest;
 use crate::plan::Row;
 use crate::report::Figure;
+use crate::report::timeline::Timeline;
 use crate::verdict::{Observed, Verdict};
 
 /// What came of an attempt.
@@ -20,6 +21,7 @@ pub(super) struct Played {
     pub(super) findings: Vec<Finding>,
     pub(super) warned: bool,
     pub(super) figures: Vec<Figure>,
+    pub(super) timeline: Timeline,
 }
 
 impl Played {
@@ -38,7 +40,8 @@ pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64
         Err(stop) => {
             let mut facts = Facts::default();
             let finding = stop.finding(&mut facts, 0);
-            return Played { facts, findings: vec![finding], warned: false, figures: Vec::new() };
+            let (figures, timeline) = Default::default();
+            return Played { facts, findings: vec![finding], warned: false, figures, timeline };
         }
     };
     if let Some(control) = row.control
@@ -63,7 +66,8 @@ pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64
     // What a driver says of a device that was broken on purpose is right, and on record.
     let warned = bench.take_down(said) && !row.control.is_some_and(|control| control.plant.spoils());
     let (facts, findings) = bench.take_findings();
-    Played { facts, findings, warned, figures: bench.take_figures() }
+    let timeline = bench.timeline(&facts, &findings);
+    Played { facts, findings, warned, figures: bench.take_figures(), timeline }
 }
 
 /// The story's own finding; beside it, evidence that cannot be used is one too.

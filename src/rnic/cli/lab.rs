@@ -21,6 +21,7 @@ use lab::thread;
 
 use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, own_initramfs};
+use super::reports::ReportArgs;
 
 /// Kernels of the core set: before and after long-term pins of file mappings were refused.
 const CORE_KERNELS: [&str; 2] = ["6.1", "7.3"];
@@ -71,9 +72,8 @@ pub struct LabArgs {
     /// Print the report as JSON on standard output; rows go to standard error.
     #[arg(long)]
     json: bool,
-    /// Write the report as JSON to a file as well.
-    #[arg(long, value_name = "FILE")]
-    json_file: Option<PathBuf>,
+    #[command(flatten)]
+    reports: ReportArgs,
     /// Keep rows that have ended in FILE, and do not run those again that it has: for a host that may die in between.
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
@@ -103,9 +103,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         print_list(&mut std::io::stdout(), args.verbose)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(path) = &args.json_file {
-        report_place(path)?;
-    }
+    let older = args.reports.check()?;
     let (mut journal, seed, done) = match &args.journal {
         Some(path) => open_journal(path, args.seed).map(|(journal, seed, done)| (Some(journal), seed, done))?,
         None => (None, args.seed.unwrap_or_else(clock_seed), Vec::new()),
@@ -182,9 +180,8 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
-    if let Some(path) = &args.json_file {
-        write_whole(path, &serde_json::to_string_pretty(&report)?)?;
-    }
+    args.reports.write(&report)?;
+    args.reports.compare(&mut screen.out(), older.as_ref(), &report)?;
     if let Some(guest) = kept {
         lab::console::attach(guest)?;
     }
@@ -200,7 +197,8 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Re
         );
     }
     errand.reads.extend(args.scenario_file.iter().cloned());
-    errand.writes.extend(args.json_file.clone());
+    errand.reads.extend(args.reports.reads());
+    errand.writes.extend(args.reports.files());
     let mut own = None;
     let journal = match &args.journal {
         Some(path) => path.clone(),
@@ -272,24 +270,6 @@ fn open_journal(path: &Path, seed: Option<u64>) -> Result<(Journal, u64, Vec<Row
         .into()),
         None => Err(format!("{place} is no journal: its first line does not say of which run it is").into()),
     }
-}
-
-/// Refuses a report's path that cannot work before the guests have run for minutes.
-fn report_place(path: &Path) -> Result<(), super::Error> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if dir.is_dir() && !path.is_dir() {
-        return Ok(());
-    }
-    Err(format!("the report {} cannot be written: give --json-file a file in a directory that exists", path.display())
-        .into())
-}
-
-/// Nothing half-written: the file is complete or not there.
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    std::fs::write(&name, text)?;
-    std::fs::rename(&name, path)
 }
 
 /// A folder of a run's own, for its disks or its journal; removed at its end.

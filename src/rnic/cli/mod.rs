@@ -10,6 +10,7 @@ mod parts;
 mod places;
 pub mod prepare;
 pub mod probe;
+pub mod reports;
 pub mod run;
 mod values;
 

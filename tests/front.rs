@@ -224,6 +224,25 @@ fn the_lab_outlives_its_host() {
     assert_eq!((status(&run(&mut stage.lab(&[]), LIMIT)), stage.lives()), ((1, ""), 1));
 }
 
+/// Whatever form a report has, it comes out of the emulated host; an older one is only read there.
+#[test]
+fn reports_come_out_of_the_emulated_host() {
+    let stage = Stage::new("exit 0");
+    for folder in ["old", "pages", "ci"] {
+        fs::create_dir(stage.path(folder)).unwrap();
+    }
+    fs::write(stage.path("old/report.json"), r#"{"rnic": "0", "host": "", "seed": 1, "rows": []}"#).unwrap();
+    let words =
+        ["--html", "pages/a.html", "--ktap", "ci/a.ktap", "--junit", "ci/a.xml", "--compare", "old/report.json"];
+    assert_eq!(run(&mut stage.lab(&words), LIMIT).code(), 0);
+    let (before, after) = stage.arguments();
+    let writable = values(&before, "--writable");
+    for (folder, is) in [("pages", true), ("ci", true), ("old", false)] {
+        assert_eq!(writable.contains(&stage.path(folder).to_str().unwrap()), is, "{folder}: {writable:?}");
+    }
+    assert_eq!(values(&after, "--html"), ["pages/a.html"]);
+}
+
 /// `make TARGET` with everything below `root`, of this program and stand-ins for what is not built here.
 fn make(target: &str, stage: &Stage) -> Done {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|dir| dir.join("Makefile").is_file()).unwrap();

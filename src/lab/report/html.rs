@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use super::ktap::mark;
 use super::name::visible;
 use super::{Report, RowResult, Score, short};
+use crate::verdict::Verdict;
 
 mod row;
 mod svg;
@@ -26,6 +27,7 @@ pub fn html(report: &Report) -> String {
         escape(&report.summary())
     );
     page.push_str(&heading(report));
+    page.push_str(&words(report));
     page.push_str(&filters(report));
     let heads: String = COLUMNS.iter().map(|name| format!("<th scope=\"col\">{name}</th>")).collect();
     page.push_str(&format!("<table id=\"rows\">\n<caption>Rows in the order in which they ended. Below each, what its verdict rests on; open it for the page's timeline and all that was seen.</caption>\n<thead><tr>{heads}</tr></thead>\n"));
@@ -71,6 +73,17 @@ fn heading(report: &Report) -> String {
         escape(&report.host),
         report.seed,
         escape(&report.rnic)
+    )
+}
+
+/// The verdict words of this report, and what pages hold.
+fn words(report: &Report) -> String {
+    let seen = |verdict: &Verdict| report.rows.iter().any(|row| value(row, "verdict") == verdict.word());
+    let term = |verdict: Verdict| format!("<dt>{}</dt><dd>{}</dd>", verdict.word(), escape(verdict.meaning()));
+    let terms: String = Verdict::all().filter(seen).map(term).collect();
+    format!(
+        "<details class=\"words\"><summary>what the words mean</summary><dl>{terms}<dt>B*8</dt><dd>what is in a page, by the writer of each 512-byte sector: A the first content, B a CPU's store, C the device's data, other letters what the scenario says</dd>\
+         <dt>kind cut</dt><dd>a power cut that every completed write survives</dd><dt>cruel cut</dt><dd>one that only what a completed flush covers survives</dd></dl></details>\n"
     )
 }
 

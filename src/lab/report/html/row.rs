@@ -46,9 +46,10 @@ fn details(row: &RowResult, number: usize) -> String {
     format!("<details><summary>{}</summary><noscript>{inside}</noscript></details>", escape(&glance))
 }
 
-/// What the verdict rests on, in the order in which it happened.
+/// What the verdict rests on, in the order in which it happened. A request is named once.
 fn glance(moments: &[Moment]) -> String {
-    let grounds: Vec<_> = moments.iter().filter(|moment| moment.ground).map(|moment| svg::label(moment)).collect();
+    let whole = |moment: &&Moment| moment.ground && !moment.label().ends_with("'s data");
+    let grounds: Vec<_> = moments.iter().filter(whole).map(svg::label).collect();
     grounds.join(" \u{2192} ")
 }
 

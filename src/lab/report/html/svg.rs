@@ -25,16 +25,18 @@ const LEFT: f64 = 96.0;
 const STEP: f64 = 12.0;
 const LINE: f64 = 20.0;
 const HEAD: f64 = 22.0;
-/// Of a letter of 11 pixels, at most about so wide.
+/// Of a letter of 11 pixels, about so wide at most, and of a bold one.
 const LETTER: f64 = 6.4;
+const BOLD: f64 = 7.4;
 /// Letters of a label.
 const LETTERS: usize = 36;
 /// Lines of a lane; what does not fit shares the last.
 const LINES: usize = 12;
 
-/// A moment in few words.
+/// A moment in few words. What a step came to is worth more words than where a device was.
 pub(super) fn label(moment: &Moment) -> String {
-    let text = if moment.text.chars().count() <= LETTERS { &moment.text } else { moment.label() };
+    let of_step = matches!(moment.lane, Lane::Cpu | Lane::Fsync);
+    let text = if of_step && moment.text.chars().count() <= LETTERS { &moment.text } else { moment.label() };
     match text.chars().count() <= LETTERS {
         true => text.into(),
         false => text.chars().take(LETTERS - 1).chain(['\u{2026}']).collect(),
@@ -122,7 +124,8 @@ fn columns(placed: &[Placed<'_>]) -> (BTreeMap<Seq, f64>, f64) {
             here.push(one);
         }
         for one in here {
-            let words = label(one.moment).chars().count() as f64 * LETTER + 18.0;
+            let letter = if one.moment.ground { BOLD } else { LETTER };
+            let words = label(one.moment).chars().count() as f64 * letter + 18.0;
             taken.insert((one.lane, one.line), x + words);
             right = (x + words).max(right);
         }
@@ -166,8 +169,10 @@ fn draw(moment: &Moment, at: &BTreeMap<Seq, f64>, top: f64, right: f64) -> Strin
     let words = if end.is_some() { x + 4.0 } else { x + 8.0 };
     let ground = if moment.ground { " g" } else { "" };
     let open = if moment.open { " open" } else { "" };
+    // Something that did not happen.
+    let none = if moment.label().starts_with("no ") { " none" } else { "" };
     format!(
-        "<g class=\"m {}{ground}{open}\" data-seq=\"{}\"><title>{}</title>{shape}<text x=\"{words:.0}\" y=\"{y:.0}\">{}</text></g>",
+        "<g class=\"m {}{ground}{open}{none}\" data-seq=\"{}\"><title>{}</title>{shape}<text x=\"{words:.0}\" y=\"{y:.0}\">{}</text></g>",
         class(moment.lane),
         moment.seq,
         escape(&sentence(moment)),

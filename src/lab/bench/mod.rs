@@ -71,6 +71,8 @@ pub struct Bench<'a> {
     tripped: Vec<Tripped>,
     /// Ledger number at the row's begin.
     pub begun: Seq,
+    /// And when its story could begin.
+    ready: Seq,
     unrecorded: Vec<(u8, u64)>,
     unrecorded_nic: Vec<(u8, u64)>,
     file: u32,
@@ -156,6 +158,7 @@ impl<'a> Bench<'a> {
             acted: false,
             tripped: Vec::new(),
             begun,
+            ready: begun,
             unrecorded,
             unrecorded_nic,
             file: 0,
@@ -186,6 +189,7 @@ impl<'a> Bench<'a> {
         }
         bench.quiet_nic();
         bench.open_verbs()?;
+        bench.ready = bench.guest.ledger().now();
         Ok(bench)
     }
 

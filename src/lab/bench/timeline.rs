@@ -16,12 +16,17 @@ use crate::report::timeline::{Lane, Moment, Timeline, block, lane_of_step, nic_t
 
 /// Sectors of a page.
 const SECTORS: u64 = 8;
+/// Marks among which the begin of a step is looked for that was not called so.
+const RECENT: usize = 64;
 
 impl Bench<'_> {
-    /// The attempt's timeline, once its facts and findings are complete.
-    pub fn timeline(&self, facts: &Facts, findings: &[Finding]) -> Timeline {
+    /// The attempt's timeline, once its facts and findings are complete. `until`: when its story had been told. What made the bench ready, and
+    /// what cleans up, is in it only where a fact speaks of it.
+    pub fn timeline(&self, facts: &Facts, findings: &[Finding], until: Seq) -> Timeline {
         let grounds: Vec<FactId> = heaviest(findings).map_or_else(Vec::new, |own| own.facts().to_vec());
-        Timeline::new(events(self.guest.ledger(), self.begun), facts, &grounds)
+        let mut events = events(self.guest.ledger(), self.ready);
+        events.retain(|moment| moment.seq <= until);
+        Timeline::new(events, facts, &grounds)
     }
 }
 
@@ -45,21 +50,32 @@ fn steps(notes: Vec<(Seq, Note)>) -> Vec<Moment> {
     let mut begun: Vec<(usize, String)> = Vec::new();
     for (seq, Note { text }) in notes {
         if let Some(step) = [" begin", " posted"].iter().find_map(|word| text.strip_suffix(word)) {
+            // A story may have named the step right before.
+            if all.last().is_some_and(|last| last.text == step && last.end.is_none() && last.seq + 1 == seq) {
+                all.pop();
+            }
             begun.push((all.len(), step.to_owned()));
         } else if let Some((step, how)) = end_of(&text)
-            // A step of a story may say more when it begins: "fsync of file".
-            && let Some(place) = begun.iter().position(|(_, known)| is_of(known, step))
+            && let Some((place, step)) = begin_of(step, &mut begun, &all)
+            && let Some(moment) = all.get_mut(place)
         {
-            let (place, step) = begun.remove(place);
-            if let Some(moment) = all.get_mut(place) {
-                moment.end = Some(seq);
-                moment.text = if how == "end" { step } else { format!("{step}: {how}") };
-                continue;
-            }
+            moment.end = Some(seq);
+            moment.text = if how == "end" { step } else { format!("{step}: {how}") };
+            continue;
         }
         all.push(Moment::at(seq, lane_of_step(&text), text));
     }
     all
+}
+
+/// The moment that `step` began with, and how it was called then: a story may say more ("fsync of file"), and may not say "begin".
+fn begin_of(step: &str, begun: &mut Vec<(usize, String)>, all: &[Moment]) -> Option<(usize, String)> {
+    if let Some(place) = begun.iter().position(|(_, known)| is_of(known, step)) {
+        return Some(begun.remove(place));
+    }
+    let recent = all.iter().enumerate().rev().take(RECENT);
+    let same = |moment: &Moment| moment.text == step && moment.end.is_none();
+    recent.into_iter().find(|(_, moment)| same(moment)).map(|(place, _)| (place, step.to_owned()))
 }
 
 /// Of "fsync returned 0": the step, and how it ended.
@@ -202,7 +218,16 @@ mod tests {
         for text in ["fsync of file begin", "RDMA WRITE C begin", "store B", "RDMA WRITE C completed: success"] {
             ledger.stamp(Note::new(text));
         }
-        for text in ["fsync returned 0", "dio read begin", "the process has ended", "power cut (Kind) of disk 1"] {
+        for text in [
+            "fsync returned 0",
+            "dio read begin",
+            "load of k",
+            "load of k end",
+            "swap",
+            "swap begin",
+            "the process has ended",
+            "power cut (Kind) of disk 1",
+        ] {
             ledger.stamp(Note::new(text));
         }
         let told: Vec<_> = events(&ledger, 0).into_iter().map(|m| (m.seq, m.end, m.lane, m.text)).collect();
@@ -214,8 +239,10 @@ mod tests {
                 of(2, Some(4), Lane::Cpu, "RDMA WRITE C: completed: success"),
                 of(3, None, Lane::Cpu, "store B"),
                 of(6, None, Lane::Cpu, "dio read begin"),
-                of(7, None, Lane::Cpu, "the process has ended"),
-                of(8, None, Lane::Cut, "power cut (Kind) of disk 1"),
+                of(7, Some(8), Lane::Cpu, "load of k"),
+                of(10, None, Lane::Cpu, "swap begin"),
+                of(11, None, Lane::Cpu, "the process has ended"),
+                of(12, None, Lane::Cut, "power cut (Kind) of disk 1"),
             ]
         );
     }

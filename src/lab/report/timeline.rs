@@ -131,6 +131,18 @@ impl Timeline {
         }
     }
 
+    /// From `count` moments before what the verdict rests on to so many after it; all of them where nothing is marked.
+    pub fn around(mut self, count: usize) -> Self {
+        let ground = |moment: &Moment| moment.ground;
+        if let (Some(first), Some(last)) = (self.moments.iter().position(ground), self.moments.iter().rposition(ground))
+        {
+            let range = first.saturating_sub(count)..(last + 1 + count).min(self.moments.len());
+            self.left_out += self.moments.len() - range.len();
+            self.moments = self.moments.drain(range).collect();
+        }
+        self
+    }
+
     /// At most `most` moments: those that the verdict rests on, and what is nearest to them; without such, the newest.
     pub fn nearest(self, most: usize) -> Self {
         if self.moments.len() <= most {
@@ -232,6 +244,11 @@ mod tests {
         let kept = Timeline { moments, left_out: 3 }.nearest(10);
         let seqs: Vec<_> = kept.moments.iter().map(|moment| moment.seq).collect();
         assert_eq!((seqs, kept.left_out), (vec![398, 399, 400, 401, 402, 898, 899, 900, 901, 902], 993));
+        let seqs = |timeline: Timeline| timeline.moments.iter().map(|moment| moment.seq).collect::<Vec<_>>();
+        let moments = (1..=9).map(|seq| Moment { ground: seq == 5 || seq == 6, ..Moment::at(seq, Lane::Nic, "") });
+        let all = Timeline { moments: moments.collect(), left_out: 0 };
+        assert_eq!((all.clone().around(1).left_out, seqs(all.clone().around(1))), (5, vec![4, 5, 6, 7]));
+        assert_eq!(seqs(all.around(100)).len(), 9);
         let moments = (1..=1000).map(|seq| Moment::at(seq, Lane::Nic, "nic write")).collect();
         let kept = Timeline { moments, left_out: 0 }.nearest(2);
         assert_eq!(kept.moments.iter().map(|moment| moment.seq).collect::<Vec<_>>(), [999, 1000]);

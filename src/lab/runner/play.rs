@@ -50,6 +50,7 @@ pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64
         bench.stop(stop);
     }
     let told = (row.scenario.run)(&mut bench);
+    let until = bench.guest.ledger().now();
     bench.look_for_lost_faults();
     let acted = bench.plant_acted();
     // A guest that hangs would hang here as well.
@@ -66,7 +67,7 @@ pub(super) fn play(guest: &mut Guest, witness: &mut Guest, row: &Row, data: (u64
     // What a driver says of a device that was broken on purpose is right, and on record.
     let warned = bench.take_down(said) && !row.control.is_some_and(|control| control.plant.spoils());
     let (facts, findings) = bench.take_findings();
-    let timeline = bench.timeline(&facts, &findings);
+    let timeline = bench.timeline(&facts, &findings, until);
     Played { facts, findings, warned, figures: bench.take_figures(), timeline }
 }
 

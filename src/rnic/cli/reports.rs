@@ -130,8 +130,9 @@ impl ReportArgs {
 
 /// A report as `--json-file` or `--json` wrote it.
 fn read(path: &Path) -> Result<Report, super::Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("the report {} cannot be read: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        format!("the report {} cannot be read: {error}; name a file that --json-file wrote", path.display())
+    })?;
     let wrong =
         |error| format!("{} is no report of rnic lab ({error}): name a file that --json-file wrote", path.display());
     Ok(serde_json::from_str(&text).map_err(wrong)?)

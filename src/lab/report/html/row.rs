@@ -7,7 +7,9 @@ use super::super::{Attempt, RowResult, Score, ground, short};
 use super::{KEYS, class, escape, svg, value};
 
 /// Moments that are drawn of an attempt: more cannot be read at a glance.
-const DRAWN: usize = 100;
+const DRAWN: usize = 80;
+/// Of these, before and after all that the verdict rests on.
+const AROUND: usize = 4;
 
 /// The row's part of the table.
 pub(super) fn row(row: &RowResult, number: usize) -> String {
@@ -48,7 +50,8 @@ fn details(row: &RowResult, number: usize) -> String {
 
 /// What the verdict rests on, in the order in which it happened. A request is named once.
 fn glance(moments: &[Moment]) -> String {
-    let whole = |moment: &&Moment| moment.ground && !moment.label().ends_with("'s data");
+    let part = |label: &str| label.ends_with("'s data") || label.ends_with(" held");
+    let whole = |moment: &&Moment| moment.ground && !part(moment.label());
     let grounds: Vec<_> = moments.iter().filter(whole).map(svg::label).collect();
     grounds.join(" \u{2192} ")
 }
@@ -70,12 +73,12 @@ fn about(row: &RowResult) -> String {
 fn one(attempt: &Attempt, id: &str) -> String {
     let whole = Timeline::of(attempt);
     let words = whole.moments.clone();
-    let drawn = whole.nearest(DRAWN);
+    let drawn = whole.around(AROUND).nearest(DRAWN);
     let mut text = String::new();
     if !drawn.moments.is_empty() {
         let left_out = match drawn.left_out {
             0 => String::new(),
-            count => format!(" {count} moments far from these are not drawn."),
+            count => format!(" {count} moments farther from these are not drawn."),
         };
         text.push_str(&format!(
             "<figure>{}<figcaption>Page timeline, in the ledger's order and not to scale. What the verdict rests on is marked.{left_out}</figcaption></figure>\n",

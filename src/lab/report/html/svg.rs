@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A timeline as a drawing: a lane an actor, time from left to right in the order of sequence numbers. A place is as wide as the words at it.
+//! A timeline as a drawing: a lane an actor, time from left to right in the order of sequence numbers. A place is as wide as the words of what
+//! the verdict rests on; other words are written where they have room.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,9 +82,9 @@ pub(super) fn svg(moments: &[Moment], id: &str) -> String {
         text.push_str(&format!("<path class=\"edge\" d=\"M0 {line:.0}H{right:.0}\"/><text class=\"lane {}\" x=\"4\" y=\"{y:.0}\">{name}</text>", class(*lane)));
     }
     text.push_str(&guides(&placed, &at, bottom));
-    for one in &placed {
+    for (one, written) in placed.iter().zip(written(&placed, &at, right)) {
         let top = tops.get(one.lane).copied().unwrap_or(HEAD) + one.line as f64 * LINE;
-        text.push_str(&draw(one.moment, &at, top, right));
+        text.push_str(&draw(one.moment, &at, (top, right), written));
     }
     text.push_str("</svg>");
     text
@@ -124,14 +125,32 @@ fn columns(placed: &[Placed<'_>]) -> (BTreeMap<Seq, f64>, f64) {
             here.push(one);
         }
         for one in here {
-            let letter = if one.moment.ground { BOLD } else { LETTER };
-            let words = label(one.moment).chars().count() as f64 * letter + 18.0;
-            taken.insert((one.lane, one.line), x + words);
-            right = (x + words).max(right);
+            let wide = if one.moment.ground { width(one.moment) } else { STEP };
+            taken.insert((one.lane, one.line), x + wide + 2.0);
+            right = (x + wide).max(right);
         }
         at.insert(number, x);
     }
     (at, right.max(x + STEP) + 4.0)
+}
+
+/// Pixels from where a moment begins to the end of its words.
+fn width(moment: &Moment) -> f64 {
+    let letter = if moment.ground { BOLD } else { LETTER };
+    label(moment).chars().count() as f64 * letter + 16.0
+}
+
+/// For each moment whether its words have room, before the next one in its line begins.
+fn written(placed: &[Placed<'_>], at: &BTreeMap<Seq, f64>, right: f64) -> Vec<bool> {
+    let mut next: BTreeMap<(usize, usize), f64> = BTreeMap::new();
+    let room = |one: &Placed<'_>| {
+        let x = at.get(&one.moment.seq).copied().unwrap_or(LEFT);
+        let until = next.insert((one.lane, one.line), x).unwrap_or(right);
+        one.moment.ground || x + width(one.moment) <= until
+    };
+    let mut all: Vec<bool> = placed.iter().rev().map(room).collect();
+    all.reverse();
+    all
 }
 
 /// A line through all lanes where something begins that the verdict rests on, with its number where there is room.
@@ -151,7 +170,7 @@ fn guides(placed: &[Placed<'_>], at: &BTreeMap<Seq, f64>, bottom: f64) -> String
     text
 }
 
-fn draw(moment: &Moment, at: &BTreeMap<Seq, f64>, top: f64, right: f64) -> String {
+fn draw(moment: &Moment, at: &BTreeMap<Seq, f64>, (top, right): (f64, f64), written: bool) -> String {
     let x = at.get(&moment.seq).copied().unwrap_or(LEFT);
     let end = match moment.open {
         true => Some(right),
@@ -166,17 +185,20 @@ fn draw(moment: &Moment, at: &BTreeMap<Seq, f64>, top: f64, right: f64) -> Strin
         ),
         None => format!("<circle cx=\"{x:.0}\" cy=\"{middle:.0}\" r=\"5\"/>"),
     };
-    let words = if end.is_some() { x + 4.0 } else { x + 8.0 };
+    let from = if end.is_some() { x + 4.0 } else { x + 8.0 };
+    let words = match written {
+        true => format!("<text x=\"{from:.0}\" y=\"{y:.0}\">{}</text>", escape(&label(moment))),
+        false => String::new(),
+    };
     let ground = if moment.ground { " g" } else { "" };
     let open = if moment.open { " open" } else { "" };
     // Something that did not happen.
     let none = if moment.label().starts_with("no ") { " none" } else { "" };
     format!(
-        "<g class=\"m {}{ground}{open}{none}\" data-seq=\"{}\"><title>{}</title>{shape}<text x=\"{words:.0}\" y=\"{y:.0}\">{}</text></g>",
+        "<g class=\"m {}{ground}{open}{none}\" data-seq=\"{}\"><title>{}</title>{shape}{words}</g>",
         class(moment.lane),
         moment.seq,
-        escape(&sentence(moment)),
-        escape(&label(moment))
+        escape(&sentence(moment))
     )
 }
 
@@ -233,6 +255,20 @@ mod tests {
         let (placed, lines) = place(&moments, &[Lane::Nic, Lane::Disk]);
         let places: Vec<_> = placed.iter().map(|one| (one.lane, one.line)).collect();
         assert_eq!((places, lines), (vec![(1, 0), (1, 1), (1, 1), (0, 0), (0, 1)], vec![2, 2]));
+    }
+
+    #[test]
+    fn words_never_run_into_each_other_and_those_of_the_verdict_are_there() {
+        let moments: Vec<_> = (1..40)
+            .map(|seq| Moment { ground: seq % 5 == 0, ..Moment::at(seq, Lane::Disk, format!("write {}", seq * 1000)) })
+            .collect();
+        let (placed, _) = place(&moments, &[Lane::Disk]);
+        let (at, right) = columns(&placed);
+        let written = written(&placed, &at, right);
+        let shown: Vec<_> = placed.iter().zip(&written).filter(|(_, written)| **written).map(|(one, _)| one).collect();
+        assert!(placed.iter().zip(&written).all(|(one, written)| *written || !one.moment.ground));
+        let x = |one: &Placed<'_>| at[&one.moment.seq];
+        assert!(shown.windows(2).all(|pair| x(pair[0]) + width(pair[0].moment) <= x(pair[1]) + 0.01));
     }
 
     #[test]

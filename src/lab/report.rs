@@ -27,7 +27,7 @@ pub use figure::{Figure, Spread};
 pub use html::html;
 pub use junit::junit;
 pub use ktap::ktap;
-pub use name::row_name;
+pub use name::{row_name, visible};
 pub use prices::print_prices;
 use timeline::{Moment, Timeline};
 

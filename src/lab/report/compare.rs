@@ -99,7 +99,13 @@ pub fn print_comparison(out: &mut dyn Write, name: &str, old: &Report, new: &Rep
     for (kernel, version) in new.kernels() {
         let other = old.kernels().into_iter().find(|(known, v)| short(known) == short(kernel) && *v != version);
         if let Some((_, before)) = other {
-            writeln!(out, "kernel {}: {} before, {} now", short(kernel), one_line(before), one_line(version))?;
+            writeln!(
+                out,
+                "kernel {}: {} before, {} now",
+                one_line(short(kernel)),
+                one_line(before),
+                one_line(version)
+            )?;
         }
     }
     let all = changes(old, new);

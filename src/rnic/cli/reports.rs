@@ -45,10 +45,12 @@ pub fn main(args: &RenderArgs) -> Result<ExitCode, super::Error> {
     let report = read(&args.file)?;
     let mut out = std::io::stdout().lock();
     if args.reports.files().next().is_none() && old.is_none() {
-        report::print_head(&mut out)?;
-        report.rows.iter().try_for_each(|row| report::print_row(&mut out, row))?;
-        report::print_prices(&mut out, &report.rows)?;
-        writeln!(out, "{}", report.summary())?;
+        let mut table = Vec::new();
+        report::print_head(&mut table)?;
+        report.rows.iter().try_for_each(|row| report::print_row(&mut table, row))?;
+        report::print_prices(&mut table, &report.rows)?;
+        // A file may have brought what would steer a terminal.
+        writeln!(out, "{}{}", report::visible(&String::from_utf8_lossy(&table)), report.summary())?;
     }
     args.reports.write(&report)?;
     args.reports.compare(&mut out, old.as_ref(), &report)?;

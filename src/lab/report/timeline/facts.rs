@@ -92,7 +92,7 @@ pub fn block(what: &What) -> Vec<Moment> {
     let mut all = vec![span(*arrived, *completed, format!("{name_of_whole}: {of}LBA {lba}{ended}{error}"))];
     all.extend(held.iter().map(|(from, to)| span(*from, *to, format!("{name} held: by a lever"))));
     if let Some(data) = data {
-        let changed = if *changed == Some(true) { ", other bytes than at its arrival" } else { "" };
+        let changed = if *changed == Some(true) && op == "write" { ", other bytes than at its arrival" } else { "" };
         let way = if op == "read" { "into memory" } else { "out of memory" };
         all.push(Moment::at(*data, Lane::Disk, format!("{name}'s data: moved {way}{changed}")).of_page(*gpa));
     }

@@ -6,22 +6,22 @@ use std::time::Duration;
 use quick_junit::{NonSuccessKind, Property, SerializeError, TestCase, TestCaseStatus, TestSuite};
 
 use super::ktap::{mark, not_run, why_not_run};
-use super::name::{row_name, visible};
+use super::name::{one_line, row_name, visible};
 use super::{Report, RowResult, Score};
 
-/// The report in XML. A row that differs is a failure, an inconclusive one an error, one that was not run and need not be is skipped.
+/// The report in XML. What is an attribute there is one line, since XML makes a space of a line end in one. A row that differs is a failure, an inconclusive one an error, one that was not run and need not be is skipped.
 ///
 /// # Errors
 /// Whatever the writer of XML says; it writes to memory.
 pub fn junit(report: &Report) -> Result<String, SerializeError> {
     let mut all = quick_junit::Report::new("rnic lab");
     for (kernel, version) in report.kernels() {
-        let mut suite = TestSuite::new(&*visible(kernel));
+        let mut suite = TestSuite::new(one_line(kernel));
         let seed = report.seed.to_string();
         for (name, value) in
             [("kernel_version", version), ("host", &report.host), ("seed", &seed), ("rnic", &report.rnic)]
         {
-            suite.add_property(Property::new(name, &*visible(value)));
+            suite.add_property(Property::new(name, one_line(value)));
         }
         suite.add_test_cases(report.rows_of((kernel, version)).into_iter().map(case));
         let time = suite.test_cases.iter().filter_map(|case| case.time).fold(Duration::ZERO, Duration::saturating_add);
@@ -36,7 +36,7 @@ fn case(row: &RowResult) -> TestCase {
     let evidence = visible(&row.evidence.join("\n")).into_owned();
     let failed = |kind| {
         let mut status = TestCaseStatus::non_success(kind);
-        status.set_message(&*visible(&message)).set_type(mark(row.score)).set_description(evidence.as_str());
+        status.set_message(one_line(&message)).set_type(mark(row.score)).set_description(evidence.as_str());
         status
     };
     let status = match row.score {
@@ -44,13 +44,13 @@ fn case(row: &RowResult) -> TestCase {
         Score::Inconclusive => failed(NonSuccessKind::Error),
         Score::Good if not_run(row) => {
             let mut status = TestCaseStatus::skipped();
-            status.set_message(&*visible(&why_not_run(row)));
+            status.set_message(one_line(&why_not_run(row)));
             status
         }
         Score::Good => TestCaseStatus::success(),
     };
-    let mut case = TestCase::new(&*visible(&row_name(row)), status);
-    case.set_classname(&*visible(&row.scenario));
+    let mut case = TestCase::new(one_line(&row_name(row)), status);
+    case.set_classname(one_line(&row.scenario));
     // What a file says need not be a time.
     case.set_time(Duration::try_from_secs_f64(row.seconds).unwrap_or_default());
     case.set_system_out(format!("{}\n{evidence}\n", visible(&message)));
@@ -75,10 +75,10 @@ mod tests {
         assert_eq!((read.failures, read.errors), (count(Score::Differs), count(Score::Inconclusive)));
         for (suite, kernel) in read.suites.iter().zip(kernels) {
             let rows = report.rows_of(kernel);
-            assert_eq!((suite.name.as_str(), suite.cases.len()), (&*visible(kernel.0), rows.len()));
+            assert_eq!((suite.name.as_str(), suite.cases.len()), (one_line(kernel.0).as_str(), rows.len()));
             for (case, row) in suite.cases.iter().zip(rows) {
-                assert_eq!(case.original_name, visible(&row_name(row)));
-                assert_eq!(case.classname.as_deref(), Some(&*visible(&row.scenario)));
+                assert_eq!(case.original_name, one_line(&row_name(row)));
+                assert_eq!(case.classname.as_deref(), Some(one_line(&row.scenario).as_str()));
                 let (score, skipped) = match case.status {
                     TestStatus::Success => (Score::Good, false),
                     TestStatus::Skipped(_) => (Score::Good, true),

@@ -86,10 +86,11 @@ mod tests {
                     TestStatus::Error(_) => (Score::Inconclusive, false),
                 };
                 assert_eq!((score, skipped), (row.score, row.score == Score::Good && not_run(row)));
-                let out = case.system_out.as_deref().unwrap_or_default();
+                // That parser leaves out what is written as an entity within a text, and space around it.
+                let plain = |text: &str| text.replace(['<', '>', '&', '"', '\'', ' ', '\t', '\n'], "");
+                let out = plain(case.system_out.as_deref().unwrap_or_default());
                 for fact in &row.evidence {
-                    let lines = visible(fact);
-                    assert!(lines.lines().all(|line| out.contains(line.trim())), "{fact:?} is not in {out:?}");
+                    assert!(out.contains(&plain(&visible(fact))), "{fact:?} is not in {out:?}");
                 }
             }
         }

@@ -33,7 +33,8 @@ pub fn junit(report: &Report) -> Result<String, SerializeError> {
 
 fn case(row: &RowResult) -> TestCase {
     let message = format!("expected {}, observed {}", row.expected, row.observed);
-    let evidence = visible(&row.evidence.join("\n")).into_owned();
+    // The writer drops tabulators.
+    let evidence = visible(&row.evidence.join("\n")).replace('\t', " ");
     let failed = |kind| {
         let mut status = TestCaseStatus::non_success(kind);
         status.set_message(one_line(&message)).set_type(mark(row.score)).set_description(evidence.as_str());
@@ -53,7 +54,7 @@ fn case(row: &RowResult) -> TestCase {
     case.set_classname(one_line(&row.scenario));
     // What a file says need not be a time.
     case.set_time(Duration::try_from_secs_f64(row.seconds).unwrap_or_default());
-    case.set_system_out(format!("{}\n{evidence}\n", visible(&message)));
+    case.set_system_out(format!("{}\n{evidence}\n", one_line(&message)));
     case
 }
 

@@ -351,7 +351,7 @@ fn an_old_report_is_rendered_and_compared_without_a_run() {
         )
     };
     let (old, new) =
-        (place.file("old.json", &row("LOST", "as_expected")), place.file("new.json", &row("SAFE", "differs")));
+        (place.file("old.json", row("LOST", "as_expected")), place.file("new.json", row("SAFE", "differs")));
     let report = |words: &[&str]| {
         let done = run(place.command(rnic()).arg("report").args(words), LIMIT);
         assert_eq!((done.code(), done.err.as_str()), (0, ""), "{words:?}");

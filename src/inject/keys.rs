@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use toml::{Spanned, Value};
 
+use crate::nth::Nth;
+
 /// A table as the TOML reader gives it.
 pub type Raw = BTreeMap<Spanned<String>, Spanned<Value>>;
 
@@ -72,6 +74,11 @@ impl Keys {
         let most = i128::from(i64::MAX).min((1 << (size_of::<N>() * 8).min(63)) - 1);
         let wanted = format!("a whole number from 0 to {most}");
         self.read(key, &wanted, |value| value.as_integer().and_then(|number| N::try_from(number).ok()))
+    }
+
+    /// On which match: a number, or a range of which the seed draws one.
+    pub fn nth(&mut self, key: &str) -> Result<Option<Nth>, Mistake> {
+        self.read(key, Nth::WANTED, Nth::read)
     }
 
     /// A number that must be there.

@@ -3,13 +3,13 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
-use probe::{Action, Match, Rules};
+use probe::{Action, Match, Rule, Rules};
 
-/// What became of one injection, over all devices that it was for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// What became of one injection, over all devices that it was for. Field names are stable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Its name.
     pub name: String,
@@ -18,7 +18,7 @@ pub struct Outcome {
     /// The devices that it is for.
     pub device: String,
     /// What they do.
-    pub action: &'static str,
+    pub action: String,
     /// Occasions that were meant.
     pub matched: u64,
     /// Times it fired.
@@ -32,6 +32,16 @@ pub struct Summary {
     pub injections: Vec<Outcome>,
 }
 
+/// Adds what became of the same injections at another time.
+pub fn join(all: &mut [Outcome], more: &[Outcome]) {
+    for one in more {
+        if let Some(outcome) = all.iter_mut().find(|outcome| outcome.name == one.name) {
+            outcome.matched += one.matched;
+            outcome.fired += one.fired;
+        }
+    }
+}
+
 impl Summary {
     /// Nothing has happened yet.
     pub fn new(plan: &Plan) -> Self {
@@ -39,7 +49,7 @@ impl Summary {
             name: injection.name.clone(),
             line: injection.line,
             device: injection.device.to_string(),
-            action: injection.action,
+            action: injection.action.into(),
             matched: 0,
             fired: 0,
         };
@@ -48,13 +58,21 @@ impl Summary {
 
     /// Adds what the rules of a device say.
     pub fn add<M: Match, A: Action>(&mut self, rules: &Rules<M, A>) {
-        for rule in rules.rules() {
-            // No two injections of a plan have one name.
-            if let Some(outcome) = self.injections.iter_mut().find(|outcome| outcome.name == rule.name) {
-                outcome.matched += rule.matched;
-                outcome.fired += rule.fired;
-            }
+        rules.rules().iter().for_each(|rule| self.add_rule(rule));
+    }
+
+    /// Adds what one rule says, if it is of the plan.
+    pub fn add_rule<M, A>(&mut self, rule: &Rule<M, A>) {
+        // No two injections of a plan have one name.
+        if let Some(outcome) = self.injections.iter_mut().find(|outcome| outcome.name == rule.name) {
+            outcome.matched += rule.matched;
+            outcome.fired += rule.fired;
         }
+    }
+
+    /// Times that any of them fired.
+    pub fn fired(&self) -> u64 {
+        self.injections.iter().map(|outcome| outcome.fired).sum()
     }
 
     /// Those that never fired.
@@ -101,5 +119,8 @@ mod tests {
         assert_eq!(counts, [(8, 4), (0, 0)]);
         assert_eq!(summary.idle().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["none"]);
         assert!(summary.to_string().lines().nth(1).unwrap().starts_with("injection 1 disk    io-error"));
+        let mut twice = summary.clone();
+        join(&mut twice.injections, &summary.injections);
+        assert_eq!((twice.injections[0].matched, twice.fired(), summary.fired()), (16, 8, 4));
     }
 }

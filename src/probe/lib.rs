@@ -20,4 +20,4 @@ pub use holds::{
 };
 pub use patience::Patience;
 pub use ring::{Event, KEPT, Ring};
-pub use rules::{Action, Chance, MAX_RULES, Match, Rule, RuleId, Rules};
+pub use rules::{Action, Chance, MAX_RULES, Match, Rule, RuleId, Rules, drawn};

@@ -46,13 +46,18 @@ pub struct Chance {
     pub seed: u64,
 }
 
+/// Number `n` of those that `seed` draws (SplitMix64).
+pub fn drawn(seed: u64, n: u64) -> u64 {
+    let mut word = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
+}
+
 impl Chance {
-    /// Whether match number `n` is drawn (SplitMix64).
+    /// Whether match number `n` is drawn.
     fn draws(self, n: u64) -> bool {
-        let mut word = self.seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ word >> 31) % 1_000_000 < u64::from(self.ppm)
+        drawn(self.seed, n) % 1_000_000 < u64::from(self.ppm)
     }
 }
 
@@ -171,6 +176,18 @@ impl<M: Match, A: Action> Rules<M, A> {
         table.entries.push(Entry { rule, until });
         self.any.store(true, Ordering::Release);
         Some(id)
+    }
+
+    /// Removes one rule; false: there is none with this number. What outlasts its occasion ends with the last rule.
+    pub fn remove(&self, id: RuleId) -> bool {
+        let mut table = self.table.lock();
+        let Some(at) = table.entries.iter().position(|entry| entry.rule.id == id) else { return false };
+        table.entries.remove(at);
+        if table.entries.is_empty() {
+            self.clears.fetch_add(1, Ordering::Release);
+            self.any.store(false, Ordering::Release);
+        }
+        true
     }
 
     /// Removes every rule.
@@ -327,6 +344,18 @@ mod tests {
         table.clear();
         assert!(table.consult(&0, |_| true).is_none() && !table.any());
         assert_eq!(table.clears(), 1);
+    }
+
+    #[test]
+    fn one_rule_goes_and_the_others_stay() {
+        let table = with(Rule::new(0, Does::Fail));
+        let second = table.add(Rule::new(0, Does::Stall(5))).unwrap();
+        assert!(table.remove(second) && !table.remove(second));
+        assert_eq!(table.rules().iter().map(|rule| rule.action).collect::<Vec<_>>(), [Does::Fail]);
+        assert_eq!((table.any(), table.clears(), table.consult(&0, |_| true)), (true, 0, Some(Does::Fail)));
+        let first = table.rules()[0].id;
+        assert!(table.remove(first) && !table.any());
+        assert_eq!(table.clears(), 1, "with the last rule ends what outlasts its occasion");
     }
 
     #[test]

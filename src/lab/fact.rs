@@ -244,6 +244,17 @@ pub enum What {
         /// Of so many.
         of: u32,
     },
+    /// An injection of a plan fired.
+    Injected {
+        /// Its name in the plan.
+        name: String,
+        /// The device: "nic0", "disk1".
+        device: String,
+        /// Which of its matches it was, from 1.
+        matched: u64,
+        /// What it happened to.
+        occasion: String,
+    },
     /// Evidence that cannot be used, or is missing.
     Unsound {
         /// Why.

@@ -9,8 +9,10 @@
 //! * [`check`]: what stands between evidence and verdict, by name; [`controls`]: what is broken on purpose so that they are seen to notice.
 //! * [`verdict`], [`finding`], [`expect`], [`report`]: words, expectations, tables and JSON. Oracles never see an expectation.
 //! * [`runner`]: puts it together; [`journal`]: what has ended, for a run that goes on after its host's death.
+//! * [`campaign`]: rows by the thousand, over seeds, in shards that are merged, under plans of injections, and again.
 
 pub mod bench;
+pub mod campaign;
 pub mod check;
 pub mod complaints;
 pub mod console;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::campaign::{Setting, Shard};
 use super::check::Check;
 use super::expect::{Expectation, NAMED, expected};
 use super::fact::{Fact, Facts};
@@ -85,6 +86,15 @@ pub struct RowResult {
     /// In rows whose steps are played several times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<Rounds>,
+    /// The seed of its data and injections, in a run over several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Its place in the whole run, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    /// Under a plan: what became of each of its injections while this row ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub injections: Vec<inject::Outcome>,
     /// How it counts.
     pub score: Score,
 }
@@ -143,6 +153,9 @@ impl RowResult {
             seconds: attempts.iter().map(|attempt| attempt.seconds).sum(),
             attempts,
             figures: Vec::new(),
+            seed: row.seed,
+            number: None,
+            injections: Vec::new(),
             score: Score::of(expected.map(|expected| expected.verdict), observed),
         }
     }
@@ -154,6 +167,7 @@ impl RowResult {
             && (self.fs.as_str(), self.folio.as_str()) == (row.fs.name(), row.folio.to_string().as_str())
             && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
             && self.plant.as_deref() == row.control.map(|control| control.plant.name())
+            && self.seed == row.seed
     }
 }
 
@@ -197,15 +211,30 @@ impl Attempt {
 }
 
 /// A whole run, for machines. `rows` is the only list at the top.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this program.
-    pub rnic: &'static str,
+    pub rnic: String,
+    /// The program's bytes, as a number.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub build: String,
     /// The host's kernel and KVM.
     pub host: String,
-    /// All nonces of the run derive from it.
+    /// All nonces of the run derive from it; in a run over several seeds the first of them.
     pub seed: u64,
-    /// Rows in the order in which they ended.
+    /// The plan of injections: its path and title.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// What all rows ran under.
+    #[serde(default, skip_serializing_if = "Setting::is_usual")]
+    pub setting: Setting,
+    /// Which part of a run it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
+    /// Merged: shards that are not part of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<u32>,
+    /// Rows in the order of the run.
     pub rows: Vec<RowResult>,
 }
 
@@ -253,7 +282,8 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
     let (ground, seconds) = (ground(&row.fs, row.disk.as_deref()), format!("{:.1}", row.seconds));
     let [expected, observed] = [&row.expected, &row.observed].map(String::as_str);
     let line = [&row.scenario, &ground, &row.mode, &row.folio, short(&row.kernel), expected, observed, &seconds];
-    writeln!(out, "{}{mark}", columns(line))?;
+    let seed = row.seed.map_or_else(String::new, |seed| format!("  seed {seed}"));
+    writeln!(out, "{}{seed}{mark}", columns(line))?;
     if let Some(plant) = &row.plant {
         writeln!(out, "         planted: {plant}; must notice: {}", row.checks.join(", "))?;
     }
@@ -320,7 +350,7 @@ mod tests {
     }
 
     fn status(rows: Vec<RowResult>) -> u8 {
-        Report { rnic: "0", host: String::new(), seed: 0, rows }.exit_status()
+        Report { rows, ..Report::default() }.exit_status()
     }
 
     #[test]

@@ -26,6 +26,7 @@ use probe::RuleId;
 use probe::ledger::{Note, Seq};
 
 mod cuts;
+mod faults;
 mod frames;
 mod gates;
 mod ground;
@@ -36,6 +37,7 @@ mod stacks;
 mod verbs;
 
 pub use cuts::{CutPage, Promise};
+pub use faults::{Armed, outlasts};
 pub use gates::Gate;
 pub use ground::mount;
 pub use holds::{HeldRead, PROMPT, errno_of};

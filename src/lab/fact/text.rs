@@ -92,6 +92,9 @@ impl fmt::Display for What {
                 write!(f, "the {guest} guest {why}; the last of its console: {last}")
             }
             What::Trials { what, hits, of } => write!(f, "{what}: {hits} of {of} trials"),
+            What::Injected { name, device, matched, occasion } => {
+                write!(f, "injection \"{name}\" of {device}: {occasion} (match {matched})")
+            }
             What::Unsound { why, check: None } => f.write_str(why),
             What::Unsound { why, check: Some(check) } => write!(f, "check \"{check}\": {why}"),
             What::Note { text } => f.write_str(text),

@@ -224,6 +224,34 @@ fn the_lab_outlives_its_host() {
     assert_eq!((status(&run(&mut stage.lab(&[]), LIMIT)), stage.lives()), ((1, ""), 1));
 }
 
+/// What a campaign needs in there: its plan, the same seeds, the part that variables out here say, and memory for the guests of all jobs.
+#[test]
+fn a_campaign_goes_on_in_an_emulated_host() {
+    let stage = Stage::new("exit 42");
+    let plan = "[[inject]]\ndevice = 'disk1'\naction = 'io-error'\nnth = [1, 3]\n";
+    fs::write(stage.path("plan.toml"), plan).unwrap();
+    let campaign = |words: &[&str]| {
+        let mut command = stage.lab(words);
+        command.env("SLURM_ARRAY_TASK_ID", "2").env("SLURM_ARRAY_TASK_COUNT", "3").env("SLURM_ARRAY_TASK_MIN", "1");
+        assert_eq!(status(&run(command.env_remove("SLURM_ARRAY_TASK_STEP"), LIMIT)), (42, ""), "{words:?}");
+        stage.arguments()
+    };
+    let (before, after) = campaign(&["--faults", "plan.toml", "--seeds", "1..9", "--shard", "auto", "--jobs", "5"]);
+    assert_eq!((values(&after, "--shard"), values(&after, "--seed").len()), (vec!["auto", "2/3"], 0));
+    assert_eq!((values(&before, "--memory"), values(&after, "--faults")), (vec!["7168"], vec!["plan.toml"]));
+    let (before, after) = campaign(&["--faults", "plan.toml", "--repeat", "2"]);
+    assert_eq!(
+        (values(&after, "--seed").len(), values(&after, "--shard").len(), values(&before, "--memory").len()),
+        (1, 0, 0)
+    );
+    // A file that is not to be seen in there.
+    let hidden = "/dev/shm/rnic-front-test-plan.toml";
+    fs::write(hidden, plan).unwrap();
+    let done = run(&mut stage.lab(&["--faults", hidden, "--seed", "1"]), LIMIT);
+    fs::remove_file(hidden).unwrap();
+    assert!(done.code() == 1 && done.err.contains("not to be seen"), "{done:?}");
+}
+
 /// `make TARGET` with everything below `root`, of this program and stand-ins for what is not built here.
 fn make(target: &str, stage: &Stage) -> Done {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|dir| dir.join("Makefile").is_file()).unwrap();

@@ -226,8 +226,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Scenario { id, mode, .. } = self.scenario;
         write!(f, "{id} {mode} {} {}", ground_name(self.fs.name(), self.disk_named()), self.folio)?;
-        // A scenario that is a control by itself has no other.
-        match self.control.filter(|_| self.scenario.control.is_none()) {
+        match self.control {
             Some(control) => write!(f, " {}", control.plant.name()),
             None => Ok(()),
         }
@@ -357,7 +356,9 @@ mod tests {
 
     #[test]
     fn a_row_has_one_name() {
-        let mut names: Vec<_> = all_rows().iter().map(Row::to_string).collect();
+        // One that runs only when it is named may ask again what another asks: H10 cpu on the plain disk, beside other disks.
+        let rows = all_rows().into_iter().filter(|row| !row.scenario.named);
+        let mut names: Vec<_> = rows.map(|row| row.to_string()).collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();

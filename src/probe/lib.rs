@@ -13,7 +13,7 @@ mod patience;
 mod ring;
 mod rules;
 
-pub use firing::{Firing, Firings, firings};
+pub use firing::{Firing, Firings, firings, firings_page};
 pub use holds::{
     Caught, Holdable, Holds, Lever, LeverError, LeverId, LeverState, MAX_LEVERS, MAX_LIMIT, MAX_TIMES, Order,
     ReleaseReport, ReleaseWhy, Which,

@@ -46,9 +46,9 @@ impl Summary {
         Self { injections: plan.injections.iter().map(outcome).collect() }
     }
 
-    /// Adds what the rules of a device say.
+    /// Adds what the rules of a device say, those among them that were removed meanwhile.
     pub fn add<M: Match, A: Action>(&mut self, rules: &Rules<M, A>) {
-        for rule in rules.rules() {
+        for rule in rules.rules().into_iter().chain(rules.removed()) {
             // No two injections of a plan have one name.
             if let Some(outcome) = self.injections.iter_mut().find(|outcome| outcome.name == rule.name) {
                 outcome.matched += rule.matched;
@@ -95,6 +95,8 @@ mod tests {
             }
             let fired = (0..4).filter(|_| rules.consult(&write, |a| matches!(a, DiskAction::Status(_))).is_some());
             assert_eq!(fired.count(), 2);
+            // On one of them somebody disarms it in the end.
+            rules.rules().iter().take(index.into()).for_each(|rule| drop(rules.remove(rule.id)));
             summary.add(&rules);
         }
         let counts: Vec<_> = summary.injections.iter().map(|one| (one.matched, one.fired)).collect();

@@ -148,6 +148,14 @@ impl Plan {
     /// # Errors
     /// Something is wrong in it.
     pub fn parse(path: &Path, text: &str) -> Result<Self, PlanError> {
+        Self::parse_numbered(path, text, 1)
+    }
+
+    /// The same for a plan that comes after others: injections without a name are called by numbers from `first` on.
+    ///
+    /// # Errors
+    /// Something is wrong in it.
+    pub fn parse_numbered(path: &Path, text: &str, first: usize) -> Result<Self, PlanError> {
         let wrong = |line, what| PlanError::Wrong { path: path.into(), line, what };
         let line = |at: usize| text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
         let file: PlanFile = toml::from_str(text).map_err(|error| {
@@ -160,7 +168,7 @@ impl Plan {
             return Err(wrong(1, what));
         }
         let mut injections: Vec<Injection> = Vec::new();
-        for (number, table) in (1..).zip(file.inject) {
+        for (number, table) in (first..).zip(file.inject) {
             let keys = Keys::new(table);
             let begins = line(keys.at());
             let injection = injection(keys, (number, begins)).map_err(|mistake| {
@@ -317,6 +325,12 @@ mod tests {
             assert!(said.starts_with(&format!("plan.toml, line {line}: ")) && said.contains(word), "{text}\n{said}");
             assert!(!said.contains('\n'), "{said}");
         }
+    }
+
+    #[test]
+    fn what_has_no_name_is_called_by_a_number_that_goes_on() {
+        let plan = Plan::parse_numbered(Path::new("p"), BOTH, 4).unwrap();
+        assert_eq!(plan.injections.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["hang", "injection 5"]);
     }
 
     #[test]

@@ -30,6 +30,8 @@ impl NicHandle {
             "engines_inline": hca.engines.is_inline(),
             "bus_master": hca.dma.is_enabled(),
             "firmware": settings,
+            "paused": hca.engines.stand(),
+            "port": if hca.port.is_up() { "up" } else { "down" },
             "objects": reset::objects(hca),
             "eqs": list(hca.eqs.all(), |eq| {
                 let (producer, consumer, armed) = eq.indices();
@@ -53,6 +55,11 @@ impl NicHandle {
             "doorbell_eventfds": self.command_unit().doorbells().attached(),
             "counters": counters(&hca.counters),
         })
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> Value {
+        counters(&self.hca().counters)
     }
 
     /// Objects of all kinds that the driver has made and not destroyed.

@@ -26,11 +26,13 @@ pub mod mkey;
 pub mod nic;
 pub mod odp;
 mod plug;
+pub mod port;
 pub mod qp;
 #[cfg(test)]
 mod queue_tests;
 mod reset;
 pub mod srq;
+pub mod standstill;
 pub mod table;
 #[cfg(test)]
 mod testing;

@@ -209,9 +209,9 @@ impl CommandUnit {
         }
     }
 
-    /// How long the worker may sleep, in milliseconds: until the next late command; -1: for ever.
+    /// How long the worker may sleep, in milliseconds: until the next late command; -1: for ever, or until the device goes on.
     fn patience(&self) -> i32 {
-        let next = self.late.lock().iter().map(|(due, _)| *due).min();
+        let next = self.late.lock().iter().map(|(due, _)| *due).min().filter(|_| !self.hca.engines.stand());
         let left = next.map(|due| due.saturating_duration_since(Instant::now()).as_millis() + 1);
         left.map_or(-1, |ms| i32::try_from(ms).unwrap_or(i32::MAX))
     }
@@ -224,6 +224,9 @@ impl CommandUnit {
         let now = Instant::now();
         loop {
             let mut settings = self.between_commands();
+            if self.hca.engines.stand() {
+                return;
+            }
             let due = {
                 let mut late = self.late.lock();
                 late.iter().position(|(due, _)| *due <= now).map(|at| late.remove(at).1)
@@ -249,7 +252,7 @@ impl CommandUnit {
             }
             let mut settings = self.settings.lock();
             let slots = self.rung.load(Ordering::Acquire);
-            if slots == 0 {
+            if slots == 0 || self.hca.engines.stand() {
                 return;
             }
             self.rung.fetch_and(!(slots & slots.wrapping_neg()), Ordering::AcqRel);

@@ -255,7 +255,8 @@ impl Requester {
                 Some(Peer { hca: there, qp: found, attrs })
             });
         }
-        if !peer.as_ref().is_some_and(|there| answers((hca, qp, attrs), &there.attrs)) {
+        let answered = |there: &Peer| fabric::carries(hca, &there.hca) && answers((hca, qp, attrs), &there.attrs);
+        if !peer.as_ref().is_some_and(answered) {
             *peer = None;
         }
     }

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -253,6 +254,29 @@ fn a_disk_in_use() {
 }
 
 #[test]
+fn control_sockets_that_cannot_be() {
+    let place = Place::new();
+    let used = place.path("used");
+    let _listener = UnixListener::bind(&used).unwrap();
+    let (used, plain) = (used.to_str().unwrap().to_owned(), place.file("plain", ""));
+    let long = format!("{}/{}", place.dir.path().display(), "x".repeat(100));
+    for (path, words) in [
+        ("/nowhere/s", &["/nowhere/s", "No such file", "can be written to"][..]),
+        (&used, &[&used, "in use by another program"]),
+        (&plain, &[&plain, "no socket"]),
+        (&format!("{plain}/s"), &[&plain, "Not a directory"]),
+        (&long, &["at most 107"]),
+        ("/proc/s", &["/proc/s", "can be written to"]),
+    ] {
+        place.refuses(&["run", "--kernel", "6.1", "--control", path, "--exec", "true"], words);
+        if path != used {
+            place.refuses(&["ctl", path, "ping"], &[path]);
+        }
+    }
+    assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 2, "nothing is left beside them");
+}
+
+#[test]
 fn sizes_and_counts() {
     let place = Place::new();
     for (option, value, words) in [
@@ -386,6 +410,8 @@ fn help_that_a_person_can_read() {
         &["--help"][..],
         &["run", "--help"],
         &["lab", "--help"],
+        &["ctl", "--help"],
+        &["ctl", "s", "fault", "--help"],
         &["kvm-probe", "--help"],
         &["man", "--help"],
         &["help", "run"],
@@ -417,7 +443,7 @@ fn no_option_without_a_word() {
 #[test]
 fn usage_errors_have_status_2_and_say_what_there_is() {
     let place = Place::new();
-    for words in [&["fly"][..], &["run", "--kernle", "6.1"]] {
+    for words in [&["fly"][..], &["run", "--kernle", "6.1"], &["ctl", "fly"]] {
         let done = run(place.command(rnic()).args(words), LIMIT);
         assert_eq!(done.code(), 2, "{words:?}: {done:?}");
         assert!(done.err.contains(words[words.len().saturating_sub(2).min(1)]) || done.err.contains("fly"), "{done:?}");

@@ -6,8 +6,8 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use blk::{BlockDevice, DiskConfig};
 use common::{Done, Running, rnic, run};
@@ -291,4 +291,52 @@ fn an_installed_program_finds_its_parts() {
 
     assert!(make("uninstall", &stage).status.success());
     assert_eq!(files(&stage.path("root")), Vec::<PathBuf>::new());
+}
+
+/// A stand-in for the machine in there: at the emulated host's socket, it says what it was asked, and ends the host when told to.
+const INSIDE: &str = r#"
+while [ $# -gt 0 ] && [ "$1" != --socket ]; do shift; done
+exec python3 -c '
+import json, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+stream = listener.accept()[0].makefile("rw")
+for line in stream:
+    asked = json.loads(line)
+    stream.write(json.dumps({"id": asked["id"], "ok": {"inside": asked}}) + "\n")
+    stream.flush()
+    if asked["order"] == "power-off":
+        sys.exit(7)
+' "$2"
+"#;
+
+#[test]
+fn the_control_socket_of_a_machine_in_an_emulated_host_is_out_here() {
+    let stage = Stage::new(INSIDE);
+    let words = ["--host", "emulated", "--control", "s"];
+    let outer = Running::start(stage.boot(&words).stdin(Stdio::null()));
+    let began = Instant::now();
+    while !stage.path("s").exists() {
+        assert!(began.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let give = |words: &[&str]| run(stage.rnic(&["ctl", "s"]).args(words), LIMIT);
+    let ask = |words: &[&str]| -> serde_json::Value {
+        let done = give(words);
+        assert_eq!(status(&done), (0, ""), "{words:?}");
+        serde_json::from_str(&done.out).unwrap()
+    };
+    assert_eq!(ask(&["ping"])["inside"]["order"], "ping");
+    let port = ask(&["port", "1", "down"]);
+    assert_eq!((&port["inside"]["nic"], &port["inside"]["state"]), (&1.into(), &"down".into()));
+    let second = run(&mut stage.boot(&words), LIMIT);
+    assert!(second.code() == 1 && second.err.contains("in use by another program"), "{second:?}");
+    let (before, after) = stage.arguments();
+    assert_eq!(values(&after, "--control-port"), ["/dev/vport0p5"]);
+    let folder = Path::new(values(&before, "--socket")[0]).parent().unwrap().to_owned();
+    assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    ask(&["power-off"]);
+    assert_eq!(outer.finish(LIMIT).code(), 7);
+    assert!(!stage.path("s").exists() && !folder.exists());
 }

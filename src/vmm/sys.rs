@@ -52,6 +52,12 @@ impl AsRawFd for Signals {
     }
 }
 
+/// Blocks the ending signals for the calling thread and those that it starts: whoever starts a thread before [`Signals`] are made would
+/// otherwise have that one end the program.
+pub fn block_ending_signals() -> io::Result<()> {
+    Signals::new().map(drop)
+}
+
 /// Calls `act` on a thread of its own whenever an ending signal comes. Call it before any other thread starts.
 pub fn on_ending_signal(mut act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
     let signals = Signals::new()?;

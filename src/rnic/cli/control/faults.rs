@@ -48,7 +48,7 @@ impl Machine {
                 .map_err(|error| format!("\"inject\" cannot be written as TOML: {error}"))?,
             _ => {
                 return Err(
-                    "fault-arm needs either \"plan\", a text in TOML, or \"inject\", a table or a list of them".into()
+                    "fault-arm needs either \"plan\", a text in TOML, or \"inject\", a table or a list of them".into(),
                 );
             }
         };

@@ -19,12 +19,13 @@ use super::server::{Answer, Backend};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks whether the emulated host has made its end.
 const GLANCE: Duration = Duration::from_millis(50);
-/// Bytes of a socket's path that the system's folder for temporary files may leave.
+/// How folders for it begin.
 const TEMPORARY: &str = "rnic-control-";
 
-/// The way into the emulated host. Its folder goes away with it.
+/// The way into the emulated host.
 pub struct Forward {
-    folder: PathBuf,
+    /// Where QEMU is to listen.
+    socket: PathBuf,
     patience: Duration,
     link: Mutex<Link>,
 }
@@ -35,36 +36,42 @@ struct Link {
     last: u64,
 }
 
-impl Forward {
-    /// A way whose end is to be made at [`Forward::socket`].
+/// A folder of ours alone, which goes away with this value: threads that serve clients may outlive it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes one.
     ///
     /// # Errors
     /// There is no place for temporary files.
     pub fn new() -> io::Result<Self> {
-        Self::patient(PATIENCE)
-    }
-
-    fn patient(patience: Duration) -> io::Result<Self> {
         let mut number = 0;
         loop {
             let folder = std::env::temp_dir().join(format!("{TEMPORARY}{}-{number}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&folder) {
-                Ok(()) => return Ok(Self { folder, patience, link: Mutex::default() }),
+                Ok(()) => return Ok(Self(folder)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < 64 => number += 1,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Where QEMU is to listen.
+    /// Where a socket can be in it.
     pub fn socket(&self) -> PathBuf {
-        self.folder.join("s")
+        self.0.join("s")
     }
 }
 
-impl Drop for Forward {
+impl Drop for Folder {
     fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.folder));
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+impl Forward {
+    /// A way whose end is to be made at `socket`.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket, patience: PATIENCE, link: Mutex::default() }
     }
 }
 
@@ -72,7 +79,7 @@ impl Backend for Forward {
     fn answer(&self, request: Request) -> Answer {
         let mut link = self.link.lock();
         let until = Instant::now() + self.patience;
-        let result = link.ask(&request, &self.socket(), until);
+        let result = link.ask(&request, &self.socket, until);
         if matches!(&result, Err(Lost::Gone)) {
             link.lines = None;
         }
@@ -154,6 +161,10 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
 
+    fn patient(folder: &Folder, patience: Duration) -> Forward {
+        Forward { patience, ..Forward::new(folder.socket()) }
+    }
+
     fn request(order: &str) -> Request {
         Request { id: json!("client's"), order: order.into(), args: serde_json::Map::new() }
     }
@@ -164,7 +175,7 @@ mod tests {
 
     /// Answers each order with what `answer` makes of its number and name.
     fn inside(way: &Forward, answer: fn(u64, &str) -> String) {
-        let listener = UnixListener::bind(way.socket()).unwrap();
+        let listener = UnixListener::bind(&way.socket).unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
@@ -182,7 +193,8 @@ mod tests {
 
     #[test]
     fn answers_belong_to_their_orders() {
-        let way = Forward::patient(Duration::from_secs(20)).unwrap();
+        let folder = Folder::new().unwrap();
+        let way = patient(&folder, Duration::from_secs(20));
         inside(&way, |id, order| match order {
             "bad" => format!("{{\"id\": {id}, \"error\": \"because\"}}\n"),
             // A late answer to an older order goes before.
@@ -190,14 +202,15 @@ mod tests {
         });
         assert_eq!(ask(&way, "a"), Ok(json!([1])));
         assert_eq!((ask(&way, "bad"), ask(&way, "b")), (Err("because".into()), Ok(json!([3]))));
-        let folder = way.folder.clone();
-        drop(way);
-        assert!(!folder.exists());
+        let place = folder.0.clone();
+        drop(folder);
+        assert!(!place.exists());
     }
 
     #[test]
     fn a_host_that_is_not_there_or_silent_or_gone_is_said() {
-        let way = Forward::patient(Duration::from_millis(200)).unwrap();
+        let folder = Folder::new().unwrap();
+        let way = patient(&folder, Duration::from_millis(200));
         assert!(ask(&way, "a").unwrap_err().contains("ended, or not begun"));
         inside(&way, |id, order| match order {
             "silence" => "\n".into(),

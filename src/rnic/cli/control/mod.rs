@@ -24,7 +24,7 @@ use vmm::orders::Remote;
 
 use super::Error;
 use super::host::{Errand, PORT};
-use forward::Forward;
+use forward::{Folder, Forward};
 use orders::Machine;
 use server::{Server, serve_port};
 use socket::Listener;
@@ -48,13 +48,9 @@ pub enum Control {
     Port(PathBuf),
 }
 
-/// What goes away when nobody takes orders any more.
-pub enum Served {
-    /// A socket.
-    Socket(#[expect(dead_code, reason = "kept to be dropped")] Server),
-    /// A port stays.
-    Port,
-}
+/// What goes away when nobody takes orders any more: a socket, and the folder of the way into an emulated host. A port stays.
+#[expect(dead_code, reason = "kept to be dropped")]
+pub struct Served(Option<Server>, Option<Folder>);
 
 impl ControlArgs {
     /// Takes the place at which orders will come; nothing is answered yet.
@@ -74,10 +70,10 @@ impl Control {
         block_ending_signals()?;
         let machine = Arc::new(Machine::new(devices.clone(), remote, injections));
         Ok(match self {
-            Self::Socket(listener) => Served::Socket(Server::start(listener, machine)?),
+            Self::Socket(listener) => Served(Some(Server::start(listener, machine)?), None),
             Self::Port(path) => {
                 serve_port(&path, machine)?;
-                Served::Port
+                Served(None, None)
             }
         })
     }
@@ -86,9 +82,9 @@ impl Control {
     pub fn forward(self, errand: &mut Errand) -> Result<Served, Error> {
         let Self::Socket(listener) = self else { return Err("--control-port is of no use outside".into()) };
         block_ending_signals()?;
-        let way = Forward::new().map_err(|error| format!("there is no place for temporary files: {error}"))?;
-        errand.socket = Some(way.socket());
+        let folder = Folder::new().map_err(|error| format!("there is no place for temporary files: {error}"))?;
+        errand.socket = Some(folder.socket());
         errand.options.extend(["--control-port".into(), PORT.into()]);
-        Ok(Served::Socket(Server::start(listener, Arc::new(way))?))
+        Ok(Served(Some(Server::start(listener, Arc::new(Forward::new(folder.socket())))?), Some(folder)))
     }
 }

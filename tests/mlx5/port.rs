@@ -7,7 +7,8 @@ use mlx5_spec::cmd::Opcode;
 use mlx5_spec::cq::syndrome;
 use mlx5_spec::eq::{eqe_port, event, port_change};
 use mlx5_spec::vport::{hca_vport_context as context, physical_state, port_state, query_context_out};
-use rnic_testdrive::{Driver, Input, Machine, MachineConfig, PATIENCE, Wqe};
+use rnic_testdrive::command::Input;
+use rnic_testdrive::{Driver, Machine, MachineConfig, PATIENCE, Wqe};
 
 use crate::scene::Pair;
 

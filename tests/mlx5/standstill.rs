@@ -6,7 +6,8 @@ use std::time::Duration;
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::vport::query_context_out;
-use rnic_testdrive::{Input, Wqe};
+use rnic_testdrive::Wqe;
+use rnic_testdrive::command::Input;
 
 use crate::scene::Pair;
 

@@ -175,14 +175,16 @@ fn ask(socket: &Path, request: &Request, patience: Duration) -> Result<Value, Er
     let stream = UnixStream::connect(socket).map_err(no_machine)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
+    let ended =
+        |what: &str| -> Error { format!("control socket {shown}: the machine has ended before {what} came").into() };
     let mut lines = Lines::new(&stream, MAX_ANSWER);
     let mut hear = |what: &str| -> Result<Value, Error> {
         let text = match lines.next() {
             Ok(Line::Whole(text)) => text,
             Ok(Line::TooLong) => return Err(format!("control socket {shown}: {what} is too long").into()),
-            Ok(Line::End | Line::Cut) => {
-                return Err(format!("control socket {shown}: the machine has ended before {what} came").into());
-            }
+            Ok(Line::End | Line::Cut) => return Err(ended(what)),
+            // It went without having read what it was told.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(ended(what)),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 return Err(
                     format!("control socket {shown}: {what} did not come within {} s", patience.as_secs()).into()

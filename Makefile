@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 # What there is to do, each by one word. A second run starts within seconds. tests/steps does the work and shows progress.
-#   make lab                       prepare, build, run the lab's core set; report in target/lab.json
+#   make lab                       prepare, build, run the lab's core set; report in target/lab.html and target/lab.json
 #   make lab LAB_ARGS='--all'      any options of `rnic lab`
 #   make verbs-smoke               rdma-core's own programs against the NIC, in a guest of each kernel; every byte checked
 #   make verbs-smoke VERBS_ARGS='--kernel 6.1'    any options of tests/verbs-smoke

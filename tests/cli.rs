@@ -6,6 +6,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -253,6 +254,29 @@ fn a_disk_in_use() {
 }
 
 #[test]
+fn control_sockets_that_cannot_be() {
+    let place = Place::new();
+    let used = place.path("used");
+    let _listener = UnixListener::bind(&used).unwrap();
+    let (used, plain) = (used.to_str().unwrap().to_owned(), place.file("plain", ""));
+    let long = format!("{}/{}", place.dir.path().display(), "x".repeat(100));
+    for (path, words) in [
+        ("/nowhere/s", &["/nowhere/s", "No such file", "can be written to"][..]),
+        (&used, &[&used, "in use by another program"]),
+        (&plain, &[&plain, "no socket"]),
+        (&format!("{plain}/s"), &[&plain, "Not a directory"]),
+        (&long, &["at most 107"]),
+        ("/proc/s", &["/proc/s", "can be written to"]),
+    ] {
+        place.refuses(&["run", "--kernel", "6.1", "--control", path, "--exec", "true"], words);
+        if path != used {
+            place.refuses(&["ctl", path, "ping"], &[path]);
+        }
+    }
+    assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 2, "nothing is left beside them");
+}
+
+#[test]
 fn sizes_and_counts() {
     let place = Place::new();
     for (option, value, words) in [
@@ -328,6 +352,47 @@ fn a_report_that_cannot_be_written() {
     let place = Place::new();
     place.refuses(&["lab", "--scenario", "H12", "--json-file", "/nowhere/report.json"], &["/nowhere/report.json"]);
     place.refuses(&["lab", "--scenario", "H12", "--journal", "/nowhere/journal"], &["/nowhere/journal"]);
+    for option in ["--html", "--ktap", "--junit"] {
+        place.refuses(&["lab", "--scenario", "H12", option, "/nowhere/report"], &["/nowhere/report", option]);
+    }
+    place.refuses(&["lab", "--compare", "/nowhere/old.json"], &["/nowhere/old.json", "cannot be read"]);
+    let none = place.file("none.json", "{}");
+    place.refuses(&["lab", "--compare", &none], &["none.json", "no report"]);
+    let same = ["report", &none, "--ktap", "one", "--html", "./one"];
+    place.refuses(&same, &["--ktap and --html", "one"]);
+    place.assert_clean();
+}
+
+/// A report of step 2, which had neither attempts nor timelines, in every form, and beside itself.
+#[test]
+fn an_old_report_is_rendered_and_compared_without_a_run() {
+    let place = Place::new();
+    let row = |observed: &str, score: &str| {
+        format!(
+            r#"{{"rnic": "0.1.0", "host": "a host", "seed": 7, "rows": [{{"scenario": "H01", "fs": "ext4", "mode": "pinned", "folio": "single",
+            "kernel": "6.1", "kernel_version": "6.1.192-2", "expected": "LOST", "observed": "{observed}",
+            "evidence": ["power cut at #6740: the disk has B*8"], "seconds": 5.8, "score": "{score}"}}]}}"#
+        )
+    };
+    let (old, new) =
+        (place.file("old.json", row("LOST", "as_expected")), place.file("new.json", row("SAFE", "differs")));
+    let report = |words: &[&str]| {
+        let done = run(place.command(rnic()).arg("report").args(words), LIMIT);
+        assert_eq!((done.code(), done.err.as_str()), (0, ""), "{words:?}");
+        done.out
+    };
+    assert!(report(&[&new]).contains("<-- differs") && report(&[&new]).ends_with("1 differ, 0 inconclusive\n"));
+    let files = ["r.ktap", "r.xml", "r.html", "r.json"].map(|name| place.file(name, ""));
+    let [ktap, junit, html, json] = &files;
+    let out = report(&[&new, "--ktap", ktap, "--junit", junit, "--html", html, "--json-file", json, "--compare", &old]);
+    assert!(out.contains("verdict changed (1):") && out.contains("LOST               SAFE"), "{out}");
+    for (file, word) in
+        files.iter().zip(["not ok 1 H01/pinned/ext4/single", "<failure ", "data-verdict=\"SAFE\"", "\"SAFE\""])
+    {
+        let text = fs::read_to_string(file).unwrap();
+        assert!(text.contains(word) && text.contains("the disk has B*8"), "{file}: {text}");
+    }
+    assert!(report(&[json, "--compare", &new]).ends_with("the same rows with the same verdicts\n"));
 }
 
 /// A shell that runs `script` with a /dev of its own: as root in a new mount namespace, otherwise in a user namespace too.
@@ -386,6 +451,9 @@ fn help_that_a_person_can_read() {
         &["--help"][..],
         &["run", "--help"],
         &["lab", "--help"],
+        &["report", "--help"],
+        &["ctl", "--help"],
+        &["ctl", "s", "fault", "--help"],
         &["kvm-probe", "--help"],
         &["man", "--help"],
         &["help", "run"],
@@ -402,7 +470,7 @@ fn help_that_a_person_can_read() {
 /// Every option has a text of its own.
 #[test]
 fn no_option_without_a_word() {
-    for command in ["run", "lab"] {
+    for command in ["run", "lab", "report"] {
         let help = run(Command::new(rnic()).args([command, "--help"]), LIMIT).out;
         let lines: Vec<_> = help.lines().collect();
         let options = lines.iter().enumerate().filter(|(_, line)| line.trim_start().starts_with("--"));
@@ -417,7 +485,7 @@ fn no_option_without_a_word() {
 #[test]
 fn usage_errors_have_status_2_and_say_what_there_is() {
     let place = Place::new();
-    for words in [&["fly"][..], &["run", "--kernle", "6.1"]] {
+    for words in [&["fly"][..], &["run", "--kernle", "6.1"], &["ctl", "fly"]] {
         let done = run(place.command(rnic()).args(words), LIMIT);
         assert_eq!(done.code(), 2, "{words:?}: {done:?}");
         assert!(done.err.contains(words[words.len().saturating_sub(2).min(1)]) || done.err.contains("fly"), "{done:?}");

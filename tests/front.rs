@@ -6,8 +6,8 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use blk::{BlockDevice, DiskConfig};
 use common::{Done, Running, rnic, run};
@@ -224,6 +224,53 @@ fn the_lab_outlives_its_host() {
     assert_eq!((status(&run(&mut stage.lab(&[]), LIMIT)), stage.lives()), ((1, ""), 1));
 }
 
+/// Whatever form a report has, it comes out of the emulated host; an older one is only read there.
+#[test]
+fn reports_come_out_of_the_emulated_host() {
+    let stage = Stage::new("exit 0");
+    for folder in ["old", "pages", "ci"] {
+        fs::create_dir(stage.path(folder)).unwrap();
+    }
+    fs::write(stage.path("old/report.json"), r#"{"rnic": "0", "host": "", "seed": 1, "rows": []}"#).unwrap();
+    let words =
+        ["--html", "pages/a.html", "--ktap", "ci/a.ktap", "--junit", "ci/a.xml", "--compare", "old/report.json"];
+    assert_eq!(run(&mut stage.lab(&words), LIMIT).code(), 0);
+    let (before, after) = stage.arguments();
+    let writable = values(&before, "--writable");
+    for (folder, is) in [("pages", true), ("ci", true), ("old", false)] {
+        assert_eq!(writable.contains(&stage.path(folder).to_str().unwrap()), is, "{folder}: {writable:?}");
+    }
+    assert_eq!(values(&after, "--html"), ["pages/a.html"]);
+}
+
+/// What a campaign needs in there: its plan, the same seeds, the part that variables out here say, and memory for the guests of all jobs.
+#[test]
+fn a_campaign_goes_on_in_an_emulated_host() {
+    let stage = Stage::new("exit 42");
+    let plan = "[[inject]]\ndevice = 'disk1'\naction = 'io-error'\nnth = [1, 3]\n";
+    fs::write(stage.path("plan.toml"), plan).unwrap();
+    let campaign = |words: &[&str]| {
+        let mut command = stage.lab(words);
+        command.env("SLURM_ARRAY_TASK_ID", "2").env("SLURM_ARRAY_TASK_COUNT", "3").env("SLURM_ARRAY_TASK_MIN", "1");
+        assert_eq!(status(&run(command.env_remove("SLURM_ARRAY_TASK_STEP"), LIMIT)), (42, ""), "{words:?}");
+        stage.arguments()
+    };
+    let (before, after) = campaign(&["--faults", "plan.toml", "--seeds", "1..9", "--shard", "auto", "--jobs", "5"]);
+    assert_eq!((values(&after, "--shard"), values(&after, "--seed").len()), (vec!["auto", "2/3"], 0));
+    assert_eq!((values(&before, "--memory"), values(&after, "--faults")), (vec!["7168"], vec!["plan.toml"]));
+    let (before, after) = campaign(&["--faults", "plan.toml", "--repeat", "2"]);
+    assert_eq!(
+        (values(&after, "--seed").len(), values(&after, "--shard").len(), values(&before, "--memory").len()),
+        (1, 0, 0)
+    );
+    // A file that is not to be seen in there.
+    let hidden = "/dev/shm/rnic-front-test-plan.toml";
+    fs::write(hidden, plan).unwrap();
+    let done = run(&mut stage.lab(&["--faults", hidden, "--seed", "1"]), LIMIT);
+    fs::remove_file(hidden).unwrap();
+    assert!(done.code() == 1 && done.err.contains("not to be seen"), "{done:?}");
+}
+
 /// `make TARGET` with everything below `root`, of this program and stand-ins for what is not built here.
 fn make(target: &str, stage: &Stage) -> Done {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|dir| dir.join("Makefile").is_file()).unwrap();
@@ -291,4 +338,52 @@ fn an_installed_program_finds_its_parts() {
 
     assert!(make("uninstall", &stage).status.success());
     assert_eq!(files(&stage.path("root")), Vec::<PathBuf>::new());
+}
+
+/// A stand-in for the machine in there: at the emulated host's socket, it says what it was asked, and ends the host when told to.
+const INSIDE: &str = r#"
+while [ $# -gt 0 ] && [ "$1" != --socket ]; do shift; done
+exec python3 -c '
+import json, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+stream = listener.accept()[0].makefile("rw")
+for line in stream:
+    asked = json.loads(line)
+    stream.write(json.dumps({"id": asked["id"], "ok": {"inside": asked}}) + "\n")
+    stream.flush()
+    if asked["order"] == "power-off":
+        sys.exit(7)
+' "$2"
+"#;
+
+#[test]
+fn the_control_socket_of_a_machine_in_an_emulated_host_is_out_here() {
+    let stage = Stage::new(INSIDE);
+    let words = ["--host", "emulated", "--control", "s"];
+    let outer = Running::start(stage.boot(&words).stdin(Stdio::null()));
+    let began = Instant::now();
+    while !stage.path("s").exists() {
+        assert!(began.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let give = |words: &[&str]| run(stage.rnic(&["ctl", "s"]).args(words), LIMIT);
+    let ask = |words: &[&str]| -> serde_json::Value {
+        let done = give(words);
+        assert_eq!(status(&done), (0, ""), "{words:?}");
+        serde_json::from_str(&done.out).unwrap()
+    };
+    assert_eq!(ask(&["ping"])["inside"]["order"], "ping");
+    let port = ask(&["port", "1", "down"]);
+    assert_eq!((&port["inside"]["nic"], &port["inside"]["state"]), (&1.into(), &"down".into()));
+    let second = run(&mut stage.boot(&words), LIMIT);
+    assert!(second.code() == 1 && second.err.contains("in use by another program"), "{second:?}");
+    let (before, after) = stage.arguments();
+    assert_eq!(values(&after, "--control-port"), ["/dev/vport0p5"]);
+    let folder = Path::new(values(&before, "--socket")[0]).parent().unwrap().to_owned();
+    assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    ask(&["power-off"]);
+    assert_eq!(outer.finish(LIMIT).code(), 7);
+    assert!(!stage.path("s").exists() && !folder.exists());
 }

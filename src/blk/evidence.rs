@@ -23,6 +23,7 @@ impl Worker {
         let op = flight.request.op;
         let moves = !flight.request.data.is_empty();
         flight.amend(ledger, |r| {
+            r.medium.clone_from(&flight.injected.medium);
             if moves {
                 r.data_begin = Some(begin);
                 r.data = Some(end);
@@ -49,7 +50,8 @@ impl Worker {
 
     /// Hashes what a write left on disk. Read back, because the guest page may have changed since it was copied.
     fn hash_disk(&self, flight: &Flight) {
-        let start = flight.request.lba.saturating_mul(SECTOR_SIZE);
+        let first = flight.injected.medium.as_ref().map_or(flight.request.lba, |medium| medium.start);
+        let start = first.saturating_mul(SECTOR_SIZE);
         self.hash(flight, Moment::Data, |_, at, bytes| {
             self.shared.disk().file.read_exact_at(bytes, start.saturating_add(at)).is_ok()
         });

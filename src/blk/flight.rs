@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One request on its way: arrival, hold, data, completion, each told to the ledger.
 
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
 use super::device::SERIAL_BYTES;
 use super::disk::Disk;
 use super::evidence::{Moment, start_of};
-use super::file_io::Zero;
+use super::file_io::{Segment, Zero};
 use super::hooks::{Caught, DiskAction, Levers};
-use super::request::{Request, S_IOERR, S_OK};
+use super::injected::Injected;
+use super::request::{Request, S_IOERR, S_OK, front};
 use super::stats::add;
 use super::worker::Worker;
 use crate::hooks::{BlkOp, DiskLedger, Hold, HoldPoint, RequestRecord};
 use dma::{DmaTarget, Permit};
 use probe::Order;
 use probe::ReleaseWhy;
-use probe::ledger::{Ledger, Seq};
+use probe::ledger::{Ledger, SECTOR_SIZE, Seq};
 
 pub(super) struct Flight {
     /// Names it within this activation.
@@ -37,8 +39,8 @@ pub(super) struct Flight {
     flush_arrival: u64,
     /// Its data is on stable storage already.
     synced: bool,
-    /// A fault decided its status.
-    forced: Option<u8>,
+    /// What goes wrong with it on purpose.
+    pub(super) injected: Injected,
     /// Where it is to stand next.
     next_hold: Option<HoldPoint>,
     /// The lever lies about it.
@@ -63,22 +65,14 @@ impl Claim {
 }
 
 impl Worker {
-    /// A request came off a ring: count it, put it on record, ask faults and levers about it.
+    /// A request came off a ring: count it, ask injections about it, put it on record.
     pub(super) fn arrive(&mut self, token: u64, queue: usize, request: Request) -> Flight {
         let shared = &self.shared;
         shared.counters.ops.count(request.op);
         self.note_refusal(&request);
-        let shape = request.shape();
-        let hide = shared.injections.consult(&shape, |a| a == DiskAction::HideFromLedger).is_some();
-        let forced = shared.injections.consult(&shape, |a| matches!(a, DiskAction::Status(_)));
-        let ledger = &self.shared.ledger;
-        let record = if hide { None } else { ledger.begin(start_of(shared.index, &request)) };
-        // A refused request is answered at once: there is nothing to hold.
-        let caught = match request.refusal {
-            None => shared.levers.consult(token, record.unwrap_or(0), (), &shape),
-            Some(_) => None,
-        };
-        let lie = caught.is_some() && shared.injections.consult(&shape, |a| a == DiskAction::LieAboutHold).is_some();
+        let capacity = shared.capacity.load(Ordering::Acquire);
+        let injected = Injected::by(&shared.injections, &request, capacity, |wait| self.parked.has_room(wait));
+        let record = if injected.hidden { None } else { shared.ledger.begin(start_of(shared.index, &request)) };
         let flush_arrival = self.shared.disk().arrives(request.op);
         let flight = Flight {
             token,
@@ -86,21 +80,31 @@ impl Worker {
             data_done: false,
             status: S_OK,
             used: 1,
-            next_hold: caught.map(|c| c.point),
-            caught,
+            next_hold: None,
+            caught: None,
             released: None,
             record,
             flush_arrival,
-            forced: match forced {
-                Some(DiskAction::Status(status)) => Some(status),
-                _ => None,
-            },
+            injected,
             synced: false,
-            lie,
+            lie: false,
             request,
         };
         self.hash_guest(&flight, Moment::Arrival);
         flight
+    }
+
+    /// Asks levers about a request that is about to be carried out. One that an injection kept back comes to them late: they would wait for it.
+    pub(super) fn ask_levers(&self, flight: &mut Flight) {
+        // A refused request is answered at once: there is nothing to hold.
+        if flight.request.refusal.is_some() {
+            return;
+        }
+        let (shared, shape) = (&self.shared, flight.request.shape());
+        flight.caught = shared.levers.consult(flight.token, flight.record.unwrap_or(0), (), &shape);
+        flight.next_hold = flight.caught.map(|caught| caught.point);
+        let lies = |action| action == DiskAction::LieAboutHold;
+        flight.lie = flight.caught.is_some() && shared.injections.consult(&shape, lies).is_some();
     }
 
     fn note_refusal(&self, request: &Request) {
@@ -167,7 +171,7 @@ impl Worker {
             flight.status = refusal.status();
             return;
         }
-        if let Some(status) = flight.forced {
+        if let Some(status) = flight.injected.status {
             flight.status = status;
             return;
         }
@@ -189,6 +193,9 @@ impl Worker {
             }
             flight.status = S_IOERR;
         }
+        if flight.injected.fails {
+            flight.status = S_IOERR;
+        }
         self.stamp_data(flight, ledger, begin, end, result.is_ok());
     }
 
@@ -197,14 +204,22 @@ impl Worker {
         let mut disk = self.shared.disk();
         match request.op {
             BlkOp::Read => {
-                disk.read(door, &request.data, request.lba)?;
+                let (data, lba, len) = flight.transfer();
+                if len != 0 {
+                    disk.read(door, &data, lba)?;
+                }
+                // The status byte counts where nothing is missing before it.
+                let status = u32::from(len == request.len);
+                add(&self.shared.counters.bytes_read, len);
                 // The iterator over descriptors bounds a chain to 2^32 - 1 bytes, status included.
-                flight.used = u32::try_from(request.len).unwrap_or(u32::MAX).saturating_add(1);
-                add(&self.shared.counters.bytes_read, request.len);
+                flight.used = u32::try_from(len).unwrap_or(u32::MAX).saturating_add(status);
             }
             BlkOp::Write => {
-                disk.write(flight.token, door, &request.data, request.lba)?;
-                add(&self.shared.counters.bytes_written, request.len);
+                let (data, lba, len) = flight.transfer();
+                if len != 0 {
+                    disk.write(flight.token, door, &data, lba)?;
+                }
+                add(&self.shared.counters.bytes_written, len);
             }
             BlkOp::Discard | BlkOp::WriteZeroes => {
                 for range in &request.zero {
@@ -227,6 +242,18 @@ impl Worker {
 }
 
 impl Flight {
+    /// The guest memory that a read or a write really moves, the sector of the medium where that is, and its bytes.
+    fn transfer(&self) -> (Cow<'_, [Segment]>, u64, u64) {
+        let request = &self.request;
+        match &self.injected.medium {
+            None => (Cow::Borrowed(&request.data), request.lba, request.len),
+            Some(medium) => {
+                let len = (medium.end - medium.start) * SECTOR_SIZE;
+                (Cow::Owned(front(&request.data, len)), medium.start, len)
+            }
+        }
+    }
+
     pub(super) fn amend(&self, ledger: &Ledger, change: impl FnOnce(&mut RequestRecord)) {
         if let Some(id) = self.record {
             ledger.amend(id, change);
@@ -260,8 +287,8 @@ impl Flight {
         let ok = self.status == S_OK;
         if let Some(log) = &mut disk.log {
             log.completed(self.token, ok && self.synced);
-            // A flush that a fault answered has flushed nothing.
-            if ok && self.request.op == BlkOp::Flush && self.forced.is_none() {
+            // A flush that an injection answered has flushed nothing.
+            if ok && self.request.op == BlkOp::Flush && self.injected.status.is_none() {
                 log.flushed(self.flush_arrival);
             }
         }

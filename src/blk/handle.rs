@@ -56,7 +56,8 @@ impl DiskHandle {
 
     // ---- levers ----
 
-    /// Arms a lever. Levers look at a request when it arrives: one that has arrived already is not caught.
+    /// Arms a lever. Levers look at a request when it arrives: one that has arrived already is not caught. To one that an injection keeps back
+    /// they look when it goes on.
     pub fn arm(&self, lever: Lever) -> LeverId {
         self.shared.levers.arm(lever)
     }
@@ -100,6 +101,11 @@ impl DiskHandle {
         let note = Note::new(format!("power cut ({cut:?}) of disk {}", self.shared.index));
         let at = self.shared.ledger.stamp(note);
         power_cut::freeze(&disk, cut, to, at)
+    }
+
+    /// Requests whose changes a cruel power cut at this instant would take back; 0: each power cut leaves the same.
+    pub fn unflushed(&self) -> usize {
+        self.shared.disk().log.as_ref().map_or(0, |log| log.unflushed())
     }
 
     /// Replaces the file behind the disk, while no request is in flight or held. The guest is told of the new capacity;

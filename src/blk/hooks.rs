@@ -110,9 +110,47 @@ pub enum DiskAction {
     HideFromLedger,
     /// The request is answered with this status byte (virtio 1.2 §5.2.6) and no data moves.
     Status(u8),
+    /// Only the first so many sectors of a longer write reach the medium; the others keep what they had.
+    TornWrite {
+        /// Sectors of 512 bytes; 0: none of it.
+        sectors: u32,
+        /// The write is answered with an I/O error, not with success.
+        fails: bool,
+    },
+    /// A flush is answered with success, and makes nothing durable.
+    FlushLost,
+    /// The request is carried out late. Others are not delayed.
+    Delay {
+        /// Milliseconds, at most [`MAX_DELAY_MS`].
+        ms: u32,
+    },
+    /// The request is carried out once one that came later has completed, or after 200 ms. Legal: virtio-blk promises no order. One request
+    /// at a time.
+    Reorder,
+    /// Only the first so many sectors of a longer read reach the guest. It is answered with success, and the used length says how many bytes
+    /// there are; the status byte behind them does not count then, since what lies between was not written (virtio 1.2 §2.7.8.2).
+    Short {
+        /// Sectors of 512 bytes.
+        sectors: u32,
+    },
+    /// A read or a write is carried out at sectors further on, where the disk has them.
+    Misdirected {
+        /// Sectors of 512 bytes.
+        by: u32,
+    },
 }
 
-impl probe::Action for DiskAction {}
+/// A request is not delayed longer than this. Linux has no time limit for virtio-blk, but its watchdog tells of tasks that wait for 120 s.
+pub const MAX_DELAY_MS: u32 = 30_000;
+
+impl probe::Action for DiskAction {
+    fn bounded(self) -> Self {
+        match self {
+            Self::Delay { ms } => Self::Delay { ms: ms.min(MAX_DELAY_MS) },
+            other => other,
+        }
+    }
+}
 
 /// An injection: which request, and what goes wrong with it.
 pub type DiskRule = Rule<RequestMatch, DiskAction>;

@@ -3,11 +3,14 @@
 
 mod device;
 mod disk;
+mod draw;
 mod evidence;
 mod file_io;
 mod flight;
 mod handle;
 mod hooks;
+mod injected;
+mod parked;
 mod power_cut;
 mod request;
 mod stats;
@@ -23,7 +26,7 @@ pub use disk::BlockError;
 pub use handle::DiskHandle;
 pub use hooks::{
     BlkOp, DiskAction, DiskCounters, DiskInjections, DiskLedger, DiskRule, DiskTotals, Hold, HoldPoint, Lever,
-    LeverState, OpCounts, PageTouch, RequestMatch, RequestRecord, RequestShape, RequestStart, Requests,
+    LeverState, MAX_DELAY_MS, OpCounts, PageTouch, RequestMatch, RequestRecord, RequestShape, RequestStart, Requests,
 };
 pub use power_cut::FrozenImage;
 pub use request::{S_IOERR, S_OK, S_UNSUPP};

@@ -327,6 +327,19 @@ fn take_front(segments: &mut Vec<Segment>, mut len: u64) -> Option<Vec<Segment>>
     None
 }
 
+/// The first `len` bytes of `segments`, or all of them.
+pub(super) fn front(segments: &[Segment], mut len: u64) -> Vec<Segment> {
+    let mut front = Vec::new();
+    for &(addr, part) in segments {
+        let part = part.min(len);
+        if part != 0 {
+            front.push((addr, part));
+        }
+        len -= part;
+    }
+    front
+}
+
 fn copy_in<const N: usize>(dma: &DmaTarget, segments: &[Segment]) -> Result<[u8; N], Refusal> {
     let mut bytes = [0; N];
     copy_in_slice(dma, segments, &mut bytes)?;

@@ -99,6 +99,8 @@ pub struct Driver {
     pub features: u64,
     /// All requests by way of indirect tables.
     pub indirect: bool,
+    /// Bytes that the device says it wrote, of the request that was seen to complete last.
+    pub used_len: u32,
     rings: Vec<Ring>,
 }
 
@@ -125,7 +127,8 @@ impl Driver {
         let features = device.features();
         let irq = Arc::<Irq>::default();
         device.attach(irq.clone());
-        Self { device, handle, ram, ledger, master, irq, dir, config, features, indirect: false, rings: Vec::new() }
+        let (indirect, used_len, rings) = (false, 0, Vec::new());
+        Self { device, handle, ram, ledger, master, irq, dir, config, features, indirect, used_len, rings }
     }
 
     /// Sets up empty rings and starts the device, as after a reset.
@@ -276,7 +279,7 @@ impl Driver {
             assert!(ring.done.insert(head, len).is_none(), "head {head} was used twice");
             ring.used = ring.used.wrapping_add(1);
         }
-        ring.done.remove(&ticket.head)?;
+        self.used_len = ring.done.remove(&ticket.head)?;
         let slot = ticket.head / SLOT_DESCRIPTORS;
         ring.free.push(slot);
         Some(self.ram.read_obj(GuestAddress(ring.header(slot) + 16)).unwrap())

@@ -5,13 +5,16 @@
 //! change that is *kept*, so the image is the file with the others undone, newest first, but never under a newer kept
 //! change. A flush covers the changes that were completed when the flush *arrived*, and counts once it has completed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::draw::{Draw, Keep};
 use super::file_io::{self, Zero};
+use probe::ledger::SECTOR_SIZE;
 
 /// Old bytes kept. Beyond, the log syncs the disk and forgets, and images are no longer exact.
 const CAP_BYTES: u64 = 256 << 20;
@@ -26,6 +29,27 @@ pub enum PowerCut {
     Kind,
     /// The disk's cache is gone: only what a completed flush covers survives. To prove SAFE.
     Cruel,
+    /// The disk had written out a part of its cache, in an order of its own: of what no completed flush covers a part survives, that of requests
+    /// under way included. To prove that a promise rests on no order. The same seed and number keep the same of the same changes.
+    Drawn {
+        /// What is drawn by.
+        seed: u64,
+        /// Number of the image among those of this seed.
+        nth: u32,
+        /// Any sector of 512 bytes survives or not by itself; otherwise a request's change does as a whole.
+        tear: bool,
+    },
+}
+
+impl fmt::Display for PowerCut {
+    /// "kind", "cruel", "drawn 3".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kind => f.write_str("kind"),
+            Self::Cruel => f.write_str("cruel"),
+            Self::Drawn { nth, .. } => write!(f, "drawn {nth}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,15 +64,6 @@ enum State {
     Durable,
 }
 
-impl State {
-    fn survives(self, cut: PowerCut) -> bool {
-        match cut {
-            PowerCut::Kind => matches!(self, Self::Completed(_) | Self::Durable),
-            PowerCut::Cruel => self == Self::Durable,
-        }
-    }
-}
-
 struct Entry {
     token: u64,
     range: Range<u64>,
@@ -58,6 +73,19 @@ struct Entry {
 }
 
 impl Entry {
+    /// Puts back into `gap` of `image` what was there before.
+    fn restore(&self, image: &File, gap: Range<u64>) -> io::Result<()> {
+        file_io::zero(image, gap.clone(), Zero::Punch)?;
+        for (start, old) in &self.before {
+            let from = gap.start.max(*start);
+            let to = gap.end.min(start + old.len() as u64);
+            if from < to {
+                image.write_all_at(&old[(from - start) as usize..(to - start) as usize], from)?;
+            }
+        }
+        Ok(())
+    }
+
     fn forget(&mut self) -> u64 {
         self.state = State::Durable;
         std::mem::take(&mut self.before).iter().map(|(_, old)| old.len() as u64).sum()
@@ -199,28 +227,60 @@ impl UndoLog {
         self.inexact_since.is_none()
     }
 
-    /// Turns `image`, a copy of the file, into the disk after the power cut. Returns how many requests were undone.
+    /// Turns `image`, a copy of the file, into the disk after the power cut. Returns how many requests were undone, in part or wholly.
     pub(super) fn undo_on(&self, image: &File, cut: PowerCut) -> io::Result<usize> {
         let mut kept = Ranges::default();
-        let mut undone = std::collections::HashSet::new();
-        for entry in self.entries.iter().rev() {
-            if entry.state.survives(cut) {
-                kept.insert(entry.range.clone());
-                continue;
-            }
-            undone.insert(entry.token);
-            for gap in kept.gaps(entry.range.clone()) {
-                file_io::zero(image, gap.clone(), Zero::Punch)?;
-                for (start, old) in &entry.before {
-                    let from = gap.start.max(*start);
-                    let to = gap.end.min(start + old.len() as u64);
-                    if from < to {
-                        image.write_all_at(&old[(from - start) as usize..(to - start) as usize], from)?;
-                    }
+        let mut undone = HashSet::new();
+        for (entry, keep) in self.entries.iter().zip(self.keeps(cut)).rev() {
+            let parts = match keep {
+                Keep::All => {
+                    kept.insert(entry.range.clone());
+                    continue;
                 }
+                Keep::Nothing => Vec::new(),
+                Keep::Parts(parts) if parts == std::slice::from_ref(&entry.range) => {
+                    kept.insert(entry.range.clone());
+                    continue;
+                }
+                Keep::Parts(parts) => parts,
+            };
+            undone.insert(entry.token);
+            // Of this change, too, what is kept covers older ones.
+            parts.into_iter().for_each(|part| kept.insert(part));
+            for gap in kept.gaps(entry.range.clone()) {
+                entry.restore(image, gap)?;
             }
         }
         Ok(undone.len())
+    }
+
+    /// What a power cut keeps of each entry.
+    fn keeps(&self, cut: PowerCut) -> Vec<Keep> {
+        let open = |entry: &&Entry| entry.state != State::Durable;
+        let sectors = self.entries.iter().filter(open).map(|entry| (entry.range.end - entry.range.start) / SECTOR_SIZE);
+        let draw = match cut {
+            PowerCut::Drawn { seed, nth, tear } => {
+                Some(Draw::new(seed, nth, tear, self.unflushed() as u64, sectors.sum()))
+            }
+            PowerCut::Kind | PowerCut::Cruel => None,
+        };
+        let (mut number, mut last) = (0, None);
+        let mut keep = |entry: &Entry| match (entry.state, draw) {
+            (State::Durable, _) => Keep::All,
+            (state, None) => (cut == PowerCut::Kind && matches!(state, State::Completed(_))).into(),
+            (_, Some(draw)) => {
+                // The ranges of one request follow each other.
+                number += u64::from(last.replace(entry.token).is_some_and(|last| last != entry.token));
+                draw.keep(number, &entry.range)
+            }
+        };
+        self.entries.iter().map(&mut keep).collect()
+    }
+
+    /// Requests whose changes no completed flush covers: without any, all power cuts leave the same.
+    pub(super) fn unflushed(&self) -> usize {
+        let open = self.entries.iter().filter(|entry| entry.state != State::Durable);
+        open.map(|entry| entry.token).collect::<HashSet<_>>().len()
     }
 
     fn tick(&mut self) -> u64 {

@@ -15,6 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::device::{Shared, feature};
 use super::flight::{Claim, Flight};
+use super::parked::Parked;
 use super::request::{Limits, Request, RingFault};
 use super::stats::add;
 use crate::hooks::HoldPoint;
@@ -37,6 +38,8 @@ pub(super) struct Worker {
     epoll: Epoll,
     /// Parked by a lever.
     held: Vec<Flight>,
+    /// Kept back by injections.
+    pub(super) parked: Parked,
     /// Said to be held, by a lever that lies.
     pub(super) claims: Vec<Claim>,
     /// Queues with completions that the guest may have to be told of.
@@ -63,6 +66,7 @@ impl Worker {
             interrupt,
             epoll,
             held: Vec::new(),
+            parked: Parked::default(),
             claims: Vec::new(),
             dirty,
             failed: false,
@@ -78,6 +82,7 @@ impl Worker {
                 *busy = *busy && self.serve(position);
             }
             self.carry_out_orders();
+            self.let_parked_go();
             if self.shared.stop.load(Ordering::Acquire) {
                 self.cancel(ReleaseWhy::Reset);
                 return;
@@ -105,7 +110,8 @@ impl Worker {
 
     /// To the next expiry, rounded up so that it is due when epoll returns.
     fn timeout_ms(&self) -> i32 {
-        let Some(deadline) = self.shared.levers.next_deadline() else { return -1 };
+        let deadlines = [self.shared.levers.next_deadline(), self.parked.next()];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return -1 };
         let left = deadline.saturating_duration_since(Instant::now());
         i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
     }
@@ -158,7 +164,19 @@ impl Worker {
 
     fn accept(&mut self, position: usize, request: Request) -> Result<(), RingFault> {
         let token = self.shared.next_token.fetch_add(1, Ordering::Relaxed);
-        let flight = self.arrive(token, position, request);
+        let mut flight = self.arrive(token, position, request);
+        match flight.injected.wait.take() {
+            Some(wait) => {
+                self.parked.keep(flight, wait);
+                Ok(())
+            }
+            None => self.set_out(flight),
+        }
+    }
+
+    /// Nothing keeps a request back any more.
+    fn set_out(&mut self, mut flight: Flight) -> Result<(), RingFault> {
+        self.ask_levers(&mut flight);
         self.advance(flight)
     }
 
@@ -207,6 +225,7 @@ impl Worker {
         drop(disk);
         self.dirty[flight.queue] = true;
         add(&self.shared.counters.completed, 1);
+        self.parked.passed_by(flight.token);
         Ok(())
     }
 
@@ -260,6 +279,20 @@ impl Worker {
         self.notify();
     }
 
+    /// Requests go on that an injection kept back until now.
+    fn let_parked_go(&mut self) {
+        let mut any = false;
+        while let Some(flight) = self.parked.due(Instant::now()) {
+            any = true;
+            if let Err(fault) = self.set_out(flight) {
+                self.fail(&fault.to_string());
+            }
+        }
+        if any {
+            self.notify();
+        }
+    }
+
     /// The device needs a reset (virtio 1.2 §2.1.2). The worker stays to be told so.
     fn fail(&mut self, cause: &str) {
         if !std::mem::replace(&mut self.failed, true) {
@@ -277,7 +310,7 @@ impl Worker {
         let ledger = self.shared.ledger.clone();
         let now = ledger.tick();
         let mut disk = self.shared.disk();
-        for flight in self.held.drain(..) {
+        for flight in self.held.drain(..).chain(self.parked.drain()) {
             add(&self.shared.counters.cancelled, 1);
             flight.mark_aborted(&ledger, now, why);
             if let Some(caught) = flight.caught {

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use toml::{Spanned, Value};
 
+use crate::nth::Nth;
+
 /// A table as the TOML reader gives it.
 pub type Raw = BTreeMap<Spanned<String>, Spanned<Value>>;
 
@@ -74,6 +76,16 @@ impl Keys {
         self.read(key, &wanted, |value| value.as_integer().and_then(|number| N::try_from(number).ok()))
     }
 
+    /// Yes or no; no where it is not given.
+    pub fn flag(&mut self, key: &str) -> Result<bool, Mistake> {
+        self.read(key, "true or false", Value::as_bool).map(|flag| flag.unwrap_or(false))
+    }
+
+    /// On which match: a number, or a range of which the seed draws one.
+    pub fn nth(&mut self, key: &str) -> Result<Option<Nth>, Mistake> {
+        self.read(key, Nth::WANTED, Nth::read)
+    }
+
     /// A number that must be there.
     pub fn needed<N: TryFrom<i64>>(&mut self, key: &str, what: &str) -> Result<N, Mistake> {
         let missing = self.mistake(format!("needs the key \"{key}\": {what}"));
@@ -98,6 +110,18 @@ impl Keys {
     ) -> Result<Option<T>, Mistake> {
         let wanted = format!("one of {}", words.into_iter().collect::<Vec<_>>().join(", "));
         self.read(key, &wanted, |value| find(value.as_str()?))
+    }
+
+    /// One of the words that `find` knows, or a whole number from 1 to 255.
+    pub fn word_or_byte(
+        &mut self,
+        key: &str,
+        words: impl IntoIterator<Item = &'static str>,
+        find: impl FnOnce(&str) -> Option<u8>,
+    ) -> Result<Option<u8>, Mistake> {
+        let wanted = format!("a number from 1 to 255 or one of {}", words.into_iter().collect::<Vec<_>>().join(", "));
+        let byte = |value: &Value| u8::try_from(value.as_integer()?).ok().filter(|byte| *byte != 0);
+        self.read(key, &wanted, |value| byte(value).or_else(|| find(value.as_str()?)))
     }
 
     /// `[first, end]`, two whole numbers, of which the second is not part of it.

@@ -3,13 +3,13 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
-use probe::{Action, Match, Rules};
+use probe::{Action, Match, Rule, Rules};
 
-/// What became of one injection, over all devices that it was for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// What became of one injection, over all devices that it was for. Field names are stable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Its name.
     pub name: String,
@@ -18,7 +18,7 @@ pub struct Outcome {
     /// The devices that it is for.
     pub device: String,
     /// What they do.
-    pub action: &'static str,
+    pub action: String,
     /// Occasions that were meant.
     pub matched: u64,
     /// Times it fired.
@@ -32,6 +32,16 @@ pub struct Summary {
     pub injections: Vec<Outcome>,
 }
 
+/// Adds what became of the same injections at another time.
+pub fn join(all: &mut [Outcome], more: &[Outcome]) {
+    for one in more {
+        if let Some(outcome) = all.iter_mut().find(|outcome| outcome.name == one.name) {
+            outcome.matched += one.matched;
+            outcome.fired += one.fired;
+        }
+    }
+}
+
 impl Summary {
     /// Nothing has happened yet.
     pub fn new(plan: &Plan) -> Self {
@@ -39,22 +49,30 @@ impl Summary {
             name: injection.name.clone(),
             line: injection.line,
             device: injection.device.to_string(),
-            action: injection.action,
+            action: injection.action.into(),
             matched: 0,
             fired: 0,
         };
         Self { injections: plan.injections.iter().map(outcome).collect() }
     }
 
-    /// Adds what the rules of a device say.
+    /// Adds what the rules of a device say, those among them that were removed meanwhile.
     pub fn add<M: Match, A: Action>(&mut self, rules: &Rules<M, A>) {
-        for rule in rules.rules() {
-            // No two injections of a plan have one name.
-            if let Some(outcome) = self.injections.iter_mut().find(|outcome| outcome.name == rule.name) {
-                outcome.matched += rule.matched;
-                outcome.fired += rule.fired;
-            }
+        rules.rules().iter().chain(&rules.removed()).for_each(|rule| self.add_rule(rule));
+    }
+
+    /// Adds what one rule says, if it is of the plan.
+    pub fn add_rule<M, A>(&mut self, rule: &Rule<M, A>) {
+        // No two injections of a plan have one name.
+        if let Some(outcome) = self.injections.iter_mut().find(|outcome| outcome.name == rule.name) {
+            outcome.matched += rule.matched;
+            outcome.fired += rule.fired;
         }
+    }
+
+    /// Times that any of them fired.
+    pub fn fired(&self) -> u64 {
+        self.injections.iter().map(|outcome| outcome.fired).sum()
     }
 
     /// Those that never fired.
@@ -66,9 +84,9 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.injections.iter().map(|outcome| outcome.name.len()).max().unwrap_or(0).max("injection".len());
-        write!(f, "{:width$} {:7} {:17} {:>8} {:>8}", "injection", "device", "action", "matched", "fired")?;
+        write!(f, "{:width$} {:7} {:21} {:>8} {:>8}", "injection", "device", "action", "matched", "fired")?;
         for Outcome { name, device, action, matched, fired, .. } in &self.injections {
-            write!(f, "\n{name:width$} {device:7} {action:17} {matched:8} {fired:8}")?;
+            write!(f, "\n{name:width$} {device:7} {action:21} {matched:8} {fired:8}")?;
         }
         Ok(())
     }
@@ -95,11 +113,16 @@ mod tests {
             }
             let fired = (0..4).filter(|_| rules.consult(&write, |a| matches!(a, DiskAction::Status(_))).is_some());
             assert_eq!(fired.count(), 2);
+            // On one of them somebody disarms it in the end.
+            rules.rules().iter().take(index.into()).for_each(|rule| drop(rules.remove(rule.id)));
             summary.add(&rules);
         }
         let counts: Vec<_> = summary.injections.iter().map(|one| (one.matched, one.fired)).collect();
         assert_eq!(counts, [(8, 4), (0, 0)]);
         assert_eq!(summary.idle().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["none"]);
         assert!(summary.to_string().lines().nth(1).unwrap().starts_with("injection 1 disk    io-error"));
+        let mut twice = summary.clone();
+        join(&mut twice.injections, &summary.injections);
+        assert_eq!((twice.injections[0].matched, twice.fired(), summary.fired()), (16, 8, 4));
     }
 }

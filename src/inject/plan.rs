@@ -12,6 +12,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::keys::{Keys, Mistake, Raw};
+use crate::nth::Nth;
 use crate::words::{COMMON, Does, Word, disk_match, nic_match, words};
 
 /// At most this many injections a plan: a table of rules has room for them.
@@ -79,8 +80,26 @@ pub struct Injection {
     /// Name of the action.
     pub action: &'static str,
     ruled: Ruled,
+    /// On which match; drawn anew for each device and seed.
+    nth: Nth,
     /// Part of the matches, in millionths.
     ppm: Option<u32>,
+}
+
+/// Rows of the lab that a plan is meant for: what `rnic lab` runs under it where the command line names none. Empty: any.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Meant {
+    /// Scenarios.
+    pub scenario: Vec<String>,
+    /// Modes.
+    pub mode: Vec<String>,
+    /// File systems.
+    pub fs: Vec<String>,
+    /// Folio sizes.
+    pub folio: Vec<String>,
+    /// Kernels by name.
+    pub kernel: Vec<String>,
 }
 
 /// As a rule, without name and chance.
@@ -122,6 +141,8 @@ pub struct Plan {
     pub title: String,
     /// In the order of the file.
     pub injections: Vec<Injection>,
+    /// Its table `[lab]`.
+    pub meant: Meant,
 }
 
 #[derive(Deserialize)]
@@ -131,6 +152,8 @@ struct PlanFile {
     title: String,
     #[serde(default)]
     inject: Vec<Spanned<Raw>>,
+    #[serde(default)]
+    lab: Meant,
 }
 
 impl Plan {
@@ -148,6 +171,14 @@ impl Plan {
     /// # Errors
     /// Something is wrong in it.
     pub fn parse(path: &Path, text: &str) -> Result<Self, PlanError> {
+        Self::parse_numbered(path, text, 1)
+    }
+
+    /// The same for a plan that comes after others: injections without a name are called by numbers from `first` on.
+    ///
+    /// # Errors
+    /// Something is wrong in it.
+    pub fn parse_numbered(path: &Path, text: &str, first: usize) -> Result<Self, PlanError> {
         let wrong = |line, what| PlanError::Wrong { path: path.into(), line, what };
         let line = |at: usize| text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
         let file: PlanFile = toml::from_str(text).map_err(|error| {
@@ -160,7 +191,7 @@ impl Plan {
             return Err(wrong(1, what));
         }
         let mut injections: Vec<Injection> = Vec::new();
-        for (number, table) in (1..).zip(file.inject) {
+        for (number, table) in (first..).zip(file.inject) {
             let keys = Keys::new(table);
             let begins = line(keys.at());
             let injection = injection(keys, (number, begins)).map_err(|mistake| {
@@ -174,7 +205,7 @@ impl Plan {
             }
             injections.push(injection);
         }
-        Ok(Self { path: path.into(), title: file.title, injections })
+        Ok(Self { path: path.into(), title: file.title, injections, meant: file.lab })
     }
 
     /// Whether a machine with so many devices has those that are named.
@@ -182,22 +213,28 @@ impl Plan {
     /// # Errors
     /// One is not there.
     pub fn fits(&self, nics: usize, disks: usize) -> Result<(), PlanError> {
-        for injection in &self.injections {
-            let count = if injection.device.kind == Kind::Nic { nics } else { disks };
-            if count <= injection.device.index.map_or(0, usize::from) {
-                let (device, kind) = (injection.device, injection.device.kind);
-                let what =
-                    format!("\"device\" is {device}, and the machine has {count} of that kind (--{kind} adds one)");
-                return Err(PlanError::Wrong { path: self.path.clone(), line: injection.line, what });
-            }
-        }
-        Ok(())
+        let Some((Injection { device, line, .. }, count)) = self.missing(nics, disks) else { return Ok(()) };
+        let kind = device.kind;
+        let what = format!("\"device\" is {device}, and the machine has {count} of that kind (--{kind} adds one)");
+        Err(PlanError::Wrong { path: self.path.clone(), line: *line, what })
+    }
+
+    /// The first injection whose device a machine with so many does not have, and how many of that kind it has.
+    pub fn missing(&self, nics: usize, disks: usize) -> Option<(&Injection, usize)> {
+        let count = |injection: &Injection| if injection.device.kind == Kind::Nic { nics } else { disks };
+        let lacks = |injection: &&Injection| count(injection) <= injection.device.index.map_or(0, usize::from);
+        self.injections.iter().find(lacks).map(|injection| (injection, count(injection)))
+    }
+
+    /// Whether it is for NICs at all.
+    pub fn is_of_nic(&self) -> bool {
+        self.injections.iter().any(|injection| injection.device.kind == Kind::Nic)
     }
 
     /// Rules for NIC number `index`; whatever is drawn is drawn by `seed`.
     pub fn nic_rules(&self, index: u8, seed: u64) -> Vec<NicRule> {
-        let rules = self.of(Kind::Nic, index, seed).filter_map(|(injection, chance)| match &injection.ruled {
-            Ruled::Nic(rule) => Some(Rule { name: injection.name.clone(), chance, ..rule.clone() }),
+        let rules = self.of(Kind::Nic, index, seed).filter_map(|(injection, nth, chance)| match &injection.ruled {
+            Ruled::Nic(rule) => Some(Rule { name: injection.name.clone(), nth, chance, ..rule.clone() }),
             Ruled::Disk(_) => None,
         });
         rules.collect()
@@ -205,19 +242,19 @@ impl Plan {
 
     /// The same for disk number `index`.
     pub fn disk_rules(&self, index: u8, seed: u64) -> Vec<DiskRule> {
-        let rules = self.of(Kind::Disk, index, seed).filter_map(|(injection, chance)| match &injection.ruled {
-            Ruled::Disk(rule) => Some(Rule { name: injection.name.clone(), chance, ..rule.clone() }),
+        let rules = self.of(Kind::Disk, index, seed).filter_map(|(injection, nth, chance)| match &injection.ruled {
+            Ruled::Disk(rule) => Some(Rule { name: injection.name.clone(), nth, chance, ..rule.clone() }),
             Ruled::Nic(_) => None,
         });
         rules.collect()
     }
 
-    fn of(&self, kind: Kind, index: u8, seed: u64) -> impl Iterator<Item = (&Injection, Option<Chance>)> {
+    fn of(&self, kind: Kind, index: u8, seed: u64) -> impl Iterator<Item = (&Injection, u32, Option<Chance>)> {
         let own = (0..).zip(&self.injections).filter(move |(_, injection)| injection.device.is(kind, index));
         own.map(move |(number, injection): (u64, _)| {
             // Two injections, and two devices with the same one, draw apart.
             let seed = seed ^ (number << 8 | u64::from(index)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            (injection, injection.ppm.map(|ppm| Chance { ppm, seed }))
+            (injection, injection.nth.drawn(seed), injection.ppm.map(|ppm| Chance { ppm, seed }))
         })
     }
 }
@@ -235,14 +272,15 @@ fn injection(mut keys: Keys, (number, line): (usize, usize)) -> Result<Injection
         Does::Nic(action) => Ruled::Nic(counted(&mut keys, nic_match, action, word)?),
         Does::Disk(action) => Ruled::Disk(counted(&mut keys, disk_match, action, word)?),
     };
+    let nth = keys.nth("nth")?.unwrap_or(Nth::Fixed(0));
     let ppm = keys.probability("probability")?;
     let known: Vec<&str> =
         COMMON.into_iter().chain(word.takes.iter().map(|(key, _)| *key)).chain(word.matches.iter().copied()).collect();
     keys.end(&known)?;
-    Ok(Injection { name, line, device, action: word.name, ruled, ppm })
+    Ok(Injection { name, line, device, action: word.name, ruled, nth, ppm })
 }
 
-/// The rule: what it happens to, and on which of the matches.
+/// The rule without what a seed draws: what it happens to, and on which of the matches.
 fn counted<M: Default, A>(
     keys: &mut Keys,
     matches: fn(&mut Keys, &Word) -> Result<M, Mistake>,
@@ -250,9 +288,9 @@ fn counted<M: Default, A>(
     word: &Word,
 ) -> Result<Rule<M, A>, Mistake> {
     let what = matches(keys, word)?;
-    let (nth, every) = (keys.number("nth")?.unwrap_or(0), keys.number("every")?.unwrap_or(0));
-    let within_ms = keys.number("within_ms")?;
-    Ok(Rule { what, every, within_ms, ..Rule::new(nth, action) })
+    let (every, within_ms) = (keys.number("every")?.unwrap_or(0), keys.number("within_ms")?);
+    // On which match, and which part, is drawn for each device and seed.
+    Ok(Rule { what, every, within_ms, ..Rule::new(0, action) })
 }
 
 #[cfg(test)]
@@ -311,12 +349,40 @@ mod tests {
                 14,
                 "line 2 already",
             ),
+            (&nic("action = 'command-hang'\nnth = [0, 3]\n"), 4, "\"nth\" must be a whole number, or [first, last]"),
             ("[[inject]]\ndevice = 'nic\n", 2, ""),
         ] {
             let said = plan(text).unwrap_err();
             assert!(said.starts_with(&format!("plan.toml, line {line}: ")) && said.contains(word), "{text}\n{said}");
             assert!(!said.contains('\n'), "{said}");
         }
+    }
+
+    #[test]
+    fn a_seed_draws_where_it_strikes() {
+        let plan = plan("[[inject]]\ndevice = 'disk'\naction = 'io-error'\nnth = [3, 12]\n").unwrap();
+        let nth = |disk, seed| plan.disk_rules(disk, seed)[0].nth;
+        assert!((0..50).all(|seed| (3..=12).contains(&nth(1, seed)) && nth(1, seed) == nth(1, seed)));
+        assert!((0..50).any(|seed| nth(1, seed) != nth(1, 0)), "seeds differ");
+        assert!((0..50).any(|seed| nth(1, seed) != nth(2, seed)), "two disks draw apart");
+    }
+
+    #[test]
+    fn a_plan_says_for_which_rows_it_is() {
+        let text = format!("{BOTH}[lab]\nscenario = ['H01']\nmode = ['odp', 'pinned']\nkernel = ['7.3']\n");
+        let meant = plan(&text).unwrap().meant;
+        assert_eq!(
+            (meant.scenario, meant.mode.len(), meant.kernel, meant.fs),
+            (vec!["H01".into()], 2, vec!["7.3".into()], Vec::<String>::new())
+        );
+        let said = plan(&format!("{BOTH}[lab]\nscenarios = ['H01']\n")).unwrap_err();
+        assert!(said.starts_with("plan.toml, line 15: ") && said.contains("scenarios"), "{said}");
+    }
+
+    #[test]
+    fn what_has_no_name_is_called_by_a_number_that_goes_on() {
+        let plan = Plan::parse_numbered(Path::new("p"), BOTH, 4).unwrap();
+        assert_eq!(plan.injections.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["hang", "injection 5"]);
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub enum What {
     },
     /// A page of a file as a power cut left it.
     Cut {
-        /// "kind": every completed write survives. "cruel": only what a completed flush covers.
+        /// "kind": every completed write survives. "cruel": only what a completed flush covers. "drawn 3": of the others a part, the third that
+        /// was drawn of this moment.
         cut: String,
         /// Name of the file.
         file: String,
@@ -122,6 +123,10 @@ pub enum What {
         status: Option<u8>,
         /// Whether the bytes that it stored differ from those at its arrival; not known where they were not compared.
         changed: Option<bool>,
+        /// The sectors of the medium that its data really went to or came from, where an injection made these others than it asked for: first
+        /// and behind the last.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        medium: Option<(u64, u64)>,
         /// From when to when a lever held it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         held: Vec<(Seq, Option<Seq>)>,
@@ -144,7 +149,7 @@ pub enum What {
     },
     /// What a disk that keeps things twice has of a page, after a power cut.
     Twice {
-        /// "kind" or "cruel".
+        /// "kind", "cruel" or "drawn 3".
         cut: String,
         /// Name of the file.
         file: String,
@@ -244,6 +249,17 @@ pub enum What {
         /// Of so many.
         of: u32,
     },
+    /// An injection of a plan fired.
+    Injected {
+        /// Its name in the plan.
+        name: String,
+        /// The device: "nic0", "disk1".
+        device: String,
+        /// Which of its matches it was, from 1.
+        matched: u64,
+        /// What it happened to.
+        occasion: String,
+    },
     /// Evidence that cannot be used, or is missing.
     Unsound {
         /// Why.
@@ -332,6 +348,7 @@ impl What {
             completed: record.completed,
             status: record.status,
             changed,
+            medium: record.medium.as_ref().map(|medium| (medium.start, medium.end)),
             held: record.holds.iter().map(|hold| (hold.from, hold.to)).collect(),
         }
     }
@@ -358,7 +375,7 @@ impl What {
 
     /// A power cut's page.
     pub fn cut(cut: PowerCut, file: &str, at: u64, found: &Result<Content, i32>) -> Self {
-        What::Cut { cut: name_of(cut).into(), file: file.into(), at, found: Found::of(found) }
+        What::Cut { cut: cut.to_string(), file: file.into(), at, found: Found::of(found) }
     }
 
     /// A power cut's page on a disk that keeps things twice.
@@ -367,20 +384,13 @@ impl What {
             Parts::Legs(legs, _) => legs.clone(),
             Parts::Parity(_) => Vec::new(),
         };
-        What::Twice { cut: name_of(cut).into(), file: file.into(), at, legs, agree: parts.agree() }
+        What::Twice { cut: cut.to_string(), file: file.into(), at, legs, agree: parts.agree() }
     }
 
     /// A page of the mapping.
     pub fn folio(when: &str, page: &Page, attached: Option<bool>) -> Self {
         let (pfn, pages, mapped) = (page.pfn, page.folio_pages, page.present);
         What::Folio { when: when.into(), pfn, pages, mapped, attached }
-    }
-}
-
-fn name_of(cut: PowerCut) -> &'static str {
-    match cut {
-        PowerCut::Kind => "kind",
-        PowerCut::Cruel => "cruel",
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rnic_agent::client::{CallError, Client};
 use rnic_agent::proto::{Hello, JobState, Op, Value};
 
+use super::campaign::Setting;
 use super::fact::Role;
 use super::finding::Stop;
 use super::machine::{Devices, MachineConfig};
@@ -63,6 +64,8 @@ pub struct GuestParts {
     pub nic: Option<NicConfig>,
     /// Whether it has persistent memory.
     pub pmem: bool,
+    /// What all rows run under.
+    pub setting: Setting,
 }
 
 /// A running guest.
@@ -92,6 +95,9 @@ pub struct Guest {
     rdma: Mutex<Vec<Via>>,
     /// What has been built between the disk under test and a file system.
     stack: Mutex<Option<DiskKind>>,
+    /// Until when steps of this row are waited for.
+    deadline: Mutex<Option<Instant>>,
+    setting: Setting,
 }
 
 /// RDMA devices that a guest can have.
@@ -144,9 +150,10 @@ impl Guest {
         let config = MachineConfig {
             kernel: parts.kernel.image.clone(),
             initramfs: Some(parts.initramfs.try_clone().map_err(|e| failed(&e))?),
-            cmdline: CMDLINE.into(),
+            cmdline: cmdline(&parts.setting),
             cpus: parts.cpus,
-            memory: MEMORY,
+            // The witness only mounts.
+            memory: parts.setting.memory.filter(|_| role == Role::Test).unwrap_or(MEMORY),
             disks,
             pmems: parts.pmem.then_some(PmemConfig { path: None, size: Some(PMEM_SIZE) }).into_iter().collect(),
             nics: parts.nic.clone().into_iter().collect(),
@@ -185,6 +192,8 @@ impl Guest {
             spoken: AtomicU64::new(0),
             rdma: Mutex::default(),
             stack: Mutex::default(),
+            deadline: Mutex::default(),
+            setting: parts.setting.clone(),
         };
         // What a boot prints is no row's.
         guest.heard.store(guest.must(Op::DmesgMark)?.num().unwrap_or(0), Ordering::Relaxed);
@@ -209,6 +218,16 @@ impl Guest {
     /// The disk that O_DIRECT reads come from.
     pub fn source_disk(&self) -> &DiskHandle {
         &self.devices.disks[SOURCE_DISK]
+    }
+
+    /// All its disks: the root disk, the one under test, the source.
+    pub fn disks(&self) -> &[DiskHandle] {
+        &self.devices.disks
+    }
+
+    /// What all rows run under.
+    pub fn setting(&self) -> &Setting {
+        &self.setting
     }
 
     /// Our NIC, if this guest has one.
@@ -286,6 +305,7 @@ impl Guest {
 
     /// Waits for a job, at most `limit`.
     pub fn wait_job(&self, job: u32, limit: Duration) -> Result<JobState, Stop> {
+        let limit = limit.min(self.time_left());
         let waited = self.ask(|agent| agent.wait_job(job, limit));
         waited.map_err(|error| self.stop_for("waiting for a job", &error))
     }
@@ -296,7 +316,21 @@ impl Guest {
     }
 
     fn limit(&self) -> Duration {
-        Duration::from_millis(self.limit_ms.load(Ordering::Relaxed))
+        Duration::from_millis(self.limit_ms.load(Ordering::Relaxed)).min(self.time_left())
+    }
+
+    /// No step is waited for beyond `deadline`, and none begins after it; `None`: each has the usual time.
+    pub fn end_steps_at(&self, deadline: Option<Instant>) {
+        *self.deadline.lock() = deadline;
+    }
+
+    /// Whether its row has had its time.
+    pub fn out_of_time(&self) -> bool {
+        self.time_left().is_zero()
+    }
+
+    fn time_left(&self) -> Duration {
+        self.deadline.lock().map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
     }
 
     /// Steps are waited for no longer than `limit` from now on: for a guest that is broken on purpose.
@@ -335,6 +369,9 @@ impl Guest {
     fn ask<T>(&self, question: impl FnOnce(&Client) -> Result<T, CallError>) -> Result<T, CallError> {
         if self.silent.load(Ordering::Relaxed) {
             return Err(CallError::Closed);
+        }
+        if self.out_of_time() {
+            return Err(CallError::Timeout(Duration::ZERO));
         }
         let answer = question(&self.agent);
         // A step that hangs is one thing, an agent that says nothing another.
@@ -396,6 +433,11 @@ impl Guest {
         self.agent.close();
         self.vm.stop(Outcome::Stopped);
     }
+}
+
+/// The kernel command line, with what the user has to add.
+fn cmdline(setting: &Setting) -> String {
+    setting.cmdline.as_ref().map_or_else(|| CMDLINE.into(), |more| format!("{CMDLINE} {more}"))
 }
 
 fn connect(vm: &mut Vm) -> Client {

@@ -7,10 +7,12 @@
 //! * [`fact`]: what was seen, typed, in the ledger's order; everything that is reported is made of it.
 //! * [`oracle`]: judgements on the ledger; [`complaints`]: what the guest kernel had to say.
 //! * [`check`]: what stands between evidence and verdict, by name; [`controls`]: what is broken on purpose so that they are seen to notice.
-//! * [`verdict`], [`finding`], [`expect`], [`report`]: words, expectations, tables and JSON. Oracles never see an expectation.
+//! * [`verdict`], [`finding`], [`expect`], [`report`]: words, expectations, and reports as tables, JSON, KTAP, JUnit and a page with timelines. Oracles never see an expectation.
 //! * [`runner`]: puts it together; [`journal`]: what has ended, for a run that goes on after its host's death.
+//! * [`campaign`]: rows by the thousand, over seeds, in shards that are merged, under plans of injections, and again.
 
 pub mod bench;
+pub mod campaign;
 pub mod check;
 pub mod complaints;
 pub mod console;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::bench::Bench;
 use super::controls::Control;
 use super::finding::{Finding, Stop};
+use super::report::ground as ground_name;
 use super::scenarios;
 use super::story::{Story, rows};
 
@@ -148,6 +149,8 @@ pub struct Row {
     pub folio: Folio,
     /// As a negative control: what is broken, and what must notice.
     pub control: Option<Control>,
+    /// The seed of its data and injections, in a run over several; `None`: the run's.
+    pub seed: Option<u64>,
 }
 
 /// What the user asked for.
@@ -163,17 +166,29 @@ pub struct Selection {
     pub disks: Vec<String>,
     /// Modes; empty means all.
     pub modes: Vec<String>,
+    /// Folio sizes; empty means all.
+    pub folios: Vec<String>,
+    /// None of these: "H12", or "H12/dio" for one mode of it.
+    pub exclude: Vec<String>,
 }
 
 impl Selection {
-    /// Whether scenario, file system, disk and mode are among those that are named, if any are.
+    /// Whether scenario, file system, disk, mode and folio size are among those that are named, if any are, and it is not excluded.
     pub fn names(&self, row: &Row) -> bool {
         let wants = |list: &[String], name: &str| list.is_empty() || list.iter().any(|w| w.eq_ignore_ascii_case(name));
         wants(&self.scenarios, row.scenario.id)
             && wants(&self.filesystems, row.fs.name())
             && wants(&self.disks, row.disk.name())
             && wants(&self.modes, row.scenario.mode)
+            && wants(&self.folios, &row.folio.to_string())
+            && !self.exclude.iter().any(|text| excluded(text, row.scenario))
     }
+}
+
+/// Whether `text`, "ID" or "ID/mode", means it.
+fn excluded(text: &str, scenario: &Scenario) -> bool {
+    let (id, mode) = text.split_once('/').map_or((text, None), |(id, mode)| (id, Some(mode)));
+    scenario.id.eq_ignore_ascii_case(id) && mode.is_none_or(|mode| scenario.mode.eq_ignore_ascii_case(mode))
 }
 
 /// Every row there is.
@@ -192,7 +207,7 @@ impl Scenario {
 impl Row {
     /// A row as its scenario has it.
     pub fn new(scenario: &'static Scenario, (fs, disk): (Fs, DiskKind), folio: Folio) -> Self {
-        Self { scenario, fs, disk, folio, control: scenario.control }
+        Self { scenario, fs, disk, folio, control: scenario.control, seed: None }
     }
 
     /// The disk's name where it is not the virtio disk itself.
@@ -204,6 +219,17 @@ impl Row {
     fn is_core(&self) -> bool {
         let plain = self.disk == DiskKind::Plain;
         plain && self.scenario.core.contains(&self.fs) && self.scenario.core_folios.contains(&self.folio)
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scenario { id, mode, .. } = self.scenario;
+        write!(f, "{id} {mode} {} {}", ground_name(self.fs.name(), self.disk_named()), self.folio)?;
+        match self.control {
+            Some(control) => write!(f, " {}", control.plant.name()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -226,6 +252,12 @@ pub fn select(selection: &Selection) -> Result<Vec<Row>, String> {
     known(&selection.modes, distinct(|scenario| scenario.mode), "mode")?;
     known(&selection.filesystems, Fs::ALL.map(Fs::name).into(), "file system")?;
     known(&selection.disks, DiskKind::ALL.map(DiskKind::name).into(), "disk")?;
+    known(&selection.folios, vec!["single", "large"], "folio size")?;
+    let ids: Vec<_> = selection.exclude.iter().map(|text| text.split('/').next().unwrap_or(text).into()).collect();
+    known(&ids, distinct(|scenario| scenario.id), "scenario")?;
+    if let Some(text) = selection.exclude.iter().find(|text| !scenarios::all().any(|one| excluded(text, one))) {
+        return Err(format!("no row is {text}; `rnic lab --list` shows which modes each scenario has"));
+    }
     let named = !selection.scenarios.is_empty() || !selection.modes.is_empty();
     let rows: Vec<_> = all_rows()
         .into_iter()
@@ -302,6 +334,35 @@ mod tests {
             assert!(has(id, mode), "{id} {mode}");
         }
         assert!(has("C-late", "odp") && has("C-mttw", "odp"));
+    }
+
+    #[test]
+    fn rows_are_left_out_by_folio_and_by_name() {
+        let rows = |exclude: &[&str], folios: &[&str]| {
+            let [exclude, folios] = [exclude, folios].map(|list| list.iter().map(|text| (*text).into()).collect());
+            select(&Selection { scenarios: vec!["H01".into()], exclude, folios, ..Selection::default() })
+        };
+        let all = rows(&[], &[]).unwrap();
+        let single = rows(&[], &["single"]).unwrap();
+        assert!(single.len() < all.len() && single.iter().all(|row| row.folio == Folio::Single));
+        let without = rows(&["h01/ODP"], &[]).unwrap();
+        assert_eq!(without.len(), all.iter().filter(|row| row.scenario.mode != "odp").count());
+        assert!(without.len() < all.len());
+        assert!(rows(&["H01"], &[]).unwrap_err().contains("has no rows"));
+        assert!(rows(&["H99/odp"], &[]).unwrap_err().starts_with("no scenario H99"));
+        assert!(rows(&["H12/odp-x"], &[]).unwrap_err().starts_with("no row is H12/odp-x"));
+        assert!(rows(&[], &["huge"]).unwrap_err().starts_with("no folio size huge"));
+    }
+
+    #[test]
+    fn a_row_has_one_name() {
+        // One that runs only when it is named may ask again what another asks: H10 cpu on the plain disk, beside other disks.
+        let rows = all_rows().into_iter().filter(|row| !row.scenario.named);
+        let mut names: Vec<_> = rows.map(|row| row.to_string()).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
     }
 
     #[test]

@@ -5,19 +5,32 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::campaign::{Setting, Shard};
 use super::check::Check;
 use super::expect::{Expectation, NAMED, expected};
-use super::fact::{Fact, Facts};
+use super::fact::{Fact, FactId, Facts};
 use super::finding::Found;
 use super::plan::{Row, Scenario, all_rows};
 use super::scenarios;
 use super::verdict::{Observed, Verdict};
 
+mod compare;
 mod figure;
+mod html;
+mod junit;
+mod ktap;
+mod name;
 mod prices;
+pub mod timeline;
 
+pub use compare::print_comparison;
 pub use figure::{Figure, Spread};
+pub use html::html;
+pub use junit::junit;
+pub use ktap::ktap;
+pub use name::{row_name, visible};
 pub use prices::print_prices;
+use timeline::{Moment, Timeline};
 
 /// In how many rounds of a story harm was seen. Field names are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +42,7 @@ pub struct Rounds {
 }
 
 /// One attempt at a row. Field names are stable.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Its verdict.
     pub observed: String,
@@ -39,6 +52,17 @@ pub struct Attempt {
     pub findings: Vec<Found>,
     /// Duration.
     pub seconds: f64,
+    /// What each actor did, in the ledger's order. Older reports have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Moment>,
+    /// How much more there was than the timeline keeps.
+    #[serde(default, skip_serializing_if = "none_left_out")]
+    pub timeline_left_out: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn none_left_out(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A row that has run. Field names are stable.
@@ -85,6 +109,15 @@ pub struct RowResult {
     /// In rows whose steps are played several times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<Rounds>,
+    /// The seed of its data and injections, in a run over several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Its place in the whole run, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    /// Under a plan: what became of each of its injections while this row ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub injections: Vec<inject::Outcome>,
     /// How it counts.
     pub score: Score,
 }
@@ -143,6 +176,9 @@ impl RowResult {
             seconds: attempts.iter().map(|attempt| attempt.seconds).sum(),
             attempts,
             figures: Vec::new(),
+            seed: row.seed,
+            number: None,
+            injections: Vec::new(),
             score: Score::of(expected.map(|expected| expected.verdict), observed),
         }
     }
@@ -154,6 +190,7 @@ impl RowResult {
             && (self.fs.as_str(), self.folio.as_str()) == (row.fs.name(), row.folio.to_string().as_str())
             && (self.kernel.as_str(), self.kernel_version.as_str()) == (kernel, version)
             && self.plant.as_deref() == row.control.map(|control| control.plant.name())
+            && self.seed == row.seed
     }
 }
 
@@ -181,31 +218,71 @@ fn evidence(attempts: &[Attempt]) -> Vec<String> {
 }
 
 impl Attempt {
+    /// Its facts with their places, in the ledger's order.
+    fn in_order(&self) -> Vec<(&Fact, usize)> {
+        let mut facts: Vec<_> = self.facts.list().iter().zip(0..).collect();
+        facts.sort_by_key(|(fact, _)| if fact.seq == 0 { u64::MAX } else { fact.seq });
+        facts
+    }
+
     /// Its facts in words, in the ledger's order: those at the places that `wanted` says.
     fn lines(&self, wanted: impl Fn(usize) -> bool) -> Vec<String> {
-        let mut facts: Vec<_> = self.facts.list().iter().zip(0..).filter(|(_, place)| wanted(*place)).collect();
-        facts.sort_by_key(|(fact, _)| if fact.seq == 0 { u64::MAX } else { fact.seq });
-        facts.into_iter().map(|(fact, _): (&Fact, usize)| fact.to_string()).collect()
+        self.in_order().into_iter().filter(|(_, place)| wanted(*place)).map(|(fact, _)| fact.to_string()).collect()
+    }
+
+    /// All of them, each with whether its verdict rests on it.
+    fn lines_with_grounds(&self) -> impl Iterator<Item = (String, bool)> {
+        self.in_order().into_iter().map(|(fact, place)| (fact.to_string(), self.is_ground(place)))
+    }
+
+    /// The facts that its verdict rests on.
+    fn ground_facts(&self) -> &[FactId] {
+        let own = self.findings.iter().find(|finding| self.observed.starts_with(&finding.verdict));
+        own.map_or(&[], |finding| &finding.facts)
+    }
+
+    /// Whether the fact at `place` is one that its verdict rests on, or what a kernel complained of.
+    fn is_ground(&self, place: usize) -> bool {
+        let rests = self.ground_facts().iter().any(|fact| fact.place() == place);
+        rests || self.facts.list().get(place).is_some_and(Fact::is_report)
     }
 
     /// What its verdict rests on, and what its kernels complained of.
     fn grounds(&self) -> Vec<String> {
-        let own = self.findings.iter().find(|finding| self.observed.starts_with(&finding.verdict));
-        let rests = |place| own.is_some_and(|finding| finding.facts.iter().any(|fact| fact.place() == place));
-        self.lines(|place| rests(place) || self.facts.list().get(place).is_some_and(Fact::is_report))
+        self.lines(|place| self.is_ground(place))
+    }
+
+    /// The same attempt with its timeline.
+    pub fn with_timeline(self, timeline: Timeline) -> Self {
+        Self { timeline: timeline.moments, timeline_left_out: timeline.left_out, ..self }
     }
 }
 
 /// A whole run, for machines. `rows` is the only list at the top.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this program.
-    pub rnic: &'static str,
+    pub rnic: String,
+    /// The program's bytes, as a number.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub build: String,
     /// The host's kernel and KVM.
     pub host: String,
-    /// All nonces of the run derive from it.
+    /// All nonces of the run derive from it; in a run over several seeds the first of them.
     pub seed: u64,
-    /// Rows in the order in which they ended.
+    /// The plan of injections: its path and title.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// What all rows ran under.
+    #[serde(default, skip_serializing_if = "Setting::is_usual")]
+    pub setting: Setting,
+    /// Which part of a run it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
+    /// Merged: shards that are not part of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<u32>,
+    /// Rows in the order of the run.
     pub rows: Vec<RowResult>,
 }
 
@@ -217,6 +294,23 @@ impl Report {
             Some(Score::Differs) => 1,
             Some(Score::Inconclusive) => 2,
         }
+    }
+
+    /// The kernels, in the order in which their first rows ended: name and version.
+    pub fn kernels(&self) -> Vec<(&str, &str)> {
+        let mut kernels = Vec::new();
+        for row in &self.rows {
+            let kernel = (row.kernel.as_str(), row.kernel_version.as_str());
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
+        }
+        kernels
+    }
+
+    /// Rows of a kernel that [`Report::kernels`] has named.
+    pub fn rows_of(&self, kernel: (&str, &str)) -> Vec<&RowResult> {
+        self.rows.iter().filter(|row| (row.kernel.as_str(), row.kernel_version.as_str()) == kernel).collect()
     }
 
     /// One line: how many rows there were and how they count.
@@ -253,7 +347,8 @@ pub fn print_row(out: &mut dyn Write, row: &RowResult) -> io::Result<()> {
     let (ground, seconds) = (ground(&row.fs, row.disk.as_deref()), format!("{:.1}", row.seconds));
     let [expected, observed] = [&row.expected, &row.observed].map(String::as_str);
     let line = [&row.scenario, &ground, &row.mode, &row.folio, short(&row.kernel), expected, observed, &seconds];
-    writeln!(out, "{}{mark}", columns(line))?;
+    let seed = row.seed.map_or_else(String::new, |seed| format!("  seed {seed}"));
+    writeln!(out, "{}{seed}{mark}", columns(line))?;
     if let Some(plant) = &row.plant {
         writeln!(out, "         planted: {plant}; must notice: {}", row.checks.join(", "))?;
     }
@@ -320,7 +415,7 @@ mod tests {
     }
 
     fn status(rows: Vec<RowResult>) -> u8 {
-        Report { rnic: "0", host: String::new(), seed: 0, rows }.exit_status()
+        Report { rows, ..Report::default() }.exit_status()
     }
 
     #[test]
@@ -363,7 +458,7 @@ mod tests {
         let fact = facts.add(7, What::Returned { step: "fsync".into(), errno: None });
         facts.add(0, What::harm(1, 3));
         let findings = vec![(&Finding::new(Verdict::Lost, fact, [])).into()];
-        let attempt = Attempt { observed: "LOST".into(), facts, findings, seconds: 2.5 };
+        let attempt = Attempt { observed: "LOST".into(), facts, findings, seconds: 2.5, ..Attempt::default() };
         let ours =
             RowResult::new(&all_rows()[0], "6.1", "6.1.192-2", None, &Observed::new(Verdict::Lost), vec![attempt]);
         let text = serde_json::to_string(&ours).unwrap();

@@ -33,6 +33,8 @@ pub enum Verdict {
     Inconclusive,
     /// This kernel and file system cannot be brought into the state that the row asks for.
     NotRun,
+    /// An injection of a plan fired, the program was told of an error, and the row ended there: no harm was found.
+    Erred,
     /// The kernel refused the registration.
     Refused,
     /// The operation waited for as long as the device was held.
@@ -52,7 +54,7 @@ pub enum Verdict {
 }
 
 /// Word and meaning of each verdict, for people.
-const WORDS: [(Verdict, &str, &str); 21] = [
+const WORDS: [(Verdict, &str, &str); 22] = [
     (Verdict::Missed, "MISSED", "negative control: the injection was not noticed, so this lab cannot be trusted"),
     (Verdict::Panic, "PANIC", "the guest kernel panicked"),
     (Verdict::Oops, "OOPS", "a thread of the guest kernel died; its own report is in the evidence"),
@@ -74,6 +76,7 @@ const WORDS: [(Verdict, &str, &str); 21] = [
     (Verdict::Flaky, "FLAKY", "a harm that came in some attempts and not in others; all of them are in the evidence"),
     (Verdict::Inconclusive, "INCONCLUSIVE", "a lever did not fire or evidence is missing"),
     (Verdict::NotRun, "NOT-RUN", "this kernel or device cannot be brought into the state that the row asks for"),
+    (Verdict::Erred, "ERRED", "the program was told of an injected error; no harm was found"),
     (Verdict::Refused, "REFUSED", "the kernel refused the registration, with this errno"),
     (Verdict::Blocked, "BLOCKED", "the operation waited until the device let go"),
     (

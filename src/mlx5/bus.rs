@@ -10,8 +10,10 @@ use std::time::Instant;
 use super::NicConfig;
 use super::engine::Engines;
 use super::eq::{Claims, Eq, EqSpec, Event};
+use super::health::Health;
 use super::hooks::NicInjections;
 use super::host_memory::{HostMemory, object};
+use super::later::Later;
 use super::limits::LOG_MAX_EQ;
 use super::table::Table;
 use crate::hooks::{NicCounters, NicLedger};
@@ -86,6 +88,10 @@ pub struct Bus {
     pub quiesce: Quiesce,
     /// Injection rules.
     pub injections: NicInjections,
+    /// What they put off.
+    pub later: Later,
+    /// What they have made of the device as a whole.
+    pub health: Health,
     /// Data path.
     pub engines: Arc<Engines>,
     /// Warnings that a guest can provoke.
@@ -123,6 +129,8 @@ impl Bus {
             claims: Claims::default(),
             quiesce: Quiesce::new(index),
             injections: NicInjections::on_record(&ledger, format!("nic{index}")),
+            later: Later::new()?,
+            health: Health::default(),
             engines: Arc::new(engines),
             complaints: RateLimit::default(),
             counters: Counters::default(),

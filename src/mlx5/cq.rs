@@ -2,6 +2,7 @@
 //! Completion queues: the one place that publishes CQEs and decides about completion events (contract 6.2, 7.5, 7.6).
 
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use thiserror::Error;
@@ -12,6 +13,10 @@ use super::eq::Event;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, opcode, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
+
+mod late;
+
+use late::{Injected, Late};
 
 /// A CQE could not be written.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +68,8 @@ struct State {
     fired_sn: Option<u32>,
     dead: bool,
     error: bool,
+    /// Entries that an injection puts off, and those behind them.
+    late: VecDeque<Late>,
 }
 
 impl State {
@@ -162,6 +169,29 @@ impl Cq {
         if !matches!(cqe::OPCODE.get(&entry), opcode::REQ_ERR | opcode::RESP_ERR) {
             cqe::TIMESTAMP.set(&mut entry, bus.device_clock());
         }
+        let mut fire = false;
+        if bus.injections.any() || !state.late.is_empty() {
+            match self.injected(bus, &mut state, &entry, solicited) {
+                Injected::Kept => return Ok(()),
+                Injected::Write { fire: told } => fire = told,
+            }
+        }
+        let written = self.append(bus, &mut state, entry, solicited);
+        drop(state);
+        if fire | written? {
+            self.fire(bus);
+        }
+        Ok(())
+    }
+
+    /// Writes an entry, for which there is room. Whether the event that was asked for is due.
+    fn append(
+        &self,
+        bus: &Bus,
+        state: &mut State,
+        mut entry: [u8; CQE_SIZE],
+        solicited: bool,
+    ) -> Result<bool, CqError> {
         cqe::OWNER.set(&mut entry, state.producer >> self.log_size & 1);
         self.write(bus, state.producer, &entry).map_err(|_| CqError::Dead(self.cqn))?;
         state.producer = state.producer.wrapping_add(1);
@@ -176,11 +206,7 @@ impl Cq {
         if fire {
             state.disarm();
         }
-        drop(state);
-        if fire {
-            self.fire(bus);
-        }
-        Ok(())
+        Ok(fire)
     }
 
     /// The arm doorbell. Fires at once when there is already an entry to tell of: a late arm must not lose the wake-up (contract T19).
@@ -208,8 +234,10 @@ impl Cq {
     }
 
     /// No entry is written after this returns.
-    pub fn kill(&self) {
-        self.state.lock().dead = true;
+    pub fn kill(&self, bus: &Bus) {
+        let mut state = self.state.lock();
+        state.dead = true;
+        bus.later.give(std::mem::take(&mut state.late).len());
     }
 
     /// Entries written and, as last looked at, consumed; whether it is in error: for inspection.
@@ -224,14 +252,15 @@ impl Cq {
         }
     }
 
-    /// Looks at the doorbell record only when the queue seems full.
+    /// Looks at the doorbell record only when the queue seems full. Entries that were put off have their place already.
     fn has_room(&self, bus: &Bus, state: &mut State) -> bool {
-        let size = 1u32 << self.log_size;
-        if self.ignore_overrun || state.producer.wrapping_sub(state.consumer) < size {
+        let (size, late) = (1u32 << self.log_size, state.late.len() as u32);
+        let has_room = |state: &State| state.producer.wrapping_add(late).wrapping_sub(state.consumer) < size;
+        if self.ignore_overrun || has_room(state) {
             return true;
         }
         self.read_record(bus, state);
-        state.producer.wrapping_sub(state.consumer) < size
+        has_room(state)
     }
 
     /// What the driver has consumed, as its record says; an index that is none leaves things as they were.

@@ -4,17 +4,25 @@
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
+use std::time::{Duration, Instant};
 
 use super::buffer::GuestBuffer;
 use super::bus::Bus;
+use super::hooks::inject::{self, Fate};
+use super::later::Due;
 use super::table::Table;
 use super::users::{Used, Users};
-use mlx5_spec::eq::{EQE_SIZE, eqe};
+use mlx5_spec::eq::{
+    EQE_SIZE, eqe, eqe_comp, eqe_cq_err, eqe_page_fault_rdma, eqe_page_fault_wqe, eqe_qp_srq, event, page_fault,
+};
+use mlx5_spec::odp::MAX_TOKEN;
 
 /// Events of one device that wait for room in full queues. Completions come at most once a CQ and arm, commands 32 at most, page faults
 /// are capped: only a guest that provokes asynchronous events without reading them gets here.
 const MAX_BACKLOG: usize = 131_072;
 
+/// After how long a message comes that is sent twice.
+const AGAIN: Duration = Duration::from_millis(1);
 /// Events for which an idle queue keeps room.
 const FEW: usize = 64;
 
@@ -49,6 +57,43 @@ impl Event {
     pub fn event_type(&self) -> u32 {
         eqe::TYPE.get(&self.bytes)
     }
+
+    /// Token of a page fault's event.
+    pub fn token(&self) -> u32 {
+        let token = match eqe::SUB_TYPE.get(&self.bytes) {
+            page_fault::WQE => eqe_page_fault_wqe::TOKEN.get(&self.bytes),
+            _ => eqe_page_fault_rdma::TOKEN.get(&self.bytes),
+        };
+        token & MAX_TOKEN
+    }
+
+    /// The object that it names, if it does.
+    pub fn about(&self) -> Option<About> {
+        let number = |field: mlx5_spec::bits::Field| field.get(&self.bytes);
+        Some(match self.event_type() {
+            event::COMP => About::Cq(number(eqe_comp::CQN)),
+            event::CQ_ERROR => About::Cq(number(eqe_cq_err::CQN)),
+            event::SRQ_CATAS_ERROR | event::SRQ_RQ_LIMIT => About::Srq(number(eqe_qp_srq::QP_SRQ_N)),
+            event::COMM_EST
+            | event::SQ_DRAINED
+            | event::WQ_CATAS_ERROR
+            | event::WQ_INVAL_REQ_ERROR
+            | event::WQ_ACCESS_ERROR
+            | event::SRQ_LAST_WQE => About::Qp(number(eqe_qp_srq::QP_SRQ_N)),
+            _ => return None,
+        })
+    }
+}
+
+/// What an event names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// A queue pair.
+    Qp(u32),
+    /// A completion queue.
+    Cq(u32),
+    /// A shared receive queue.
+    Srq(u32),
 }
 
 /// An event queue.
@@ -78,6 +123,8 @@ struct State {
     armed: bool,
     dead: bool,
     backlog: VecDeque<Event>,
+    /// Events that an injection puts off, in no order.
+    late: Vec<(Instant, Event)>,
 }
 
 /// Event types that there can be: eight bits.
@@ -139,14 +186,44 @@ impl Eq {
         if state.dead {
             return;
         }
+        match inject::event(&bus.injections, event.event_type()) {
+            Fate::Lost => return,
+            Fate::Late(delay) if bus.later.take() => {
+                state.late.push((Instant::now() + delay, event));
+                return bus.later.put(delay, Due::Events(self.eqn));
+            }
+            _ => {}
+        }
+        self.accept(bus, &mut state, event);
+    }
+
+    fn accept(&self, bus: &Bus, state: &mut State, event: Event) {
         let room = |waiting: usize| (waiting < MAX_BACKLOG).then_some(waiting + 1);
         if bus.waiting_events.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             bus.counters.events_dropped.add(1);
             return;
         }
         state.backlog.push_back(event);
-        self.drain(bus, &mut state);
-        self.notify(bus, &mut state);
+        self.drain(bus, state);
+        self.notify(bus, state);
+    }
+
+    /// Publishes what was put off until `now` and still `stands`.
+    pub fn publish_late(&self, bus: &Bus, now: Instant, stands: impl Fn(&Event) -> bool) {
+        let mut state = self.state.lock();
+        let due: Vec<_> = state.late.extract_if(.., |(at, _)| *at <= now).collect();
+        bus.later.give(due.len());
+        for (_, event) in due.into_iter().filter(|(_, event)| stands(event)) {
+            self.accept(bus, &mut state, event);
+        }
+    }
+
+    /// Those that are put off and that `gone` names never come.
+    pub fn drop_late(&self, bus: &Bus, gone: impl Fn(&Event) -> bool) {
+        let mut state = self.state.lock();
+        let before = state.late.len();
+        state.late.retain(|(_, event)| !gone(event));
+        bus.later.give(before - state.late.len());
     }
 
     /// A doorbell: the driver has consumed up to `ci` (24 bits), and wants an interrupt for what comes next if `arm`.
@@ -168,6 +245,7 @@ impl Eq {
         state.dead = true;
         bus.waiting_events.fetch_sub(state.backlog.len(), Ordering::Relaxed);
         state.backlog = VecDeque::new();
+        bus.later.give(std::mem::take(&mut state.late).len());
     }
 
     /// Entries written and consumed, and whether it is armed: for inspection.
@@ -201,7 +279,15 @@ impl Eq {
         if state.armed && !state.dead && state.producer != state.consumer {
             state.armed = false;
             fence(Ordering::SeqCst);
-            bus.msix.trigger(self.vector);
+            match inject::interrupt(&bus.injections, self.vector) {
+                Fate::Now => bus.msix.trigger(self.vector),
+                Fate::Late(delay) => bus.later.message(&bus.msix, self.vector, delay),
+                Fate::Twice => {
+                    bus.msix.trigger(self.vector);
+                    bus.later.message(&bus.msix, self.vector, AGAIN);
+                }
+                Fate::Lost => {}
+            }
         }
     }
 }

@@ -52,9 +52,15 @@ impl Fabric for LocalFabric {
 #[derive(Default)]
 pub struct Link(OnceLock<Arc<dyn Fabric>>);
 
-/// The device behind `lid`, seen from `hca`.
+/// The device behind `lid`, seen from `hca`; none while the port of one of them is down.
 pub fn resolve(hca: &Arc<Hca>, lid: u16) -> Option<Arc<Hca>> {
-    if lid == hca.lid() { Some(hca.clone()) } else { hca.link.0.get()?.port(lid) }
+    let there = if lid == hca.lid() { Some(hca.clone()) } else { hca.link.0.get()?.port(lid) };
+    there.filter(|there| carries(hca, there))
+}
+
+/// Whether packets get from one device to another: both ports are up.
+pub fn carries(hca: &Hca, there: &Hca) -> bool {
+    hca.port.is_up() && there.port.is_up()
 }
 
 /// Has queue pair `qpn` behind `lid`, seen from `hca`, looked at again by its engine.

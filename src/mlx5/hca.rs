@@ -11,10 +11,12 @@ use super::bus::Bus;
 use super::cq::Cq;
 use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
+use super::later;
 use super::levers::NicLevers;
 use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD};
 use super::mkey::{Ghosts, Mkey};
 use super::odp::{Offered, PageFaults};
+use super::port::Port;
 use super::qp::{Qp, QpAttrs};
 use super::srq::Srq;
 use super::table::Table;
@@ -41,6 +43,8 @@ pub struct Hca {
     pub bus: Arc<Bus>,
     /// Where peers are.
     pub link: Link,
+    /// The port's own link.
+    pub port: Port,
     /// Completion queues.
     pub cqs: Table<Cq>,
     /// Queue pairs.
@@ -94,6 +98,7 @@ impl Hca {
         let qp = object::<Qp>(QPC_SIZE + size_of::<QpAttrs>() + ENGINE_SHARE);
         Ok(Self {
             link: Link::default(),
+            port: Port::default(),
             cqs: Table::new(0x80, 0xff_0000, 1 << LOG_MAX_CQ).charged(object::<Cq>(CQC_SIZE), memory),
             qps: Table::new(0x40, 0xff_0000, 1 << LOG_MAX_QP).charged(qp, memory),
             srqs: Table::new(0x20, 0xff_0000, 1 << LOG_MAX_SRQ).charged(object::<Srq>(RMPC_SIZE), memory),
@@ -123,6 +128,7 @@ impl Hca {
         let before = qp.attrs();
         qp.replace(change);
         self.settle_qp(qp, &before);
+        later::settle_qp(self, qp);
     }
 
     /// The second half of a change, which must not be forgotten after `Qp::replace`: `before` is what was replaced.

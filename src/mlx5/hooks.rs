@@ -8,7 +8,7 @@ mod times;
 use std::fmt;
 
 use mlx5_spec::cmd::Opcode;
-use mlx5_spec::wqe;
+use mlx5_spec::{eq, wqe};
 use probe::Match;
 use serde::{Deserialize, Serialize};
 
@@ -30,16 +30,50 @@ pub struct WqeShape {
     pub key: u32,
     /// Opcode of a command of the command queue ([`Opcode`]); 0: it is none.
     pub command: u16,
+    /// What it is, where it is none of these.
+    pub told: Told,
+}
+
+/// What a device is about to tell, or whether it is asked how it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Told {
+    /// None of these.
+    #[default]
+    Nothing,
+    /// A CQE.
+    Completion,
+    /// An EQE of this type (`mlx5_spec::eq::event`).
+    Event(u8),
+    /// A message of this MSI-X vector.
+    Vector(u16),
+    /// How the device is as a whole: a command is about to be executed, or, without one, the health counter is read.
+    Health,
 }
 
 impl fmt::Display for WqeShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.told {
+            Told::Event(kind) => {
+                return match eq::event::name(kind.into()) {
+                    Some(name) => write!(f, "event {name}"),
+                    None => write!(f, "event {kind:#x}"),
+                };
+            }
+            Told::Vector(vector) => return write!(f, "vector {vector}"),
+            Told::Health if self.command == 0 => return write!(f, "a reading of the health counter"),
+            Told::Completion => write!(f, "completion of ")?,
+            Told::Health | Told::Nothing => {}
+        }
         if self.command != 0 {
             return write!(f, "command {}", Opcode(self.command));
         }
         match (self.opcode, self.qpn) {
             (Self::ANY_OPCODE, 0) => write!(f, "the device")?,
             (Self::ANY_OPCODE, qpn) => write!(f, "an access by QP {qpn:#x}")?,
+            (Self::RECEIVE, qpn) => write!(f, "a receive of QP {qpn:#x}")?,
+            (opcode, qpn) if self.told == Told::Completion => {
+                write!(f, "{} of QP {qpn:#x}", wqe::opcode::name(opcode.into()).unwrap_or("a WQE"))?;
+            }
             (opcode, qpn) => {
                 let index = self.wqe_index;
                 match wqe::opcode::name(opcode.into()) {
@@ -55,10 +89,12 @@ impl fmt::Display for WqeShape {
 impl WqeShape {
     /// Not a WQE, or its opcode is not known here: any rule's opcode matches.
     pub const ANY_OPCODE: u8 = 0xff;
+    /// A receive WQE: no rule's opcode matches.
+    pub const RECEIVE: u8 = 0xfe;
 
     /// A command about the key `key`, whichever it is.
     pub fn command(key: u32) -> Self {
-        Self { opcode: Self::ANY_OPCODE, qpn: 0, wqe_index: 0, key, command: 0 }
+        Self { opcode: Self::ANY_OPCODE, qpn: 0, wqe_index: 0, key, command: 0, told: Told::Nothing }
     }
 
     /// A command of the command queue before it is executed.
@@ -68,7 +104,27 @@ impl WqeShape {
 
     /// An access by queue pair `qpn` under `key`, of whatever WQE.
     pub fn access(key: u32, qpn: u32) -> Self {
-        Self { opcode: Self::ANY_OPCODE, qpn, wqe_index: 0, key, command: 0 }
+        Self { qpn, ..Self::command(key) }
+    }
+
+    /// A CQE of queue pair `qpn`: of a send WQE with this opcode, or of a receive WQE. Of UD queue pairs too, and whatever its syndrome.
+    pub fn completion(qpn: u32, sent: Option<u8>) -> Self {
+        Self { opcode: sent.unwrap_or(Self::RECEIVE), qpn, told: Told::Completion, ..Self::command(0) }
+    }
+
+    /// An EQE.
+    pub fn event(event_type: u32) -> Self {
+        Self { told: Told::Event(event_type as u8), ..Self::command(0) }
+    }
+
+    /// An MSI-X message.
+    pub fn vector(vector: u16) -> Self {
+        Self { told: Told::Vector(vector), ..Self::command(0) }
+    }
+
+    /// How the device is, when this command is about to be executed; `None`: when the health counter is read.
+    pub fn health(command: Option<Opcode>) -> Self {
+        Self { command: command.map_or(0, |opcode| opcode.0), told: Told::Health, ..Self::command(0) }
     }
 }
 
@@ -87,6 +143,12 @@ pub struct WqeMatch {
     /// Only commands of the command queue with this opcode ([`Opcode`]).
     #[serde(default)]
     pub command: Option<u16>,
+    /// Only events of this type (`mlx5_spec::eq::event`).
+    #[serde(default)]
+    pub event: Option<u8>,
+    /// Only messages of this MSI-X vector.
+    #[serde(default)]
+    pub vector: Option<u16>,
 }
 
 impl WqeMatch {
@@ -119,8 +181,14 @@ impl Match for WqeMatch {
         let opcode = shape.opcode == WqeShape::ANY_OPCODE || self.opcode.is_none_or(|opcode| opcode == shape.opcode);
         let key = self.key.is_none_or(|key| key >> 8 == shape.key >> 8);
         let qpn = shape.qpn == 0 || self.qpn.is_none_or(|qpn| qpn == shape.qpn);
-        let command = self.command.is_none_or(|command| command == shape.command);
-        opcode && key && qpn && command
+        let command = match shape.told {
+            // Commands and readings of the health counter are never counted together.
+            Told::Health => self.command.unwrap_or_default() == shape.command,
+            _ => self.command.is_none_or(|command| command == shape.command),
+        };
+        let event = self.event.is_none_or(|event| shape.told == Told::Event(event));
+        let vector = self.vector.is_none_or(|vector| shape.told == Told::Vector(vector));
+        opcode && key && qpn && command && event && vector
     }
 }
 
@@ -130,8 +198,9 @@ mod tests {
 
     #[test]
     fn conditions_are_opcode_queue_pair_and_key_index() {
-        const WRITE: WqeShape = WqeShape { opcode: 8, qpn: 0x40, wqe_index: 0, key: 0x1_0001, command: 0 };
-        let all = WqeMatch { opcode: Some(8), qpn: Some(0x40), key: Some(0x1_00ff), command: None };
+        const WRITE: WqeShape =
+            WqeShape { opcode: 8, qpn: 0x40, wqe_index: 0, key: 0x1_0001, command: 0, told: Told::Nothing };
+        let all = WqeMatch { opcode: Some(8), qpn: Some(0x40), ..WqeMatch::key(0x1_00ff) };
         assert!(all.matches(&WRITE) && WqeMatch::default().matches(&WRITE));
         for other in
             [WqeShape { opcode: 0x10, ..WRITE }, WqeShape { qpn: 0x41, ..WRITE }, WqeShape { key: 0x2_0001, ..WRITE }]
@@ -147,12 +216,38 @@ mod tests {
         let create = WqeShape::queued(Opcode::CREATE_QP);
         assert!(WqeMatch::command(Opcode::CREATE_QP).matches(&create) && WqeMatch::default().matches(&create));
         assert!(!WqeMatch::command(Opcode::CREATE_QP).matches(&WqeShape::queued(Opcode::CREATE_CQ)));
-        let write = WqeShape { opcode: 8, qpn: 0x40, wqe_index: 3, key: 0x1_0001, command: 0 };
+        let write = WqeShape { opcode: 8, wqe_index: 3, ..WqeShape::access(0x1_0001, 0x40) };
         assert!(!WqeMatch::command(Opcode::CREATE_QP).matches(&write));
         let told = [create.to_string(), write.to_string(), WqeShape::access(0x1_0001, 0x40).to_string()];
         assert_eq!(
             told,
             ["command CREATE_QP", "RDMA_WRITE 3 of QP 0x40, key 0x10001", "an access by QP 0x40, key 0x10001"]
         );
+    }
+
+    #[test]
+    fn what_is_told_is_meant_by_what_it_is() {
+        let any = WqeMatch::default();
+        let comp = WqeMatch { event: Some(eq::event::COMP as u8), ..any.clone() };
+        let third = WqeMatch { vector: Some(3), ..any.clone() };
+        let (told, other) = (WqeShape::event(eq::event::COMP), WqeShape::event(eq::event::CMD));
+        assert!(comp.matches(&told) && any.matches(&told) && !comp.matches(&other) && !third.matches(&told));
+        assert!(third.matches(&WqeShape::vector(3)) && !third.matches(&WqeShape::vector(4)));
+        let write = WqeMatch::opcode(8);
+        let of = |sent| WqeShape::completion(0x40, sent);
+        assert!(write.matches(&of(Some(8))) && !write.matches(&of(Some(0x10))) && !write.matches(&of(None)));
+        let (read, nop) = (WqeShape::health(None), WqeShape::health(Some(Opcode::NOP)));
+        assert!(any.matches(&read) && !any.matches(&nop), "readings and commands are counted apart");
+        assert!(WqeMatch::command(Opcode::NOP).matches(&nop) && !WqeMatch::command(Opcode::NOP).matches(&read));
+        let texts = [told, WqeShape::vector(3), of(Some(8)), of(None), read, nop].map(|shape| shape.to_string());
+        let wanted = [
+            "event COMP",
+            "vector 3",
+            "completion of RDMA_WRITE of QP 0x40",
+            "completion of a receive of QP 0x40",
+            "a reading of the health counter",
+            "command NOP",
+        ];
+        assert_eq!(texts, wanted);
     }
 }

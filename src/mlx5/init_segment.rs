@@ -2,6 +2,7 @@
 //! The initialization segment, BAR0 from 0 to 0x200f (contract 2). All of it is big-endian dwords.
 
 use super::command::queue::{LOG_SIZE, LOG_STRIDE};
+use super::health::Report;
 use mlx5_spec::init::{
     CMDIF_REV, CMDQ_ADDR_H, CMDQ_ADDR_L_SZ, COMMAND_DOORBELL, HEALTH_BUFFER, HEALTH_COUNTER, INTERNAL_TIMER,
     nic_interface, segment,
@@ -17,6 +18,16 @@ const SIZE_SHIFT: u32 = 4;
 const ADDRESS_LOW: u32 = 0xffff_f000;
 const FW_VER: usize = HEALTH_BUFFER + 0x30;
 const HW_ID_AT: usize = HEALTH_BUFFER + 0x34;
+/// The dwords with RFR and severity, and with the syndrome.
+const SEVERITY: usize = HEALTH_BUFFER + 0x38;
+const SYNDROME: usize = HEALTH_BUFFER + 0x3c;
+/// Places in them. The severity is a level of the kernel's log: critical, error.
+const RESET_REQUESTED: u32 = 1 << 31;
+const SEVERITY_VALID: u32 = 1 << 27;
+const SEVERITY_SHIFT: u32 = 24;
+const SYNDROME_SHIFT: u32 = 16;
+const CRITICAL: u32 = 2;
+const ERROR: u32 = 3;
 /// The health counter counts tenths of a second in 24 bits and is never 0 (contract 2, T15).
 const HEALTH_PERIOD: u64 = 100_000_000;
 
@@ -40,15 +51,36 @@ pub struct InitSegment {
     address_high: u32,
     address_low: u32,
     interface: u32,
+    told: Report,
 }
 
 impl Default for InitSegment {
     fn default() -> Self {
-        Self { address_high: 0, address_low: 0, interface: nic_interface::DISABLED }
+        Self { address_high: 0, address_low: 0, interface: nic_interface::DISABLED, told: Report::default() }
     }
 }
 
 impl InitSegment {
+    /// What injections have made of its health, from now on.
+    pub fn tell(&mut self, told: Report) {
+        self.told = told;
+    }
+
+    /// The health counter as it reads at `clock`, nanoseconds, while it moves.
+    pub fn health_counter(clock: u64) -> u32 {
+        (clock / HEALTH_PERIOD % 0xff_ffff) as u32 + 1
+    }
+
+    /// Whether a read of `len` bytes at `offset` takes part of the health counter.
+    pub fn reads_counter(offset: u64, len: usize) -> bool {
+        reads(offset, len, HEALTH_COUNTER)
+    }
+
+    /// Whether a read of `len` bytes at `offset` tells that the device asks for a reset.
+    pub fn reads_severity(offset: u64, len: usize) -> bool {
+        reads(offset, len, SEVERITY)
+    }
+
     /// Reads any number of bytes. Reserved bytes of the segment read as zero, what lies beyond it as all ones. `clock`: the
     /// device clock, in nanoseconds.
     pub fn read(&self, clock: u64, offset: u64, data: &mut [u8]) {
@@ -92,7 +124,10 @@ impl InitSegment {
             HW_ID_AT => HW_ID,
             INTERNAL_TIMER => (clock >> 32) as u32,
             TIMER_LOW => clock as u32,
-            HEALTH_COUNTER => (clock / HEALTH_PERIOD % 0xff_ffff) as u32 + 1,
+            HEALTH_COUNTER => self.told.counter.unwrap_or_else(|| Self::health_counter(clock)),
+            SEVERITY if self.told.fatal => RESET_REQUESTED | SEVERITY_VALID | CRITICAL << SEVERITY_SHIFT,
+            SEVERITY if self.told.syndrome != 0 => SEVERITY_VALID | ERROR << SEVERITY_SHIFT,
+            SYNDROME => u32::from(self.told.syndrome) << SYNDROME_SHIFT,
             _ => 0,
         }
     }
@@ -123,6 +158,12 @@ impl InitSegment {
             }
         }
     }
+}
+
+/// Whether `len` bytes at `offset` have a part of the dword at `at`.
+fn reads(offset: u64, len: usize, at: usize) -> bool {
+    let at = at as u64;
+    offset < at + 4 && at.saturating_sub(offset) < len as u64
 }
 
 #[cfg(test)]
@@ -192,6 +233,11 @@ mod tests {
         assert_eq!((counter(0), counter(HEALTH_PERIOD), counter(0xff_ffff * HEALTH_PERIOD)), (1, 2, 1), "never 0");
         let timer = |at| dword_at(&segment, 0x1_2345_6789, INTERNAL_TIMER + at);
         assert_eq!((timer(0), timer(4)), (1, 0x2345_6789));
+        let parts: Vec<_> = [(0x100f, 1), (0x100f, 2), (0x1013, 1), (0x1014, 4), (0, 0x1011), (0x1010, 0)]
+            .iter()
+            .map(|(offset, len)| InitSegment::reads_counter(*offset, *len))
+            .collect();
+        assert_eq!(parts, [false, true, true, false, true, false]);
         let mut beyond = [0; 8];
         segment.read(0, 0x200c, &mut beyond);
         assert_eq!(beyond, [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);

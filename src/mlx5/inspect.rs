@@ -30,6 +30,8 @@ impl NicHandle {
             "engines_inline": hca.engines.is_inline(),
             "bus_master": hca.dma.is_enabled(),
             "firmware": settings,
+            "paused": hca.engines.stand(),
+            "port": if hca.port.is_up() { "up" } else { "down" },
             "objects": reset::objects(hca),
             "eqs": list(hca.eqs.all(), |eq| {
                 let (producer, consumer, armed) = eq.indices();
@@ -48,11 +50,18 @@ impl NicHandle {
             "xrcds": numbers(&hca.xrcds.all()),
             "uars": numbers(&hca.uars.all()),
             "page_faults": hca.page_faults.live().len(),
+            "late": hca.later.held(),
+            "gone": hca.health.is_gone(),
             "queue_pages": hca.queue_pages.used(),
             "host_memory": hca.memory.used(),
             "doorbell_eventfds": self.command_unit().doorbells().attached(),
             "counters": counters(&hca.counters),
         })
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> Value {
+        counters(&self.hca().counters)
     }
 
     /// Objects of all kinds that the driver has made and not destroyed.

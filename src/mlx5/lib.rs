@@ -6,7 +6,8 @@
 //! * [`command`]: the command queue and a table of commands.
 //! * [`bus`]: what every object uses. [`hca`]: object tables ([`table`]) over it: [`eq`], [`cq`], [`qp`], [`srq`], [`mkey`].
 //! * [`engine`]: the data path. [`dma::Quiesce`] is how translations die without DMA in flight (rule 3).
-//! * [`odp`]: page faults. [`hooks`] and [`levers`]: how the lab makes it misbehave and wait.
+//! * [`odp`]: page faults. [`hooks`] and [`levers`]: how the lab makes it misbehave and wait; [`later`]: what injections put off;
+//!   [`health`]: what they make of the device as a whole.
 
 pub mod buffer;
 pub mod bus;
@@ -16,21 +17,25 @@ pub mod engine;
 pub mod eq;
 pub mod fabric;
 pub mod hca;
+pub mod health;
 pub mod hooks;
 pub mod host_memory;
 pub mod init_segment;
 pub mod inspect;
+pub mod later;
 pub mod levers;
 pub mod limits;
 pub mod mkey;
 pub mod nic;
 pub mod odp;
 mod plug;
+pub mod port;
 pub mod qp;
 #[cfg(test)]
 mod queue_tests;
 mod reset;
 pub mod srq;
+pub mod standstill;
 pub mod table;
 #[cfg(test)]
 mod testing;

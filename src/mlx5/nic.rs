@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::command::{CommandUnit, Worker};
 use super::engine::Engines;
 use super::hca::Hca;
+use super::health;
 use super::init_segment::{InitSegment, Order};
 use super::uar::{self, UarDoorbells, UarRegisters};
 use super::{BAR0_SIZE, Model, NicConfig, VECTORS, reset};
@@ -93,7 +94,7 @@ impl Nic {
         let dma = DmaTarget::new(requester, ram, master.clone());
         let (place, msix_size) = MsixPlace::own_bar(MSIX_BAR, VECTORS);
         let msix = Arc::new(Msix::new(VECTORS, place, router));
-        let mut space = ConfigSpace::new(identity(&config), master);
+        let mut space = ConfigSpace::new(identity(&config), master.clone());
         space.add_bar(BarSpec { index: uar::BAR, size: BAR0_SIZE, prefetchable: true })?;
         space.add_bar(BarSpec { index: MSIX_BAR, size: msix_size, prefetchable: false })?;
         let msix_at = space.add_capability(&msix.capability())?;
@@ -104,6 +105,7 @@ impl Nic {
         }
 
         let hca = Arc::new(Hca::new(index, config, dma, ledger, msix)?);
+        hca.health.attach(master);
         let unit = CommandUnit::new(hca.clone(), Arc::new(UarDoorbells::new(host)))?;
         Engines::start(&hca)?;
         let worker = match Worker::start(&unit) {
@@ -125,6 +127,41 @@ impl Nic {
             Some(Order::Disable) => reset::restart(&self.hca, &self.unit, None),
             None => log::trace!("nic{}: {len} bytes written at {offset:#x} of the init segment", self.hca.index),
         }
+    }
+
+    /// The driver is about to access a register. Whether the device is there; its health is as injections have it.
+    fn is_there(&mut self) -> bool {
+        let health = &self.hca.health;
+        if !health.ails() {
+            return true;
+        }
+        if health.returns() {
+            self.segment.reset();
+            reset::restart(&self.hca, &self.unit, None);
+            let is_master = self.hca.health.back();
+            self.config.bus_master().set(is_master);
+            let control = self.config.read_u16(self.msix_at + MESSAGE_CONTROL);
+            self.hca.msix.set_control(control, is_master);
+        } else if health.disables() {
+            self.segment.reset();
+            reset::restart(&self.hca, &self.unit, None);
+        }
+        !self.hca.health.is_gone()
+    }
+
+    fn read_segment(&mut self, offset: u64, data: &mut [u8]) {
+        let clock = self.hca.device_clock();
+        if InitSegment::reads_counter(offset, data.len()) {
+            health::occasion(&self.hca, None, InitSegment::health_counter(clock));
+            if self.hca.health.is_gone() {
+                return reset::settle(&self.hca, &self.unit);
+            }
+        }
+        self.segment.tell(self.hca.health.told());
+        if InitSegment::reads_severity(offset, data.len()) {
+            self.hca.health.seen();
+        }
+        self.segment.read(clock, offset, data);
     }
 
     /// What follows from a change of configuration space: where BAR0 is, and whether DMA may go on.
@@ -169,10 +206,16 @@ fn vendor_gateway() -> Capability {
 
 impl PciDevice for Nic {
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
-        self.config.read(offset, data);
+        match self.is_there() {
+            true => self.config.read(offset, data),
+            false => data.fill(0xff),
+        }
     }
 
     fn config_write(&mut self, offset: u16, data: &[u8]) {
+        if !self.is_there() {
+            return;
+        }
         let was_master = self.config.bus_master().get();
         if self.config.write(offset, data).function_reset {
             return self.reset();
@@ -189,14 +232,16 @@ impl PciDevice for Nic {
     fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         match bar {
+            _ if !self.is_there() => {}
             MSIX_BAR => self.hca.msix.read(offset, data),
-            uar::BAR => self.segment.read(self.hca.device_clock(), offset, data),
+            uar::BAR => self.read_segment(offset, data),
             _ => {}
         }
     }
 
     fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]) {
         match bar {
+            _ if !self.is_there() => {}
             MSIX_BAR => self.hca.msix.write(offset, data),
             uar::BAR if !self.uars.write(bar, offset, data) => {
                 let order = self.segment.write(offset, data);
@@ -229,6 +274,8 @@ impl PciDevice for Nic {
         self.unit.doorbells().moved(None);
         self.segment.reset();
         reset::restart(&self.hca, &self.unit, None);
+        // A power cycle brings back what was gone; bus mastering is off.
+        self.hca.health.back();
     }
 }
 

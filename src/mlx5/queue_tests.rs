@@ -122,7 +122,7 @@ fn no_event_tells_of_a_completion_queue_once_it_is_dead() {
             });
             start.wait();
             (0..round % 64).for_each(|_| std::hint::spin_loop());
-            cq.kill();
+            cq.kill(&bench.hca);
             let before = eq.indices().0;
             arming.join().unwrap();
             (before, eq.indices().0)

@@ -32,9 +32,10 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     hca.levers.reset(hca);
     hca.page_faults.clear();
     hca.quiesce.wait();
-    hca.cqs.clear().iter().for_each(|cq| cq.kill());
+    hca.cqs.clear().iter().for_each(|cq| cq.kill(hca));
     hca.eqs.clear().iter().for_each(|eq| eq.kill(hca));
     hca.claims.follow(&hca.eqs);
+    hca.later.clear();
     for table in [&hca.pds, &hca.xrcds, &hca.uars] {
         table.clear();
     }
@@ -55,6 +56,9 @@ pub fn restart(hca: &Hca, unit: &CommandUnit, queue: Option<u64>) {
     hca.msix.clear_pending();
     unit.forget_rings(&settings);
     settings.reset(hca);
+    hca.health.reset();
+    hca.port.mend();
+    hca.later.forget_port();
     settings.queue = queue;
 }
 

@@ -163,6 +163,13 @@ impl<T> Table<T> {
         Some(object)
     }
 
+    /// `number`, if it is free, is the next that is given out: an injection.
+    pub fn rewind(&self, number: u32) {
+        if let Some(at) = number.checked_sub(self.first).filter(|at| *at < self.space) {
+            self.inner.write().next = at;
+        }
+    }
+
     /// Takes all objects out and starts numbering anew: a reset.
     pub fn clear(&self) -> Vec<Arc<T>> {
         let mut inner = self.inner.write();

@@ -42,3 +42,8 @@ pub type Firings = Ring<Firing>;
 pub fn firings(ledger: &Ledger, since: Seq) -> Vec<Firing> {
     ledger.book::<Firings>().select(since, |_| true)
 }
+
+/// The oldest firings at `since` or later, at most `limit`.
+pub fn firings_page(ledger: &Ledger, since: Seq, limit: usize) -> Vec<Firing> {
+    ledger.book::<Firings>().page(limit, |firing| firing.seq >= since)
+}

@@ -112,6 +112,16 @@ impl Ledger {
         self.notes.select(since, |_| true)
     }
 
+    /// The oldest marks made at `since` or later, at most `limit`.
+    pub fn notes_page(&self, since: Seq, limit: usize) -> Vec<(Seq, Note)> {
+        self.notes.page(limit, |note| note.0 >= since)
+    }
+
+    /// Whether every mark made at `since` or later is still on record.
+    pub fn notes_complete_since(&self, since: Seq) -> bool {
+        self.notes.complete_since(since)
+    }
+
     /// The book of one kind of device: its rings and counts. One of each type, made when it is first asked for.
     pub fn book<B: Default + Send + Sync + 'static>(&self) -> Arc<B> {
         let find = |books: &[Arc<dyn Any + Send + Sync>]| books.iter().find_map(|book| book.clone().downcast().ok());

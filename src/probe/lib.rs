@@ -13,11 +13,11 @@ mod patience;
 mod ring;
 mod rules;
 
-pub use firing::{Firing, Firings, firings};
+pub use firing::{Firing, Firings, firings, firings_page};
 pub use holds::{
     Caught, Holdable, Holds, Lever, LeverError, LeverId, LeverState, MAX_LEVERS, MAX_LIMIT, MAX_TIMES, Order,
     ReleaseReport, ReleaseWhy, Which,
 };
 pub use patience::Patience;
 pub use ring::{Event, KEPT, Ring};
-pub use rules::{Action, Chance, MAX_RULES, Match, Rule, RuleId, Rules};
+pub use rules::{Action, Chance, MAX_RULES, Match, Rule, RuleId, Rules, drawn};

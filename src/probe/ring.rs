@@ -86,6 +86,11 @@ impl<E: Event> Ring<E> {
         self.kept.lock().events.iter().filter(alive).filter(|event| want(event)).cloned().collect()
     }
 
+    /// The oldest events that `want` names, at most `limit`: others are not copied, so that whoever looks does not keep the device waiting.
+    pub fn page(&self, limit: usize, want: impl Fn(&E) -> bool) -> Vec<E> {
+        self.kept.lock().events.iter().filter(|event| want(event)).take(limit).cloned().collect()
+    }
+
     /// Events dropped because the ring was full.
     pub fn dropped(&self) -> u64 {
         self.kept.lock().dropped
@@ -96,5 +101,22 @@ impl<E: Event> Ring<E> {
     pub fn complete_since(&self, since: Seq) -> bool {
         let kept = self.kept.lock();
         (kept.dropped == 0 && kept.incomplete_until == 0) || kept.incomplete_until < since
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Note;
+
+    #[test]
+    fn a_page_has_the_oldest_that_are_wanted() {
+        let (ledger, ring) = (Ledger::new(), Ring::<(Seq, Note)>::default());
+        for number in 0..6 {
+            ring.push(&ledger, |_, seq| (seq, Note::new(number.to_string())));
+        }
+        let page =
+            |limit, since| ring.page(limit, |event| event.0 >= since).iter().map(|event| event.0).collect::<Vec<_>>();
+        assert_eq!((page(2, 3), page(9, 5), page(0, 1)), (vec![3, 4], vec![5, 6], vec![]));
     }
 }

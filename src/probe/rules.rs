@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Rules: match -> action. A device asks about each occasion; what it can match and what it then does is its own.
 
+use std::collections::VecDeque;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,7 +34,7 @@ pub trait Action: Copy + Debug {
 }
 
 /// Identifies a rule in its table.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleId(pub u64);
 
 /// A part of the matches, drawn by a seed: the same matches in every run with this seed, whatever the time between them.
@@ -46,13 +47,18 @@ pub struct Chance {
     pub seed: u64,
 }
 
+/// Number `n` of those that `seed` draws (SplitMix64).
+pub fn drawn(seed: u64, n: u64) -> u64 {
+    let mut word = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
+}
+
 impl Chance {
-    /// Whether match number `n` is drawn (SplitMix64).
+    /// Whether match number `n` is drawn.
     fn draws(self, n: u64) -> bool {
-        let mut word = self.seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ word >> 31) % 1_000_000 < u64::from(self.ppm)
+        drawn(self.seed, n) % 1_000_000 < u64::from(self.ppm)
     }
 }
 
@@ -133,6 +139,14 @@ impl<M: Match, A: Action> Entry<M, A> {
 struct Table<M, A> {
     last_id: u64,
     entries: Vec<Entry<M, A>>,
+    /// Rules that were removed one by one, the newest [`MAX_RULES`]: what they did is still to be told.
+    removed: VecDeque<Rule<M, A>>,
+}
+
+impl<M, A> Default for Table<M, A> {
+    fn default() -> Self {
+        Self { last_id: 0, entries: Vec::new(), removed: VecDeque::new() }
+    }
 }
 
 /// The rules of one device, shared between the device and the lab. No reset touches them: who adds them clears them.
@@ -147,7 +161,7 @@ pub struct Rules<M, A> {
 impl<M, A> Default for Rules<M, A> {
     fn default() -> Self {
         let (any, clears, record) = Default::default();
-        Self { any, clears, table: Mutex::new(Table { last_id: 0, entries: Vec::new() }), record }
+        Self { any, clears, table: Mutex::default(), record }
     }
 }
 
@@ -173,15 +187,31 @@ impl<M: Match, A: Action> Rules<M, A> {
         Some(id)
     }
 
-    /// Removes every rule.
+    /// Removes one rule, which is given back with its counters. What of its misbehaviour outlasts the occasion is over, as with
+    /// [`Rules::clear`].
+    pub fn remove(&self, id: RuleId) -> Option<Rule<M, A>> {
+        let mut table = self.table.lock();
+        let at = table.entries.iter().position(|entry| entry.rule.id == id)?;
+        let rule = table.entries.remove(at).rule;
+        if table.removed.len() == MAX_RULES {
+            table.removed.pop_front();
+        }
+        table.removed.push_back(rule.clone());
+        self.clears.fetch_add(1, Ordering::Release);
+        self.any.store(!table.entries.is_empty(), Ordering::Release);
+        Some(rule)
+    }
+
+    /// Removes every rule, and forgets those that were removed before.
     pub fn clear(&self) {
         let mut table = self.table.lock();
         table.entries.clear();
+        table.removed.clear();
         self.clears.fetch_add(1, Ordering::Release);
         self.any.store(false, Ordering::Release);
     }
 
-    /// How often all rules were removed. A device whose misbehaviour outlasts the occasion notes it before it asks, and is well again when
+    /// How often rules were removed. A device whose misbehaviour outlasts the occasion notes it before it asks, and is well again when
     /// it has changed.
     pub fn clears(&self) -> u64 {
         self.clears.load(Ordering::Acquire)
@@ -195,6 +225,11 @@ impl<M: Match, A: Action> Rules<M, A> {
     /// A copy of the rules with their counters.
     pub fn rules(&self) -> Vec<Rule<M, A>> {
         self.table.lock().entries.iter().map(|entry| entry.rule.clone()).collect()
+    }
+
+    /// The newest [`MAX_RULES`] rules that were removed one by one, with the counters that they had then, oldest first.
+    pub fn removed(&self) -> Vec<Rule<M, A>> {
+        self.table.lock().removed.iter().cloned().collect()
     }
 
     /// One rule.
@@ -343,6 +378,39 @@ mod tests {
         assert!(first.seq > before && (first.device.as_str(), first.rule, first.name.as_str()) == ("disk0", id, "odd"));
         assert_eq!((first.action.as_str(), first.occasion.as_str()), ("Fail", "7"));
         assert_eq!(crate::firing::firings(&ledger, first.seq + 1).len(), 1);
+    }
+
+    #[test]
+    fn one_rule_is_removed_with_its_counters_and_the_others_stay() {
+        let table = with(Rule::new(0, Does::Fail));
+        let stall = table.add(Rule { name: "slow".into(), ..Rule::new(0, Does::Stall(5)) }).unwrap();
+        let stalls = |action| matches!(action, Does::Stall(_));
+        assert!(table.consult(&0, stalls).is_some());
+        let gone = table.remove(stall).unwrap();
+        assert_eq!((gone.id, gone.name.as_str(), gone.matched, gone.fired), (stall, "slow", 1, 1));
+        assert_eq!((table.consult(&0, stalls), table.remove(stall)), (None, None));
+        assert!(table.any() && table.consult(&0, |_| true) == Some(Does::Fail), "the other rule is still there");
+        assert_eq!((table.removed(), table.clears()), (vec![gone], 1));
+        // No number is given twice, and the last that goes switches all off.
+        let again = table.add(Rule::new(0, Does::Fail)).unwrap();
+        assert!(again > stall);
+        for rule in table.rules() {
+            table.remove(rule.id);
+        }
+        assert!(!table.any() && table.removed().len() == 3);
+        table.clear();
+        assert!(table.removed().is_empty());
+    }
+
+    #[test]
+    fn what_was_removed_is_bounded() {
+        let table = Table::default();
+        for _ in 0..MAX_RULES + 5 {
+            let id = table.add(Rule::new(0, Does::Fail)).unwrap();
+            table.remove(id);
+        }
+        let removed = table.removed();
+        assert_eq!((removed.len(), removed[0].id), (MAX_RULES, RuleId(6)));
     }
 
     #[test]

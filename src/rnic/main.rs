@@ -23,8 +23,12 @@ struct Args {
 enum Command {
     /// Boot a kernel in a small machine with a console.
     Run(Box<cli::run::RunArgs>),
+    /// Give an order to a machine that runs: rnic run --control SOCKET.
+    Ctl(cli::control::client::CtlArgs),
     /// Run scenarios on kernels and print verdicts with their evidence.
     Lab(Box<cli::lab::LabArgs>),
+    /// Render a report of the lab again: as a table, KTAP, JUnit or HTML, or beside an older one.
+    Report(cli::reports::RenderArgs),
     /// Say whether this host's KVM is an architectural one (exit status 0) or not (1).
     KvmProbe,
     /// Fill the image cache: kernels, root file systems, QEMU. A second run only looks.
@@ -39,7 +43,9 @@ fn main() -> ExitCode {
     cli::log::start();
     let result = match Args::parse().command {
         Command::Run(args) => cli::run::main(*args),
+        Command::Ctl(args) => cli::control::client::main(&args),
         Command::Lab(args) => cli::lab::main(*args),
+        Command::Report(args) => cli::reports::main(&args),
         Command::KvmProbe => cli::probe::main(),
         Command::Prepare(args) => cli::prepare::main(&args).map(|never| match never {}),
         Command::Completions(args) => cli::manual::completions(&args, Args::command()),

@@ -16,6 +16,7 @@ mod error;
 mod irq;
 pub mod layout;
 mod memory;
+pub mod orders;
 mod outcome;
 mod placement;
 mod platform;
@@ -31,7 +32,7 @@ pub use console::{Console, Echo};
 pub use error::VmmError;
 pub use memory::Persistent;
 pub use outcome::Outcome;
-pub use sys::{on_ending_signal, send_signal, unblock_signals, window_size};
+pub use sys::{block_ending_signals, on_ending_signal, send_signal, unblock_signals, window_size};
 pub use vm::{Kernel, Prepared, Vm, VmConfig};
 
 /// Most vCPUs a machine can have.

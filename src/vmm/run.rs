@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
 use super::error::VmmError;
+use super::orders::Orders;
 use super::outcome::{Ending, Outcome};
 use super::sys::{self, RawTerminal, Signals};
 use super::vm::{Input, Prepared, Vm};
@@ -34,22 +35,28 @@ pub struct Manner {
     pub restarts: bool,
 }
 
-/// Boots a machine and stays until the guest ends, a signal comes, or the user leaves with ctrl-A x.
-pub fn run(machine: Prepared, manner: Manner, on_agent_line: AgentLine) -> Result<Outcome, VmmError> {
+/// Boots a machine and stays until the guest ends, a signal comes, the user leaves with ctrl-A x, or `orders` say so.
+pub fn run(
+    machine: Prepared,
+    manner: Manner,
+    orders: Option<Orders>,
+    on_agent_line: AgentLine,
+) -> Result<Outcome, VmmError> {
     // Before any thread starts, so that all inherit the blocked signals.
     let signals = Signals::new().map_err(VmmError::host("catching signals"))?;
-    stay(Vm::start(machine)?, Some(signals), manner, on_agent_line)
+    stay(Vm::start(machine)?, Some(signals), manner, orders, on_agent_line)
 }
 
 /// Joins a machine that is already running to this terminal, until it ends or the user leaves with ctrl-A x.
 pub fn join(vm: Vm) -> Result<(), VmmError> {
-    stay(vm, None, Manner { interactive: true, restarts: false }, Box::new(|_, _| ())).map(drop)
+    stay(vm, None, Manner { interactive: true, restarts: false }, None, Box::new(|_, _| ())).map(drop)
 }
 
 fn stay(
     mut vm: Vm,
     signals: Option<Signals>,
     manner: Manner,
+    mut orders: Option<Orders>,
     mut on_agent_line: AgentLine,
 ) -> Result<Outcome, VmmError> {
     let host = VmmError::host;
@@ -67,6 +74,9 @@ fn stay(
         }
         for line in lines.iter().flat_map(|lines| lines.try_iter()) {
             on_agent_line(&vm, &line);
+        }
+        if let Some(orders) = &mut orders {
+            orders.carry_out(&vm);
         }
         match ending.get() {
             Some(Outcome::Reset) if manner.restarts => match vm.restart() {

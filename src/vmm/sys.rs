@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use vmm_sys_util::signal::{block_signal, create_sigset};
+use vmm_sys_util::signal::{self, block_signal, create_sigset};
 
 /// Signals that end a run, readable from a descriptor instead of interrupting a thread. Make it before any thread starts:
 /// threads inherit the blocked set.
@@ -22,8 +22,12 @@ pub const ENDING_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP]
 impl Signals {
     /// Blocks the ending signals and opens a descriptor for them.
     pub fn new() -> io::Result<Self> {
-        for signal in ENDING_SIGNALS {
-            block_signal(signal).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        for number in ENDING_SIGNALS {
+            match block_signal(number) {
+                // By who called `block_ending_signals`.
+                Ok(()) | Err(signal::Error::SignalAlreadyBlocked(_)) => {}
+                Err(error) => return Err(io::Error::other(format!("{error:?}"))),
+            }
         }
         let set = create_sigset(&ENDING_SIGNALS).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
         // SAFETY: `set` is an initialised signal set that outlives the call; the result is checked.
@@ -50,6 +54,12 @@ impl AsRawFd for Signals {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Blocks the ending signals for the calling thread and those that it starts: whoever starts a thread before `Signals` are made would
+/// otherwise have that one end the program.
+pub fn block_ending_signals() -> io::Result<()> {
+    Signals::new().map(drop)
 }
 
 /// Calls `act` on a thread of its own whenever an ending signal comes. Call it before any other thread starts.

@@ -128,18 +128,36 @@ impl Vcpus {
         self.set(Wanted::Pause);
     }
 
+    /// The same, within `limit`. False: one is in an exit of ours that lasts (output that nobody reads), and all go on.
+    pub fn pause_within(&self, limit: Duration) -> bool {
+        let stand = self.set_within(Wanted::Pause, limit);
+        if !stand {
+            self.set(Wanted::Run);
+        }
+        stand
+    }
+
     /// Lets them go on.
     pub fn resume(&self) {
         self.set(Wanted::Run);
     }
 
-    /// Where the vCPUs are, in words: they are parked for the moment that it takes to look. One that does not come to be parked
-    /// is told of as that.
+    /// Where the vCPUs are, in words: they are parked for the moment that it takes to look, if they are not already. One that does not
+    /// come to be parked is told of as that.
     pub fn places(&self) -> Vec<String> {
-        self.gate.lock().places.iter_mut().for_each(|place| *place = None);
-        self.set_within(Wanted::Pause, LOOK_LIMIT);
+        if self.gate.lock().wanted != Wanted::Pause {
+            self.gate.lock().places.iter_mut().for_each(|place| *place = None);
+            self.set_within(Wanted::Pause, LOOK_LIMIT);
+            let places = self.parked();
+            self.set(Wanted::Run);
+            return places;
+        }
+        self.parked()
+    }
+
+    /// Where they were when they were last parked.
+    fn parked(&self) -> Vec<String> {
         let places = self.gate.lock().places.clone();
-        self.set(Wanted::Run);
         let words = |place: Option<Whereabouts>| place.map_or(AWAY.into(), |place| place.to_string());
         places.into_iter().enumerate().map(|(id, place)| format!("vCPU {id} {}", words(place))).collect()
     }

@@ -206,6 +206,26 @@ impl Vm {
         self.vcpus.pause();
     }
 
+    /// The same for a guest that lives, within `limit`.
+    ///
+    /// # Errors
+    /// The guest has just ended, or a vCPU does not come to stand: the machine goes on.
+    pub fn pause_within(&self, limit: Duration) -> Result<(), &'static str> {
+        // A vCPU that has ended its guest's life stands, too, and is not to be let go by a resume.
+        let over = || self.outcome().is_some();
+        if over() {
+            return Err("the guest has just ended");
+        }
+        if !self.vcpus.pause_within(limit) {
+            return Err("a vCPU does not come to stand: it waits in an exit of ours, as for output that nobody reads");
+        }
+        if over() {
+            self.vcpus.resume();
+            return Err("the guest has just ended");
+        }
+        Ok(())
+    }
+
     /// Lets them go on.
     pub fn resume(&self) {
         self.vcpus.resume();
@@ -218,6 +238,11 @@ impl Vm {
         self.platform.pci.reset();
         self.memory.sync();
         self.platform.ending.get().unwrap_or(Outcome::Stopped)
+    }
+
+    /// The guest's life ends as `outcome`, if it has not ended; whoever stays with the machine then stops it.
+    pub(super) fn end(&self, outcome: Outcome) {
+        self.platform.ending.set(outcome);
     }
 
     pub(super) fn ending(&self) -> &Arc<Ending> {

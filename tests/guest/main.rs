@@ -11,6 +11,7 @@ mod common;
 
 mod boot;
 mod config;
+mod control;
 mod endings;
 mod faults;
 mod kill;

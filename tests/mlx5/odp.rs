@@ -457,3 +457,91 @@ fn a_fault_can_be_answered_by_rnr() {
     pair.one.to_error().unwrap();
     pair.driver.until("end of the fault", || hca.page_faults.live().is_empty()).unwrap();
 }
+
+/// Two page faults of two queue pairs; the first's event waits for the second's, and not for the time of its own.
+#[test]
+fn a_page_faults_event_can_come_after_the_next_one() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    let spec = QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq);
+    let (second, _responder) = Qp::pair(&pair.driver, spec.clone(), spec).unwrap();
+    let hca = pair.driver.machine.nic.hca();
+    let rule = hca.injections.add(NicRule::new(1, NicAction::FaultEventReordered)).unwrap();
+    let write = |page: u64| Wqe::write(VA + page * 4096, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled();
+    let address = |fault: PageFault| match fault {
+        PageFault::Rdma { va, .. } => va,
+        other => panic!("{other:?}"),
+    };
+    pair.one.post_one(write(1));
+    pair.driver.until("firing", || hca.injections.rule(rule).unwrap().fired == 1).unwrap();
+    pair.driver.until("page fault", || hca.page_faults.live().len() == 1).unwrap();
+    second.post_one(write(2));
+    let faults = [paged.fault(), paged.fault()];
+    assert_eq!(faults.map(address), [VA + 2 * 4096, VA + 4096]);
+    paged.map(0, 3);
+    faults.iter().for_each(|fault| paged.resume(fault));
+    for _ in 0..2 {
+        pair.one_cq.wait_ok().unwrap();
+    }
+    // Without a next one it comes too, after 200 ms; each of many is held only while no other is.
+    hca.injections.clear();
+    hca.injections.add(NicRule::new(0, NicAction::FaultEventReordered)).unwrap();
+    pair.one.post_one(write(4));
+    let fault = paged.fault();
+    paged.map(4, 1);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+}
+
+/// The driver's command succeeds, and the page fault is there again until a resume does not fail.
+#[test]
+fn a_resume_can_fail_and_the_page_fault_comes_again() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    let hca = pair.driver.machine.nic.hca();
+    let id = hca.injections.add(NicRule::new(1, NicAction::ResumeFailing)).unwrap();
+    pair.local.fill_pattern(3);
+    pair.one.post_one(Wqe::write(VA, paged.odp.mr.key).sge(pair.local_mr.sge(0, 8)).signaled());
+    let fault = paged.fault();
+    paged.map(0, 1);
+    paged.resume(&fault);
+    assert_eq!(paged.fault(), fault, "the page is there, and it is reported all the same");
+    assert_eq!(hca.injections.rule(id).unwrap().fired, 1);
+    assert!(pair.one_cq.poll().is_none());
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    paged.no_fault();
+    pair.assert_copied((&pair.local, 0), (&paged.memory, 0), 8);
+}
+
+/// Contract 10.3: the library posts the WQE again and tells nobody; the sender tries again and takes the next.
+#[test]
+fn a_page_fault_can_abort_the_shared_receive_that_meets_it() {
+    let paged = Paged::new();
+    let pair = &paged.pair;
+    pair.local.fill_pattern(9);
+    let srq = Srq::create(&pair.driver.context, pair.pd, 3).unwrap();
+    let receiver = QpSpec { srq: Some(srq.srqn), ..QpSpec::rc(&pair.driver, pair.pd, &pair.other_cq) };
+    let (one, other) = Qp::pair(&pair.driver, QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq), receiver).unwrap();
+    let hca = pair.driver.machine.nic.hca();
+    hca.injections.add(NicRule::new(1, NicAction::AbortOnFault)).unwrap();
+    let posted = [0, 1].map(|page| srq.post(&[paged.sge(page * 8192, 8192)]).unwrap());
+    one.post_one(Wqe::send().sge(pair.local_mr.sge(0, 6000)).signaled());
+    let aborted = pair.other_cq.wait().unwrap();
+    assert_eq!(aborted.outcome(), (cqe_opcode::RESP_ERR, syndrome::REMOTE_ABORTED_ERR));
+    let vendor = mlx5_spec::cq::cqe::VENDOR_ERR_SYND.get(&aborted.bytes);
+    assert_eq!((aborted.wqe_counter(), vendor), (posted[0], 0x93));
+    // The driver hears of the page fault as ever.
+    let fault = paged.fault();
+    assert!(
+        matches!(fault, PageFault::Wqe { kind: wqe_fault_type::SRQ, index, .. } if index == posted[0]),
+        "{fault:?}"
+    );
+    assert!(srq.post(&[paged.sge(0, 8192)]).is_some());
+    paged.map(0, 4);
+    paged.resume(&fault);
+    pair.one_cq.wait_ok().unwrap();
+    assert_eq!(pair.other_cq.wait_ok().unwrap().wqe_counter(), posted[1]);
+    pair.assert_copied((&pair.local, 0), (&paged.memory, 8192), 6000);
+    assert_eq!([&one, &other].map(|qp| qp.queried(qpc::STATE)), [Ok(state::RTS), Ok(state::RTS)]);
+}

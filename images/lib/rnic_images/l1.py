@@ -80,7 +80,8 @@ def cpio(files):
 
 
 def command_line(program, version, guest):
-    """QEMU's arguments. `guest` has vmlinux, initramfs, job, log, cpus, memory (MB), fds by port name, writable."""
+    """QEMU's arguments. `guest` has vmlinux, initramfs, job, log, cpus, memory (MB), fds by port name, socket,
+    writable."""
     # An older QEMU lets the inner guest's XSETBV bypass KVM: offer no XSAVE, nor what rests on it.
     cpu = "max,svm=on,la57=off" + ("" if version >= qemu.SOUND else ",xsave=off,avx=off,avx2=off,pku=off")
     line = [program, "-name", "rnic-l1", "-machine", "q35,usb=off,smbus=off,sata=off,vmport=off", "-nodefaults",
@@ -93,6 +94,10 @@ def command_line(program, version, guest):
         if name in guest.fds:
             line += ["-chardev", f"socket,id={name},fd={guest.fds[name]}",
                      "-device", f"{device},chardev={name},nr={number},bus=ports.0"]
+    if guest.socket:
+        comma = guest.socket.replace(",", ",,")
+        line += ["-chardev", f"socket,id=command,path={comma},server=on,wait=off",
+                 "-device", f"virtserialport,chardev=command,nr={len(PORTS)},bus=ports.0"]
     shares = [("root", "/", "on")] + [(f"w{number}", path, "off") for number, path in enumerate(guest.writable)]
     for tag, path, readonly in shares:
         comma = str(path).replace(",", ",,")
@@ -100,6 +105,6 @@ def command_line(program, version, guest):
     return line
 
 
-# (name, device): the place in this table is the port's number in the guest (see l1-init).
+# (name, device): the place in this table is the port's number in the guest (see l1-init). The next number is the command's own port.
 PORTS = (("terminal", "virtconsole"), ("in", "virtserialport"), ("out", "virtserialport"), ("err", "virtserialport"),
          ("control", "virtserialport"))

@@ -42,11 +42,11 @@ class Death(Problem):
 class Session:
     """The L1 guest of one command. Use as a context manager: QEMU and the folder are gone afterwards."""
 
-    def __init__(self, folder, program, version, memory, writable):
+    def __init__(self, folder, program, version, memory, writable, socket_path=None):
         entry = l1.kernel(folder)
         self.program, self.version = program, version
         self.vmlinux, self.initramfs = folder / entry["vmlinux"], l1.initramfs(folder, entry)
-        self.memory, self.writable = memory, writable
+        self.memory, self.writable, self.socket = memory, writable, socket_path
         self.cpus = 2
         self.fds, self.ports = {}, {}
         self.process = self.saved_terminal = None

@@ -111,7 +111,7 @@ def guest_environment(environment, writable):
 def parse():
     """The command line; everything from the first word that is no option is the command."""
     parser = argparse.ArgumentParser(
-        prog="images/with-kvm", usage="%(prog)s [--writable DIR]... [--memory MB] [--emulated WHY] [--end-with PID] [--] COMMAND...",
+        prog="images/with-kvm", usage="%(prog)s [--writable DIR]... [--memory MB] [--emulated WHY] [--end-with PID] [--socket PATH] [--] COMMAND...",
         description="Runs COMMAND where /dev/kvm is an architectural KVM: on this machine if its own is one, otherwise in a "
         "TCG guest with SVM that sees this machine's files read-only (writes vanish, except under --writable).",
         epilog="RNIC_KVM=host or tcg forces a way. Exit status: COMMAND's, 125 when the TCG guest died, 1 when COMMAND could not be started.")
@@ -119,6 +119,7 @@ def parse():
     parser.add_argument("--memory", type=int, metavar="MB", help=f"size of the TCG guest (default {DEFAULT_MEMORY} or what is free)")
     parser.add_argument("--emulated", metavar="WHY", help="use a TCG guest whatever this machine's KVM is; the line that says so begins with WHY")
     parser.add_argument("--end-with", type=int, metavar="PID", help="end when PID, which started this program, ends")
+    parser.add_argument("--socket", metavar="PATH", help="a socket that is made there and leads, one client at a time, to /dev/vport0p5 in the TCG guest")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     parser.exit_on_error = False
     try:
@@ -143,11 +144,14 @@ def run():
         end_with(arguments.end_with)
     host, why = choose(os.environ, arguments.emulated)
     if host:
+        if arguments.socket:
+            raise Problem("--socket is for a TCG guest, and COMMAND runs on this machine: give --emulated WHY too")
         if why:
             say(f"{why}, using this machine's /dev/kvm")
         run_directly(arguments.command, os.environ)
     program, version = qemu.find(cache.root(), os.environ)
-    with session.Session(cache.root(), program, version, memory_size(arguments.memory), arguments.writable) as guest:
+    with session.Session(cache.root(), program, version, memory_size(arguments.memory), arguments.writable,
+                         arguments.socket) as guest:
         say(f"{why}, using a TCG guest with SVM (QEMU {qemu.dotted(version)}, {guest.cpus} vCPUs, {guest.memory} MB), "
             "boot takes 3 s or more")
         if version < qemu.SOUND:

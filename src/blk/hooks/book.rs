@@ -26,6 +26,8 @@ pub trait DiskLedger {
     fn request(&self, id: u64) -> Option<RequestRecord>;
     /// Requests that were alive at `since` or arrived later (0: all that are kept), in order of arrival.
     fn requests(&self, since: Seq) -> Vec<RequestRecord>;
+    /// The oldest requests that arrived at `since` or later, at most `limit`, as they stand.
+    fn requests_page(&self, since: Seq, limit: usize) -> Vec<RequestRecord>;
     /// Of [`DiskLedger::requests`] those that touch the page with base `page_gpa`.
     fn touching(&self, page_gpa: u64, since: Seq) -> Vec<RequestRecord>;
     /// Records dropped because the ring was full.
@@ -59,6 +61,10 @@ impl DiskLedger for Ledger {
 
     fn requests(&self, since: Seq) -> Vec<RequestRecord> {
         self.book::<Book>().requests.select(since, |_| true)
+    }
+
+    fn requests_page(&self, since: Seq, limit: usize) -> Vec<RequestRecord> {
+        self.book::<Book>().requests.page(limit, |record| record.arrived >= since)
     }
 
     fn touching(&self, page_gpa: u64, since: Seq) -> Vec<RequestRecord> {

@@ -86,7 +86,8 @@ pub struct PageTouch {
     pub lba_offset: u16,
     /// Guest memory when the request arrived. Hashes exist for watched pages only.
     pub at_arrival: Option<PageHash>,
-    /// The bytes that moved. For a write: what the disk file holds right after, which is what the device read.
+    /// The bytes that moved. For a write: what the disk file holds right after, which is what the device read (but for what an
+    /// injection kept from moving: [`RequestRecord::medium`]).
     pub at_data: Option<PageHash>,
     /// Guest memory just before the guest was told.
     pub at_completion: Option<PageHash>,
@@ -137,8 +138,12 @@ pub struct RequestRecord {
     /// The data moved. Write: guest bytes were read; read: bytes were written to the guest. With status IOERR: perhaps
     /// only some of them.
     pub data: Option<Seq>,
-    /// A write reached the disk file; a discard or a flush is done.
+    /// A write reached the disk file; a discard or a flush is done. `None` for a flush that flushed nothing.
     pub stored: Option<Seq>,
+    /// The sectors of the medium that the data really went to or came from, where these are not `ranges`: a device that misbehaves. If they
+    /// are fewer, the first bytes of the data did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub medium: Option<Range<u64>>,
     /// Taken just before the guest could see the completion.
     pub completed: Option<Seq>,
     /// Cancelled by a reset or a device failure: will never complete.
@@ -178,6 +183,7 @@ impl RequestRecord {
             data_begin: None,
             data: None,
             stored: None,
+            medium: None,
             completed: None,
             aborted: None,
             status: None,

@@ -2,7 +2,7 @@
 //! The device as a driver sees it.
 
 mod basic;
-
+mod drawn;
 mod hostile;
 mod injected;
 mod levers;

@@ -39,6 +39,13 @@ pub enum Promise {
         /// Every completed write.
         kind: CutPage,
     },
+    /// It is as promised after a cruel cut, and not after one that keeps a part of what no flush covers.
+    OutOfOrder {
+        /// The drawn cut.
+        drawn: CutPage,
+        /// Only what a flush covers.
+        cruel: CutPage,
+    },
 }
 
 impl Bench<'_> {
@@ -50,19 +57,27 @@ impl Bench<'_> {
     }
 
     /// Whether a power cut now leaves `page` in file `name`, whatever it does to the disk's cache. Where it does not, a kind cut of the same
-    /// moment tells more: what that lacks was never written.
+    /// moment tells more: what that lacks was never written. Where it does, drawn cuts are looked at as well, if the row makes any.
     pub fn promised(&mut self, page: &Content, name: &str) -> Result<Promise, Stop> {
         let (cruel, kind) = (self.freeze(PowerCut::Cruel)?, self.freeze(PowerCut::Kind)?);
+        let drawn = self.draw_cuts()?;
         let cruel = self.read_frozen(cruel, name)?;
-        if cruel.holds(page) {
-            // Nobody asks any more what the other would have said.
-            drop(std::fs::remove_file(&kind.image));
-            return Ok(Promise::Kept(cruel));
+        if !cruel.holds(page) {
+            drop(drawn);
+            return Ok(Promise::Broken { cruel, kind: self.read_frozen(kind, name)? });
         }
-        Ok(Promise::Broken { cruel, kind: self.read_frozen(kind, name)? })
+        // Nobody asks any more what the other would have said.
+        drop(kind);
+        for frozen in drawn {
+            let found = self.read_frozen(frozen, name)?;
+            if !found.holds(page) {
+                return Ok(Promise::OutOfOrder { drawn: found, cruel });
+            }
+        }
+        Ok(Promise::Kept(cruel))
     }
 
-    fn freeze(&mut self, cut: PowerCut) -> Result<Frozen, Stop> {
+    pub(super) fn freeze(&mut self, cut: PowerCut) -> Result<Frozen, Stop> {
         if self.row.disk == DiskKind::Pmem {
             return self.freeze_pmem();
         }
@@ -70,14 +85,14 @@ impl Bench<'_> {
         if self.row.disk == DiskKind::IntegrityBitmap {
             std::thread::sleep(BITMAP_TIME);
         }
-        let image =
-            self.work.join(format!("cut-{:?}-{}-{}", cut, std::process::id(), self.nonce ^ u64::from(self.cuts)));
+        let word = cut.to_string().replace(' ', "-");
+        let image = self.work.join(format!("cut-{word}-{}-{}", std::process::id(), self.nonce ^ u64::from(self.cuts)));
         let real = if cut == PowerCut::Cruel && self.is_planted(Plant::CutKeeps) { PowerCut::Kind } else { cut };
         let frozen = self.guest.fs_disk().freeze(real, &image).map_err(|error| Stop::Failed(error.to_string()))?;
         if !frozen.exact {
             return Err(Stop::Inconclusive("the log of unflushed writes was too small for an exact power cut".into()));
         }
-        self.plant_drop(&image)?;
+        self.plant_drop(cut, &image)?;
         self.check_image(cut, frozen.at, &image)?;
         Ok(Frozen { cut, at: frozen.at, image })
     }
@@ -125,18 +140,22 @@ impl Bench<'_> {
         let (cruel, kind) = (self.freeze(PowerCut::Cruel)?, self.freeze(PowerCut::Kind)?);
         let cruel = self.read_pages(cruel, pages)?;
         if !wanted(&cruel) {
-            drop(std::fs::remove_file(&kind.image));
             return Ok((cruel, None));
         }
         let kind = self.read_pages(kind, pages)?;
         Ok((cruel, Some(kind)))
     }
 
-    fn read_pages(&mut self, frozen: Frozen, pages: &[(String, u64)]) -> Result<Vec<CutPage>, Stop> {
-        let Frozen { cut, at, image } = frozen;
+    /// What a power cut left of each page.
+    ///
+    /// # Errors
+    /// What it left is no file system, or the witness failed.
+    pub fn read_pages(&mut self, frozen: Frozen, pages: &[(String, u64)]) -> Result<Vec<CutPage>, Stop> {
+        let Frozen { cut, at, image } = &frozen;
+        let (cut, at) = (*cut, *at);
         let mark = self.witness.must(Op::DmesgMark)?.num().unwrap_or(0);
-        let parts: Vec<_> = pages.iter().map(|page| self.parts_of(&image, page)).collect::<Result<_, _>>()?;
-        let contents = self.read_cut(cut, &image, pages, mark)?;
+        let parts: Vec<_> = pages.iter().map(|page| self.parts_of(image, page)).collect::<Result<_, _>>()?;
+        let contents = self.read_cut(cut, image, pages, mark)?;
         let mut found = Vec::new();
         for ((content, parts), (name, place)) in contents.into_iter().zip(parts).zip(pages) {
             let fact = self.fact(at, What::cut(cut, name, *place, &content));
@@ -176,7 +195,7 @@ impl Bench<'_> {
     /// A step on a power cut's image has failed: the file system that was promised is not there.
     fn corrupt(&mut self, cut: PowerCut, step: &str, error: &CallError) -> Stop {
         let CallError::Failed(failure) = error else { return self.witness.stop_for(step, error) };
-        let step = format!("{step} of a {cut:?} power cut's image").to_lowercase();
+        let step = format!("{step} of a {cut} power cut's image").to_lowercase();
         let fact = self.now(What::Returned { step, errno: Some(failure.errno) });
         Stop::Found(Finding::new(Verdict::Corrupt, fact, []).told(Some(failure.errno)))
     }
@@ -249,10 +268,17 @@ impl Bench<'_> {
 }
 
 /// A disk as a power cut left it.
-struct Frozen {
+pub struct Frozen {
     cut: PowerCut,
     at: Seq,
     image: PathBuf,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // One that was read has no name any more; one that nobody is to read any more goes here.
+        drop(std::fs::remove_file(&self.image));
+    }
 }
 
 /// What the second guest found after a power cut.

@@ -37,7 +37,8 @@ impl Bench<'_> {
         stacks::up(self.guest, self.row.disk, false)?;
         self.tell_disk();
         let dev = stacks::device(self.row.disk);
-        let opts = stacks::mkfs_options(self.row).into_iter().map(Into::into).collect();
+        let more = self.guest.setting().mkfs.as_deref().unwrap_or_default();
+        let opts = stacks::mkfs_options(self.row).into_iter().chain(more.split_whitespace()).map(Into::into).collect();
         let told = self.guest.must(Op::Mkfs { fs: made, dev: dev.into(), opts })?;
         if let Some(exec) = told.exec().filter(|exec| exec.status != 0) {
             return Err(Stop::Failed(format!("mkfs.{} failed: {}", made.name(), exec.err)));
@@ -49,8 +50,14 @@ impl Bench<'_> {
             (_, Fs::Btrfs | Fs::Ext4) => "commit=300",
             _ => "",
         };
-        self.guest.must(mount(dev, DIR, self.row.fs, opts))?;
+        self.guest.must(mount(dev, DIR, self.row.fs, &self.mount_options(opts)))?;
         if self.row.disk == DiskKind::Pmem { self.is_dax() } else { Ok(()) }
+    }
+
+    /// `own`, with what the user has to add, for the guest under test.
+    pub fn mount_options(&self, own: &str) -> String {
+        let more = self.guest.setting().mount.as_deref().unwrap_or_default();
+        [own, more].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(",")
     }
 
     /// xfs turns DAX off where it cannot be had, and mounts.

@@ -26,6 +26,8 @@ use probe::RuleId;
 use probe::ledger::{Note, Seq};
 
 mod cuts;
+mod drawn;
+mod faults;
 mod frames;
 mod gates;
 mod ground;
@@ -33,9 +35,12 @@ mod holds;
 mod plant;
 mod record;
 mod stacks;
+mod timeline;
 mod verbs;
 
-pub use cuts::{CutPage, Promise};
+pub use cuts::{CutPage, Frozen, Promise};
+pub use drawn::Cuts;
+pub use faults::{Armed, outlasts};
 pub use gates::Gate;
 pub use ground::mount;
 pub use holds::{HeldRead, PROMPT, errno_of};
@@ -70,6 +75,8 @@ pub struct Bench<'a> {
     tripped: Vec<Tripped>,
     /// Ledger number at the row's begin.
     pub begun: Seq,
+    /// And when its story could begin.
+    ready: Seq,
     unrecorded: Vec<(u8, u64)>,
     unrecorded_nic: Vec<(u8, u64)>,
     file: u32,
@@ -81,6 +88,7 @@ pub struct Bench<'a> {
     findings: Vec<Finding>,
     holds: Vec<(Disk, LeverId)>,
     cuts: u32,
+    which_cuts: Cuts,
     work: std::path::PathBuf,
     verbs: Option<verbs::Verbs>,
     injected: Vec<RuleId>,
@@ -155,6 +163,7 @@ impl<'a> Bench<'a> {
             acted: false,
             tripped: Vec::new(),
             begun,
+            ready: begun,
             unrecorded,
             unrecorded_nic,
             file: 0,
@@ -165,6 +174,7 @@ impl<'a> Bench<'a> {
             findings: Vec::new(),
             holds: Vec::new(),
             cuts: 0,
+            which_cuts: Cuts::default(),
             work,
             verbs: None,
             injected: Vec::new(),
@@ -185,6 +195,7 @@ impl<'a> Bench<'a> {
         }
         bench.quiet_nic();
         bench.open_verbs()?;
+        bench.ready = bench.guest.ledger().now();
         Ok(bench)
     }
 

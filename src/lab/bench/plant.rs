@@ -9,9 +9,9 @@ use std::time::Duration;
 use rnic_agent::proto::Op;
 use serde::Deserialize;
 
-use super::{Bench, PAGE, stacks, wqe};
+use super::{Bench, Cuts, PAGE, stacks, wqe};
 use crate::finding::Stop;
-use blk::{BlkOp, DiskAction, DiskLedger, DiskRule, HoldPoint, Lever, RequestMatch};
+use blk::{BlkOp, DiskAction, DiskLedger, DiskRule, HoldPoint, Lever, PowerCut, RequestMatch};
 use mlx5::hooks::{NicAction, NicRule, WqeMatch};
 
 /// What is broken.
@@ -34,6 +34,8 @@ pub enum Plant {
     CutDrops,
     /// A cruel power cut keeps what no flush covers.
     CutKeeps,
+    /// Drawn power cuts lose every write of the pages under test, flushed or not; the row makes such cuts.
+    DrawnDrops,
     /// The ledger misses an RDMA WRITE.
     MissedRdmaWrite,
     /// Nobody hears what the kernels print.
@@ -64,7 +66,7 @@ pub enum Plant {
 }
 
 /// Each with its name and one line.
-const NAMES: [(Plant, &str, &str); 21] = [
+const NAMES: [(Plant, &str, &str); 22] = [
     (Plant::Oops, "oops", "the next sync(2) dies in the kernel"),
     (Plant::Hang, "hang", "the umount at the row's end does not return"),
     (Plant::Image, "image", "the images of power cuts have no superblock"),
@@ -73,6 +75,7 @@ const NAMES: [(Plant, &str, &str); 21] = [
     (Plant::MissedWrite, "missed-write", "the ledger misses a write of the page"),
     (Plant::CutDrops, "cut-drops", "power cuts lose every write of the pages under test"),
     (Plant::CutKeeps, "cut-keeps", "a cruel power cut keeps what no flush covers"),
+    (Plant::DrawnDrops, "drawn-drops", "drawn power cuts lose every write of the pages under test"),
     (Plant::MissedRdmaWrite, "missed-rdma-write", "the ledger misses an RDMA WRITE"),
     (Plant::Deaf, "deaf", "nobody hears what the kernels print"),
     (Plant::OldBytes, "old-bytes", "an RDMA READ brings what the page had at the row's begin"),
@@ -172,6 +175,7 @@ impl Bench<'_> {
         match plant {
             Plant::Oops => self.plant_oops()?,
             Plant::Silence => self.guest.pause(),
+            Plant::DrawnDrops => self.make_cuts(Cuts::All),
             Plant::Deaf => {
                 self.guest.deafen(true);
                 self.witness.deafen(true);
@@ -208,11 +212,13 @@ impl Bench<'_> {
         self.acted || by_disk.is_some_and(|rule| rule.fired > 0) || self.injections_fired()
     }
 
-    /// Called with each image of a power cut: loses the blocks of every write of a watched page. Where a disk writes copies, whose requests
+    /// Called with the image of each `cut`: loses the blocks of every write of a watched page. Where a disk writes copies, whose requests
     /// do not name the page, the blocks are told by what is in them.
-    pub(super) fn plant_drop(&mut self, image: &Path) -> Result<(), Stop> {
-        if self.planted != Some(Plant::CutDrops) {
-            return Ok(());
+    pub(super) fn plant_drop(&mut self, cut: PowerCut, image: &Path) -> Result<(), Stop> {
+        match self.planted {
+            Some(Plant::CutDrops) => {}
+            Some(Plant::DrawnDrops) if matches!(cut, PowerCut::Drawn { .. }) => {}
+            _ => return Ok(()),
         }
         let failed = |error: std::io::Error| Stop::Failed(format!("{}: {error}", image.display()));
         let file = File::options().read(true).write(true).open(image).map_err(failed)?;

@@ -92,6 +92,9 @@ impl fmt::Display for What {
                 write!(f, "the {guest} guest {why}; the last of its console: {last}")
             }
             What::Trials { what, hits, of } => write!(f, "{what}: {hits} of {of} trials"),
+            What::Injected { name, device, matched, occasion } => {
+                write!(f, "injection \"{name}\" of {device}: {occasion} (match {matched})")
+            }
             What::Unsound { why, check: None } => f.write_str(why),
             What::Unsound { why, check: Some(check) } => write!(f, "check \"{check}\": {why}"),
             What::Note { text } => f.write_str(text),
@@ -110,7 +113,7 @@ impl fmt::Display for Role {
 
 impl What {
     fn fmt_block(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let What::Block { id, op, gpa, lba, data, completed, status, changed, held, arrived: _ } = self else {
+        let What::Block { id, op, gpa, lba, data, completed, status, changed, medium, held, arrived: _ } = self else {
             return Ok(());
         };
         write!(f, "blk {op} {id}")?;
@@ -119,6 +122,9 @@ impl What {
         if let Some(status) = status.filter(|status| *status != 0) {
             write!(f, " with status {status}")?;
         }
+        if let Some((from, to)) = medium {
+            write!(f, ", really of {} sectors from {from}", to.saturating_sub(*from))?;
+        }
         for (from, to) in held {
             write!(f, ", held #{from} to {}", seq(*to))?;
         }
@@ -126,5 +132,30 @@ impl What {
             Some(true) if op == "write" => f.write_str("; it stored other bytes than were there at its arrival"),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_went_astray_says_where() {
+        let block = |medium| What::Block {
+            id: 7,
+            op: "write".into(),
+            gpa: None,
+            lba: 800,
+            arrived: 1,
+            data: Some(2),
+            completed: Some(3),
+            status: Some(0),
+            changed: None,
+            medium,
+            held: Vec::new(),
+        };
+        assert_eq!(block(None).to_string(), "blk write 7, LBA 800: data at #2, completed #3");
+        let torn = block(Some((800, 803))).to_string();
+        assert_eq!(torn, "blk write 7, LBA 800: data at #2, completed #3, really of 3 sectors from 800");
     }
 }

@@ -31,6 +31,10 @@ impl Guest {
                 let places = [self.vm.whereabouts(), self.vm.whereabouts()].concat();
                 Stop::Silent(Box::new(Silence { places, ..self.silence(step, "fell silent") }))
             }
+            // Not the guest's fault, as far as anybody knows: whoever takes its file system down next finds out.
+            (None, CallError::Timeout(_)) if self.out_of_time() => {
+                Stop::Inconclusive(format!("the row's time was over (--row-limit) during {step}"))
+            }
             (None, CallError::Timeout(_)) => self.hung(step),
             (None, _) => Stop::Failed(format!("step {step}: {error}")),
         }

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use blk::{BlkOp, PageTouch, PowerCut, RequestRecord};
@@ -36,18 +37,33 @@ pub fn disagrees(
     blocks.sort_unstable();
     blocks.dedup();
     for lba in blocks {
-        let Some(must) = survivor(&records, lba, cut, at) else { continue };
+        let Some(must) = allowed(&records, lba, cut, at) else { continue };
         let mut bytes = vec![0; PAGE_SIZE as usize];
         image.read_exact_at(&mut bytes, lba * SECTOR)?;
-        if Some(PageHash::of(0, &bytes)) != must.touch.at_data {
-            let kind = format!("{cut:?}").to_lowercase();
+        let found = Some(PageHash::of(0, &bytes));
+        if must.iter().all(|must| must.touch.at_data != found) {
+            let ids = must.iter().map(|must| must.id.to_string()).collect::<Vec<_>>().join(" or ");
             return Ok(Some(format!(
-                "the image of the {kind} power cut at #{at} does not have at sector {lba} what blk write {} put there, the last that such a cut keeps",
-                must.id
+                "the image of the {cut} power cut at #{at} does not have at sector {lba} what blk write {ids} put there, the last that such a cut keeps",
             )));
         }
     }
     Ok(None)
+}
+
+/// The writes of which an image must have one's bytes at `lba`: of a drawn cut that of the last that a flush covers, or of any later one; of
+/// another one write. `None` where that is not known.
+fn allowed<'a>(records: &[&'a RequestRecord], lba: u64, cut: PowerCut, at: Seq) -> Option<Vec<Must<'a>>> {
+    let floor = match cut {
+        PowerCut::Kind | PowerCut::Cruel => return survivor(records, lba, cut, at).map(|must| vec![must]),
+        // Where a write tears, sectors come from several.
+        PowerCut::Drawn { tear: true, .. } => return None,
+        PowerCut::Drawn { tear: false, .. } => survivor(records, lba, PowerCut::Cruel, at)?,
+    };
+    let from = records.iter().find(|record| record.id == floor.id)?.data;
+    let later = covering(records, lba).filter(|record| record.status == Some(0) && record.data > from);
+    let later = later.map(|record| must_of(record, lba)).collect::<Option<Vec<_>>>()?;
+    Some(std::iter::once(floor).chain(later).collect())
 }
 
 /// Whole pages of a write whose bytes are known.
@@ -59,14 +75,13 @@ fn watched(record: &RequestRecord) -> impl Iterator<Item = &PageTouch> {
 
 /// The write whose bytes an image must have at `lba`. `None` where that is not known.
 fn survivor<'a>(records: &[&'a RequestRecord], lba: u64, cut: PowerCut, at: Seq) -> Option<Must<'a>> {
-    let sectors = PAGE_SIZE / SECTOR;
-    let covers = |record: &&&RequestRecord| {
-        record.op.changes_disk() && record.ranges.iter().any(|range| range.start < lba + sectors && lba < range.end)
-    };
     let mut last: Option<&'a RequestRecord> = None;
-    for record in records.iter().filter(covers) {
+    for record in covering(records, lba) {
         // Under way when the power went, or completed at that very moment: then nobody knows.
         record.completed.filter(|completed| *completed < at)?;
+        if record.medium.is_some() {
+            return None;
+        }
         if record.status != Some(0) || cut == PowerCut::Cruel && !flushed(records, record, at) {
             continue;
         }
@@ -74,9 +89,22 @@ fn survivor<'a>(records: &[&'a RequestRecord], lba: u64, cut: PowerCut, at: Seq)
             last = Some(record);
         }
     }
-    let last = last?;
-    let touch = watched(last).find(|touch| touch.lba == lba)?;
-    Some(Must { touch, id: last.id })
+    must_of(last?, lba)
+}
+
+fn must_of(record: &RequestRecord, lba: u64) -> Option<Must<'_>> {
+    let touch = watched(record).find(|touch| touch.lba == lba)?;
+    Some(Must { touch, id: record.id })
+}
+
+/// Requests that change a sector of the block at `lba`, wherever their data went: of those that went astray nobody knows what they left.
+fn covering<'a>(records: &[&'a RequestRecord], lba: u64) -> impl Iterator<Item = &'a RequestRecord> {
+    let block = lba..lba + PAGE_SIZE / SECTOR;
+    let meets = move |range: &Range<u64>| range.start < block.end && block.start < range.end;
+    let covers = move |record: &&RequestRecord| {
+        record.op.changes_disk() && record.ranges.iter().chain(&record.medium).any(&meets)
+    };
+    records.iter().copied().filter(covers)
 }
 
 /// Whether a flush that had completed at `at` covers `write`.
@@ -84,6 +112,8 @@ fn flushed(records: &[&RequestRecord], write: &RequestRecord, at: Seq) -> bool {
     records.iter().any(|flush| {
         flush.op == BlkOp::Flush
             && flush.status == Some(0)
+            // One that only said so has none.
+            && flush.stored.is_some()
             && write.completed.is_some_and(|completed| completed < flush.arrived)
             && flush.completed.is_some_and(|completed| completed < at)
     })
@@ -120,6 +150,7 @@ mod tests {
             data_begin: Some(arrived),
             data: Some(arrived + 1),
             stored: Some(arrived + 1),
+            medium: None,
             completed: Some(arrived + 2),
             aborted: None,
             status: Some(0),
@@ -166,6 +197,40 @@ mod tests {
         assert!(agrees(&records, b'A', PowerCut::Cruel));
         records.push(request(6, BlkOp::Flush, 41, None));
         assert!(agrees(&records, b'B', PowerCut::Cruel) && !agrees(&records, b'A', PowerCut::Cruel));
+    }
+
+    #[test]
+    fn a_drawn_cut_keeps_what_a_flush_covers_or_something_later() {
+        let mut records = story();
+        records.push(request(4, BlkOp::Write, 35, Some(b'C')));
+        let drawn = |tear| PowerCut::Drawn { seed: 1, nth: 1, tear };
+        for byte in [b'A', b'B', b'C'] {
+            assert!(agrees(&records, byte, drawn(false)));
+        }
+        assert!(!agrees(&records, 0, drawn(false)));
+        // Once a flush covers the last there is one answer.
+        records.push(request(5, BlkOp::Flush, 40, None));
+        assert!(agrees(&records, b'C', drawn(false)) && !agrees(&records, b'A', drawn(false)));
+        assert!(!agrees(&records, b'B', drawn(false)));
+        // Of sectors that come by themselves the hashes of whole blocks say nothing.
+        assert!(agrees(&records, b'B', drawn(true)));
+    }
+
+    #[test]
+    fn what_injections_made_of_requests_is_believed() {
+        // The flush only said that it had flushed.
+        let mut records = story();
+        records.push(RequestRecord { stored: None, ..request(4, BlkOp::Flush, 40, None) });
+        assert!(agrees(&records, b'A', PowerCut::Cruel) && !agrees(&records, b'B', PowerCut::Cruel));
+        // The second write went elsewhere; a third came from elsewhere.
+        let mut records = story();
+        records[2].medium = Some(0..8);
+        assert!(agrees(&records, b'A', PowerCut::Kind) && agrees(&records, b'B', PowerCut::Kind));
+        let mut astray = request(4, BlkOp::Write, 40, Some(b'C'));
+        let elsewhere = 0..8;
+        (astray.ranges, astray.pages, astray.medium) = (vec![elsewhere], Vec::new(), Some(LBA..LBA + 8));
+        let records = [story(), vec![astray]].concat();
+        assert!(agrees(&records, b'C', PowerCut::Kind));
     }
 
     #[test]

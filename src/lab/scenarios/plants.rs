@@ -6,7 +6,7 @@ use std::time::Duration;
 use rnic_agent::proto::Op;
 
 use super::promise::{expected_page, fsync_brings};
-use crate::bench::{Bench, PAGE, PAGE_AT, Plant};
+use crate::bench::{Bench, PAGE, PAGE_AT, Plant, Promise};
 use crate::check::Check;
 use crate::controls::Control;
 use crate::finding::{Finding, Stop};
@@ -46,6 +46,12 @@ const SILENT: &str = "plant: the guest falls silent; must be HUNG";
 const DEAF: &str = "negative control: the same with nobody who hears what the kernels print";
 const KEEPS: &str = "negative control: a cruel power cut after a write that no flush covers, which keeps it";
 
+const ORDER: &str =
+    "negative control: drawn power cuts after a flush and a write that it does not cover, which lose what was flushed";
+
+/// Byte offset of a page beside the page under test.
+const OTHER_AT: u64 = PAGE_AT + 8 * PAGE;
+
 const fn control(plant: Plant, checks: &'static [Check], scenario: Scenario) -> Scenario {
     Scenario { control: Some(Control { plant, checks }), named: false, ..scenario }
 }
@@ -62,7 +68,25 @@ pub(super) const TABLE: &[Scenario] = &[
     plant("C-silent", "plant", SILENT, |bench| held_read(bench, Some(Plant::Silence))),
     control(Plant::Deaf, &[Check::Kernel], plant("C-deaf", "dio", DEAF, |bench| held_read(bench, None))),
     control(Plant::CutKeeps, &[Check::Cut], plant("C-keep", "cpu", KEEPS, unflushed)),
+    control(Plant::DrawnDrops, &[Check::Cut, Check::Harm], plant("C-order", "cpu", ORDER, flushed)),
 ];
+
+/// What was flushed survives every power cut, whatever became of what was not.
+fn flushed(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
+    bench.store('B')?;
+    let fsync = bench.fsync()?;
+    // Something to draw from.
+    let (m, h, pattern) = (bench.map(), bench.file(), bench.pattern('D'));
+    let (off, len) = (OTHER_AT, PAGE);
+    bench.guest.must(Op::Store { m, off, len, pattern })?;
+    bench.guest.must(Op::SyncFileRange { h, off, len, wait_before: true, write: true, wait_after: true })?;
+    let page = expected_page(bench, 'B', PAGE);
+    Ok(match bench.promised(&page, "file")? {
+        Promise::Kept(cut) => Finding::new(Verdict::Safe, cut.fact, [fsync.fact]),
+        Promise::OutOfOrder { drawn, cruel } => Finding::new(Verdict::Lost, drawn.fact, [cruel.fact, fsync.fact]),
+        Promise::Broken { cruel, kind } => Finding::new(Verdict::Lost, kind.fact, [cruel.fact, fsync.fact]),
+    })
+}
 
 /// What has been written and not flushed does not survive a cruel power cut, and what was flushed before does.
 fn unflushed(bench: &mut Bench<'_>) -> Result<Finding, Stop> {

@@ -35,7 +35,12 @@ pub(super) fn fsync_brings(
     let newer = bench.newer_write(newer.as_ref(), since);
     match bench.promised(page, "file")? {
         Promise::Kept(cut) if fsync.ok() => Ok(Ok(vec![cut.fact, fsync.fact, newer])),
-        Promise::Kept(_) => Err(Stop::Inconclusive("fsync failed, and what it was to write is on disk".into())),
+        Promise::OutOfOrder { drawn, cruel } if fsync.ok() => {
+            out_of_order(bench, page, &fsync, (&drawn, &cruel), newer).map(Err)
+        }
+        Promise::Kept(_) | Promise::OutOfOrder { .. } => {
+            Err(Stop::Inconclusive("fsync failed, and what it was to write is on disk".into()))
+        }
         Promise::Broken { cruel, kind } => broken(bench, page, &fsync, (&cruel, &kind), newer).map(Err),
     }
 }
@@ -54,19 +59,41 @@ fn broken(
     if kind.holds(page) {
         return Err(Stop::Inconclusive("what fsync was to write is written, and no flush covers it".into()));
     }
-    std::thread::sleep(WORKER_TIME);
-    let second = bench.fsync()?;
-    let (came, again) = match bench.promised(page, "file")? {
-        Promise::Kept(cut) => (second.ok(), cut.fact),
-        Promise::Broken { kind, .. } => (false, kind.fact),
-    };
-    let facts = [fsync.fact, cruel.fact, newer, second.fact, again];
+    let (came, [second, again]) = second_fsync(bench, page)?;
+    let facts = [fsync.fact, cruel.fact, newer, second, again];
     let lost = Finding::new(Verdict::Lost, kind.fact, facts).told(fsync.errno);
     match (came, fsync.ok()) {
         (true, true) => Ok(lost.late()),
         (true, false) => Err(Stop::Inconclusive("fsync failed, and a second one brought what it was to write".into())),
         (false, _) => Ok(lost),
     }
+}
+
+/// fsync had returned 0, and a disk that had written out a part of what no flush covers has not what was promised, although one that had written
+/// nothing of it has: the file system relies on an order that it never asked for. Does a second fsync bring it?
+fn out_of_order(
+    bench: &mut Bench<'_>,
+    page: &Content,
+    fsync: &Fsync,
+    (drawn, cruel): (&CutPage, &CutPage),
+    newer: FactId,
+) -> Result<Finding, Stop> {
+    if let Some(unreadable) = drawn.unreadable() {
+        return Ok(unreadable.beside([cruel.fact, fsync.fact]));
+    }
+    let (came, [second, again]) = second_fsync(bench, page)?;
+    let lost = Finding::new(Verdict::Lost, drawn.fact, [fsync.fact, cruel.fact, newer, second, again]);
+    Ok(if came { lost.late() } else { lost })
+}
+
+/// Whether another fsync, a little later, brings `page`; the facts of it and of the power cut after it.
+fn second_fsync(bench: &mut Bench<'_>, page: &Content) -> Result<(bool, [FactId; 2]), Stop> {
+    std::thread::sleep(WORKER_TIME);
+    let second = bench.fsync()?;
+    Ok(match bench.promised(page, "file")? {
+        Promise::Kept(cut) => (second.ok(), [second.fact, cut.fact]),
+        Promise::Broken { kind: cut, .. } | Promise::OutOfOrder { drawn: cut, .. } => (false, [second.fact, cut.fact]),
+    })
 }
 
 /// An fsync that had to succeed for the row to go on has failed: is what it was to write on disk?

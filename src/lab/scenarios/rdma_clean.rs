@@ -70,7 +70,7 @@ pub fn after_umount(bench: &mut Bench<'_>) -> Result<Finding, Stop> {
     let completion = bench.rdma_write('C')?;
     let landed = if completion.ok() { landed(bench, since)? } else { None };
     bench.deregister()?;
-    bench.guest.must(mount("/dev/vdb", DIR, bench.fs(), ""))?;
+    bench.guest.must(mount("/dev/vdb", DIR, bench.fs(), &bench.mount_options("")))?;
     let (page, seen) = bench.read_direct("file")?;
     if !completion.ok() {
         return Ok(error_completion(&completion, (&page, seen)));

@@ -5,6 +5,8 @@ use super::CommandError;
 use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::cq::{Cq, CqSpec};
+use crate::eq::About;
+use crate::later;
 use crate::limits::LOG_MAX_CQ_SIZE;
 use mlx5_spec::cq::{CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, query_in, query_out};
 
@@ -39,7 +41,8 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 /// DESTROY_CQ: no entry is written to it once this is answered.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let cq = take(&request.hca.cqs, "CQ", request.get(destroy_in::CQN))?;
-    cq.kill();
+    cq.kill(request.hca);
+    later::forget(request.hca, About::Cq(cq.cqn));
     cq.uses.end();
     Ok(Reply::ok())
 }

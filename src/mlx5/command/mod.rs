@@ -48,13 +48,20 @@ pub use self::vport::{node_guid, port_gid};
 use super::NicConfig;
 use super::eq::Event;
 use super::hca::Hca;
+use super::health;
 use super::hooks::inject::{self, CommandTime};
+use super::hooks::{NicAction, WqeShape};
+use super::init_segment::InitSegment;
+use super::later;
 use super::uar::UarDoorbells;
 use mlx5_spec::cmd::{ENTRY_SIZE, Opcode, delivery, in_header};
 use mlx5_spec::eq::{eqe_cmd, event};
+use mlx5_spec::{cq as cq_spec, mkey as mkey_spec, qp as qp_spec};
 
 /// epoll data of the wake eventfd; slots have their number.
 const WAKE: u64 = u64::MAX;
+/// epoll data of what wakes for things that injections put off.
+const LATE: u64 = u64::MAX - 1;
 
 /// What the device keeps of what the driver told it, objects apart. Only commands and resets touch it.
 pub struct DriverSettings {
@@ -182,7 +189,8 @@ impl CommandUnit {
             watch(event.as_raw_fd(), slot)?;
         }
         watch(self.wake.as_raw_fd(), WAKE)?;
-        let mut ready = [EpollEvent::default(); SLOTS as usize + 1];
+        watch(self.hca.later.wake().as_raw_fd(), LATE)?;
+        let mut ready = [EpollEvent::default(); SLOTS as usize + 2];
         while !self.stop.load(Ordering::Acquire) {
             let count = match epoll.wait(self.patience(), &mut ready) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -202,6 +210,8 @@ impl CommandUnit {
         for slot in ready {
             if slot == WAKE {
                 let _ = self.wake.read();
+            } else if slot == LATE {
+                let _ = self.hca.later.wake().read();
             } else if let Some(event) = self.events.get(slot as usize) {
                 let _ = event.read();
                 self.rung.fetch_or(1 << slot, Ordering::AcqRel);
@@ -209,21 +219,38 @@ impl CommandUnit {
         }
     }
 
-    /// How long the worker may sleep, in milliseconds: until the next late command; -1: for ever.
+    /// How long the worker may sleep, in milliseconds: until the next thing that is late; -1: for ever, or until the device goes on.
     fn patience(&self) -> i32 {
+        if self.hca.engines.stand() {
+            return -1;
+        }
         let next = self.late.lock().iter().map(|(due, _)| *due).min();
-        let left = next.map(|due| due.saturating_duration_since(Instant::now()).as_millis() + 1);
+        let left = next
+            .into_iter()
+            .chain(self.hca.later.next())
+            .min()
+            .map(|due| due.saturating_duration_since(Instant::now()).as_millis() + 1);
         left.map_or(-1, |ms| i32::try_from(ms).unwrap_or(i32::MAX))
     }
 
-    /// Executes the commands whose delay is over.
+    /// Executes the commands whose delay is over, and sees to what else is late.
     fn serve_late(&self) {
+        if self.hca.later.any() {
+            let _between = self.between_commands();
+            if self.hca.engines.stand() {
+                return;
+            }
+            later::serve(&self.hca);
+        }
         if self.late.lock().is_empty() {
             return;
         }
         let now = Instant::now();
         loop {
             let mut settings = self.between_commands();
+            if self.hca.engines.stand() {
+                return;
+            }
             let due = {
                 let mut late = self.late.lock();
                 late.iter().position(|(due, _)| *due <= now).map(|at| late.remove(at).1)
@@ -249,7 +276,7 @@ impl CommandUnit {
             }
             let mut settings = self.settings.lock();
             let slots = self.rung.load(Ordering::Acquire);
-            if slots == 0 {
+            if slots == 0 || self.hca.engines.stand() {
                 return;
             }
             self.rung.fetch_and(!(slots & slots.wrapping_neg()), Ordering::AcqRel);
@@ -259,7 +286,8 @@ impl CommandUnit {
 
     /// Executes what is in `slot`, if the driver has handed it over. `late`: it has waited for its time.
     fn serve(&self, settings: &mut DriverSettings, slot: u32, late: bool) {
-        let Some(queue) = settings.queue else { return };
+        // The slot stays the device's.
+        let Some(queue) = settings.queue.filter(|_| !self.hca.health.is_mute()) else { return };
         let Some(at) = queue.checked_add(u64::from(slot) * ENTRY_SIZE as u64) else { return };
         let Ok(Some(entry)) = Entry::look(&self.hca.dma, at) else { return };
         // Asked before: the completion of the CREATE_EQ that makes the command EQ is polled for, and must not be told twice.
@@ -267,6 +295,11 @@ impl CommandUnit {
         let answered = match take(&entry, &self.hca) {
             Ok((input, output)) => {
                 if !late && self.is_put_off(slot, &input) {
+                    return;
+                }
+                let clock = self.hca.device_clock();
+                health::occasion(&self.hca, Some(opcode_of(&input)), InitSegment::health_counter(clock));
+                if self.hca.health.is_mute() {
                     return;
                 }
                 let reply = self.execute(settings, &input, output.room());
@@ -292,7 +325,7 @@ impl CommandUnit {
 
     /// Whether an injection has the command wait, or lets it hang.
     fn is_put_off(&self, slot: u32, input: &[u8]) -> bool {
-        let time = inject::command_time(&self.hca.injections, Opcode(in_header::OPCODE.get(input) as u16));
+        let time = inject::command_time(&self.hca.injections, opcode_of(input));
         if let CommandTime::After(delay) = time {
             let mut late = self.late.lock();
             // A driver may ring for it again.
@@ -307,7 +340,7 @@ impl CommandUnit {
     fn execute(&self, settings: &mut DriverSettings, input: &[u8], room: usize) -> Vec<u8> {
         let began = Instant::now();
         let hca = &*self.hca;
-        let opcode = Opcode(in_header::OPCODE.get(input) as u16);
+        let opcode = opcode_of(input);
         let command = table::find(opcode);
         let injected = inject::command_status(&hca.injections, opcode);
         let result = match command {
@@ -323,8 +356,9 @@ impl CommandUnit {
             None => Err(CommandError::Unsupported(opcode)),
         };
         hca.counters.commands.add(1);
-        if result.is_err() {
-            hca.counters.commands_failed.add(1);
+        match &result {
+            Ok(_) => reuse(hca, opcode, input),
+            Err(_) => hca.counters.commands_failed.add(1),
         }
         let reply = match &result {
             Ok(reply) => reply.0.clone(),
@@ -336,6 +370,25 @@ impl CommandUnit {
             ::log::debug!("nic{}: {opcode}: {error}", hca.index);
         }
         reply
+    }
+}
+
+fn opcode_of(input: &[u8]) -> Opcode {
+    Opcode(in_header::OPCODE.get(input) as u16)
+}
+
+/// An injection may have the number of what was just destroyed given out again at once.
+fn reuse(hca: &Hca, opcode: Opcode, input: &[u8]) {
+    type Rewind = fn(&Hca, u32);
+    let (field, rewind): (_, Rewind) = match opcode {
+        Opcode::DESTROY_QP => (qp_spec::destroy_in::QPN, |hca, number| hca.qps.rewind(number)),
+        Opcode::DESTROY_CQ => (cq_spec::destroy_in::CQN, |hca, number| hca.cqs.rewind(number)),
+        Opcode::DESTROY_MKEY => (mkey_spec::destroy_in::MKEY_INDEX, |hca, number| hca.mkeys.rewind(number)),
+        _ => return,
+    };
+    let mine = |action| action == NicAction::NumberReuse;
+    if hca.injections.consult(&WqeShape::queued(opcode), mine).is_some() {
+        rewind(hca, field.get(input));
     }
 }
 

@@ -10,7 +10,9 @@ use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
 use crate::buffer::GuestBuffer;
 use crate::engine::read_record;
+use crate::eq::About;
 use crate::hca::Hca;
+use crate::later;
 use crate::limits::{LOG_MAX_SRQ_SIZE, MAX_RECV_WQE};
 use crate::srq::{Srq, SrqKind, SrqState};
 use crate::users::{Use, Users, Uses};
@@ -141,6 +143,7 @@ fn destroy(hca: &Hca, kind: SrqKind, number: u32) -> Outcome {
     srq.state.lock().dead = true;
     // XRC messages name their SRQ themselves: one may be under way.
     hca.quiesce.wait();
+    later::forget(hca, About::Srq(number));
     Ok(Reply::ok())
 }
 

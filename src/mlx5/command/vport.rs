@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The port: always ACTIVE, one LID, GID 0 and P_Key 0 (contract 4.4, 11.2).
+//! The port: ACTIVE while its link is up, one LID, GID 0 and P_Key 0 (contract 4.4, 11.2).
 
 use super::CommandError;
 use super::hca_cmds::IEEE_VENDOR_ID;
@@ -7,8 +7,8 @@ use super::request::{Reply, Request};
 use crate::fabric::lid_of;
 use mlx5_spec::small::query_vport_counter_out;
 use mlx5_spec::vport::{
-    GID_SIZE, PKEY_SIZE, WHOLE_TABLE, cap_mask1, hca_vport_context as context, modify_context_in, physical_state, pkey,
-    port_state, query_context_in, query_context_out, query_gid_in, query_gid_out, query_pkey_in, query_pkey_out,
+    GID_SIZE, PKEY_SIZE, WHOLE_TABLE, cap_mask1, hca_vport_context as context, modify_context_in, pkey,
+    query_context_in, query_context_out, query_gid_in, query_gid_out, query_pkey_in, query_pkey_out,
 };
 
 /// Capability mask before anybody changed it.
@@ -47,10 +47,11 @@ pub fn query_context(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     check_port(request)?;
     let guid = node_guid(request.hca.index);
     let mut bytes = [0; context::SIZE];
+    let (state, physical) = request.hca.port.states();
     let fields = [
-        (context::PORT_PHYSICAL_STATE, physical_state::LINK_UP),
-        (context::PORT_STATE, port_state::ACTIVE),
-        (context::VPORT_STATE, port_state::ACTIVE),
+        (context::PORT_PHYSICAL_STATE, physical),
+        (context::PORT_STATE, state),
+        (context::VPORT_STATE, state),
         (context::CAP_MASK1, request.settings.cap_mask1),
         // Bit 16 must be changeable, or ib_cm stays away from the port (contract T13).
         (context::CAP_MASK1_FIELD_SELECT, CHANGEABLE_CAP_MASK1),

@@ -2,7 +2,7 @@
 //! What error CQEs say beside the syndrome: the vendor's bytes that people search their logs for (contract 7.5).
 
 use crate::mkey::umr::UmrError;
-use mlx5_spec::cq::{cqe, syndrome};
+use mlx5_spec::cq::{cqe, syndrome, vendor_syndrome};
 
 /// Why a WQE is completed in error, as its CQE says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,9 @@ const RECEIVE: &[(u32, u32, u32)] = &[(syndrome::LOCAL_PROT_ERR, 0x56, 0xa9), (s
 impl Diagnosis {
     /// A datagram that is longer than the port's MTU.
     pub const DATAGRAM_LENGTH: Self = Self::new(syndrome::LOCAL_QP_OP_ERR, 0x68, 0x1f);
+
+    /// A receive WQE of a shared queue that met a page fault: libraries post it again and tell nobody (contract 10.3).
+    pub const ABORTED: Self = Self::new(syndrome::REMOTE_ABORTED_ERR, vendor_syndrome::ODP_PAGE_FAULT, 0);
 
     const fn new(syndrome: u32, vendor: u32, hw: u32) -> Self {
         Self { syndrome, vendor, hw }

@@ -342,11 +342,19 @@ impl Work {
         if !hca.injections.any() || self.planned.replace(true) {
             return Plan::Copy;
         }
-        let mine =
-            |action| matches!(action, NicAction::LateDma | NicAction::StallInFlight { .. } | NicAction::HideFromLedger);
+        let mine = |action| {
+            matches!(
+                action,
+                NicAction::LateDma
+                    | NicAction::StallInFlight { .. }
+                    | NicAction::HideFromLedger
+                    | NicAction::PayloadCorrupted
+            )
+        };
         match hca.injections.consult(&self.shape(), mine) {
             Some(NicAction::LateDma) => Plan::Late,
             Some(NicAction::HideFromLedger) => Plan::Hide,
+            Some(NicAction::PayloadCorrupted) => Plan::Corrupt,
             Some(NicAction::StallInFlight { ms }) => {
                 // Inside the section: that is the fault.
                 std::thread::sleep(Duration::from_millis(u64::from(ms)));

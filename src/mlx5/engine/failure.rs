@@ -8,6 +8,7 @@ use super::transfer::Stop;
 use super::work::{Cx, FaultEnd, Step};
 use crate::eq::Event;
 use crate::hca::Hca;
+use crate::hooks::{NicAction, WqeShape};
 use crate::mkey::AccessError;
 use crate::qp::{Qp, QpAttrs};
 use mlx5_spec::cq::syndrome;
@@ -98,6 +99,14 @@ pub fn stopped(stop: Stop, source: FaultEnd, target: FaultEnd) -> Step {
             log::debug!("access refused at {end:?}: {error}");
             Step::Failed(Failure::page_fault(end))
         }
+    }
+}
+
+/// How a send WQE fails by an injection, before it does anything: its own queue pair fails, and no other.
+pub fn injected(hca: &Hca, shape: &WqeShape) -> Option<Failure> {
+    match hca.injections.consult(shape, |action| matches!(action, NicAction::WqeError { .. })) {
+        Some(NicAction::WqeError { syndrome }) => Some(Failure::local(syndrome.into())),
+        _ => None,
     }
 }
 

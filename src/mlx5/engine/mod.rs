@@ -7,14 +7,16 @@
 //! * `worker`: an engine, a value that is run for a bounded while; `mailbox`: its mailbox.
 //! * [`EnginePolicy`]: who runs it. Here: the threads, and the vCPU that rang a doorbell.
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::hca::Hca;
+use super::standstill::Standstill;
 
 mod completion;
 mod datagram;
@@ -56,6 +58,8 @@ pub struct Engines {
     units: Vec<Arc<Unit>>,
     /// Doorbells are served by the vCPU that rings them.
     inline: bool,
+    /// They are to stand.
+    standstill: Standstill,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -69,7 +73,12 @@ impl Engines {
             Ok(Arc::new(Unit { mailbox, engine }))
         };
         let units = (0..count).map(unit).collect::<std::io::Result<_>>()?;
-        Ok(Self { units, inline: policy == EnginePolicy::Inline, threads: Mutex::default() })
+        Ok(Self {
+            units,
+            inline: policy == EnginePolicy::Inline,
+            standstill: Standstill::default(),
+            threads: Mutex::default(),
+        })
     }
 
     /// Starts a thread for each. They hold the device until [`Engines::stop`].
@@ -87,6 +96,7 @@ impl Engines {
 
     /// Stops and joins the threads. Every wait and hold is over.
     pub fn stop(&self) {
+        self.standstill.close();
         for unit in &self.units {
             unit.mailbox.stop();
         }
@@ -100,6 +110,26 @@ impl Engines {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.units.len()
+    }
+
+    /// Has all of them stand, the device's commands with them; true when no engine is at a turn any more. See [`Standstill`].
+    pub fn pause(&self, limit: Duration) -> bool {
+        self.standstill.begin();
+        let stand = self.units.iter().all(|unit| unit.engine.try_lock_for(limit).is_some());
+        if !stand {
+            self.standstill.end();
+        }
+        stand
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        self.standstill.end();
+    }
+
+    /// Whether the device is to stand.
+    pub fn stand(&self) -> bool {
+        self.standstill.is_on()
     }
 
     /// Whether doorbells are served by the vCPUs that ring them, and so had better take an exit.
@@ -142,7 +172,7 @@ impl Unit {
     /// The thread: until it is told to stop. `polls`: it looks for work a little longer before it sleeps.
     fn serve(&self, hca: &Arc<Hca>, polls: bool) {
         loop {
-            let mut engine = self.engine.lock();
+            let mut engine = self.enter(hca);
             match engine.run(hca, &self.mailbox, THREAD_TURNS) {
                 Next::Stop => return self.mailbox.unwatch_timer(engine.timer()),
                 Next::Again => continue,
@@ -152,8 +182,20 @@ impl Unit {
             }
             drop(engine);
             let rung = self.mailbox.sleep();
-            let mut engine = self.engine.lock();
+            let mut engine = self.enter(hca);
             rung.for_each(|uar| engine.look_at(hca, uar));
+        }
+    }
+
+    /// The engine for its thread, once the device does not stand.
+    fn enter(&self, hca: &Hca) -> MutexGuard<'_, Engine> {
+        loop {
+            let engine = self.engine.lock();
+            if !hca.engines.stand() {
+                return engine;
+            }
+            drop(engine);
+            hca.engines.standstill.wait();
         }
     }
 
@@ -165,6 +207,9 @@ impl Unit {
             // The note before the look at the lock; pairs with the fence below, and with the one before the thread's sleep.
             fence(Ordering::SeqCst);
             let Some(mut engine) = self.engine.try_lock() else { return };
+            if hca.engines.stand() {
+                break;
+            }
             let left = match engine.run(hca, &self.mailbox, VCPU_TURNS) {
                 Next::Stop => return,
                 Next::Again => true,

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::diagnosis::Diagnosis;
-use super::failure::Failure;
+use super::failure::{Failure, injected};
 use super::receive::read_record;
 use super::work::{Cx, Effect, Peer, Step, Work, has_pkey, receives};
 use super::wqe::Kind;
@@ -188,7 +188,13 @@ impl Requester {
         }
         if !self.active {
             match self.fetch(hca) {
-                Ok(true) => {}
+                Ok(true) => {
+                    if hca.injections.any()
+                        && let Some(failure) = injected(hca, &self.work.shape())
+                    {
+                        self.work.effect = Effect::Refused(failure);
+                    }
+                }
                 Ok(false) => return Step::Idle,
                 // Of its WQE nothing else is known: whatever becomes of the attributes, it fails.
                 Err(failure) => self.work.effect = Effect::Refused(failure),
@@ -255,7 +261,8 @@ impl Requester {
                 Some(Peer { hca: there, qp: found, attrs })
             });
         }
-        if !peer.as_ref().is_some_and(|there| answers((hca, qp, attrs), &there.attrs)) {
+        let answered = |there: &Peer| fabric::carries(hca, &there.hca) && answers((hca, qp, attrs), &there.attrs);
+        if !peer.as_ref().is_some_and(answered) {
             *peer = None;
         }
     }

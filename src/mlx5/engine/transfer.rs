@@ -73,6 +73,8 @@ pub enum Plan {
     Hide,
     /// Copy when the translation has died.
     Late,
+    /// Copy with one bit flipped.
+    Corrupt,
 }
 
 /// Where one end of a piece is in guest memory, and by which keys.
@@ -330,9 +332,14 @@ impl<'a> Piece<'a> {
         if plan == Plan::Late {
             return Err(Stop::Late(Box::new(late::keep(route.to, source, scratch, len, begun))));
         }
-        let from = match source {
-            Found::Bytes(bytes) => Source::Bytes(bytes),
-            Found::Spans(_) => Source::Spans(&scratch.source.spans),
+        let corrupted = match plan {
+            Plan::Corrupt => Some(corrupt(route.from, &source, &scratch.source.spans)?),
+            _ => None,
+        };
+        let from = match (&corrupted, source) {
+            (Some(bytes), _) => Source::Bytes(bytes),
+            (None, Found::Bytes(bytes)) => Source::Bytes(bytes),
+            (None, Found::Spans(_)) => Source::Spans(&scratch.source.spans),
         };
         let (touched, result) = place(route, from, &scratch.target.spans, len);
         record(route, mover, (&scratch.source, &scratch.target), touched, (begun, plan == Plan::Hide));
@@ -375,6 +382,19 @@ pub fn gather(
         done += piece.len;
     }
     Ok(())
+}
+
+/// The bytes of a piece, of which the first has its lowest bit flipped.
+fn corrupt(hca: &Hca, source: &Found<'_>, spans: &[Span]) -> Result<Vec<u8>, Stop> {
+    let mut bytes = Vec::new();
+    match source {
+        Found::Bytes(inline) => bytes.extend_from_slice(inline),
+        Found::Spans(_) => hca.dma.gather(spans, &mut bytes).map_err(|_| Stop::NoSource)?,
+    }
+    if let Some(first) = bytes.first_mut() {
+        *first ^= 1;
+    }
+    Ok(bytes)
 }
 
 /// Writes the first `len` bytes of `source` to the spans of `target`. How many bytes have to be put on record, also if it ends early.

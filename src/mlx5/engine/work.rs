@@ -10,7 +10,7 @@ use super::psn::{self, Part};
 use super::transfer::{Late, Mover, Route, Scratch};
 use super::wqe::{Kind, MAX_SEND_WQE, Seg, SendWqe, umr_key};
 use crate::hca::Hca;
-use crate::hooks::WqeShape;
+use crate::hooks::{Told, WqeShape};
 use crate::mkey::PageMissing;
 use crate::qp::{Life, Qp, QpAttrs};
 use dma::Section;
@@ -199,7 +199,8 @@ impl Work {
             (_, Some(Seg::Key { lkey, .. })) => *lkey,
             _ => 0,
         };
-        WqeShape { opcode: self.wqe.opcode as u8, qpn: self.qp.qpn, wqe_index: self.index, key, command: 0 }
+        let (opcode, qpn, wqe_index) = (self.wqe.opcode as u8, self.qp.qpn, self.index);
+        WqeShape { opcode, qpn, wqe_index, key, command: 0, told: Told::Nothing }
     }
 
     /// From the requester to the responder, or the other way for an RDMA READ.

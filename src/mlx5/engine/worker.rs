@@ -88,6 +88,9 @@ impl Engine {
             if !self.take_news(hca, mailbox) {
                 return Next::Stop;
             }
+            if hca.engines.stand() {
+                return Next::Again;
+            }
             self.take_timers(hca);
             let Some(qpn) = self.ready.pop_front() else { return Next::Idle };
             self.serve(hca, qpn);

@@ -201,6 +201,8 @@ pub trait NicLedger {
     fn nic_read(&self, nic: u8, qpn: u32, span: (u64, u64), key: u32, begun: Seq) -> Seq;
     /// The events at `since` or later, oldest first.
     fn nic(&self, since: Seq) -> Vec<NicRecord>;
+    /// The oldest events at `since` or later, at most `limit`.
+    fn nic_page(&self, since: Seq, limit: usize) -> Vec<NicRecord>;
     /// Whether every event at `since` or later is still on record.
     fn nic_complete_since(&self, since: Seq) -> bool;
     /// A NIC registers the counters that it keeps by itself. Counts from here on are compared with the records.
@@ -241,6 +243,10 @@ impl NicLedger for Ledger {
 
     fn nic(&self, since: Seq) -> Vec<NicRecord> {
         self.book::<Book>().events.select(since, |_| true)
+    }
+
+    fn nic_page(&self, since: Seq, limit: usize) -> Vec<NicRecord> {
+        self.book::<Book>().events.page(limit, |record| record.seq >= since)
     }
 
     fn nic_complete_since(&self, since: Seq) -> bool {

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{WqeMatch, WqeShape};
 
-/// A stall stays shorter than this: 2 s.
+/// A stall stays shorter than this, and whatever comes late is no later: 2 s.
 const MAX_STALL_MS: u32 = 2000;
-/// A command is at most this late: 120 s.
+/// A command is at most this late, and a port down no longer: 120 s.
 const MAX_COMMAND_MS: u32 = 120_000;
+/// The device answers nothing for so long, if not for ever: 10 minutes.
+const MAX_GONE_MS: u32 = 600_000;
 
 /// What the device does when a rule fires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +73,70 @@ pub enum NicAction {
     /// entry that may not be read stays a page fault. Asked whenever a piece of a message is looked up that lacks the right, and
     /// for a long message once more at its beginning: a rule with `nth` may let a part through.
     IgnoreRights,
+    /// A send WQE completes in error before it does anything, and its queue pair leaves service as with any error of its own.
+    WqeError {
+        /// `mlx5_spec::cq::syndrome`; vendor's bytes go with it where they are known.
+        syndrome: u8,
+    },
+    /// A CQE is never written.
+    CompletionLost,
+    /// A CQE is written `ms` milliseconds late (at most 2,000), and none of its completion queue before it.
+    CompletionLate {
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// An EQE is never written.
+    EventLost,
+    /// An EQE is written `ms` milliseconds late (at most 2,000); others are not delayed.
+    EventLate {
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// An MSI-X message is not sent. Its event queue is disarmed as if it had been.
+    InterruptLost,
+    /// An MSI-X message is sent `ms` milliseconds late (at most 2,000).
+    InterruptLate {
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// An MSI-X message is sent, and a millisecond later once more.
+    InterruptTwice,
+    /// A page fault's event is held until the next one has been delivered, or 200 ms. While one is held, no other is.
+    FaultEventReordered,
+    /// PAGE_FAULT_RESUME succeeds and the page fault does not end: its event comes again, with the same token.
+    ResumeFailing,
+    /// A page fault at the beginning of a message that has taken its receive WQE from a shared queue completes that WQE in error, 0x22 with the
+    /// vendor's 0x93, which libraries take as "post it again"; the sender gets an RNR NAK. The driver is told of the page fault as ever.
+    AbortOnFault,
+    /// One bit of a payload write flips: the lowest of the first byte of the piece. Ledger and completion are as if all were well.
+    PayloadCorrupted,
+    /// The number of what was just destroyed is the next that is given out. Asked for DESTROY_QP, DESTROY_CQ and DESTROY_MKEY when they have
+    /// succeeded.
+    NumberReuse,
+    /// The health counter stands still until a reset.
+    HealthStuck,
+    /// The health buffer tells of an error until a reset; the device works on.
+    HealthError {
+        /// `mlx5_spec::init::syndrome`.
+        syndrome: u8,
+    },
+    /// The device is beyond recovery: the health buffer says so and asks for a reset, and no command is answered. Half a second after a
+    /// driver has seen it all that it had made is gone, and the interface is disabled until a driver begins anew (contract 12.3).
+    FatalError {
+        /// As for [`NicAction::HealthError`].
+        syndrome: u8,
+    },
+    /// As if the device had been pulled out: every register reads as all ones, writes do nothing, no DMA, no message. After `ms`
+    /// milliseconds (0: never; at most 600,000) it is back with its configuration space, and without anything else.
+    AllOnes {
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// The port goes down, with its event, and up again `ms` milliseconds later (at most 120,000). Meanwhile no message is answered.
+    PortDown {
+        /// Milliseconds.
+        ms: u32,
+    },
     /// When a lever catches the WQE, the device says that it holds it, and lets it go on at once. Lever and ledger tell of a hold until it is
     /// released, its limit is over or the device is reset; what the WQE does meanwhile is on record as well.
     LieAboutHold,
@@ -79,8 +145,13 @@ pub enum NicAction {
 impl Action for NicAction {
     fn bounded(mut self) -> Self {
         match &mut self {
-            Self::StallInFlight { ms } | Self::DelayFaultEvent { ms } => *ms = (*ms).min(MAX_STALL_MS),
-            Self::CommandDelay { ms } => *ms = (*ms).min(MAX_COMMAND_MS),
+            Self::StallInFlight { ms }
+            | Self::DelayFaultEvent { ms }
+            | Self::CompletionLate { ms }
+            | Self::EventLate { ms }
+            | Self::InterruptLate { ms } => *ms = (*ms).min(MAX_STALL_MS),
+            Self::CommandDelay { ms } | Self::PortDown { ms } => *ms = (*ms).min(MAX_COMMAND_MS),
+            Self::AllOnes { ms } => *ms = (*ms).min(MAX_GONE_MS),
             _ => {}
         }
         self
@@ -92,6 +163,58 @@ pub type NicRule = Rule<WqeMatch, NicAction>;
 
 /// The injections of one NIC.
 pub type NicInjections = Rules<WqeMatch, NicAction>;
+
+/// What becomes of something that the device tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is told.
+    Now,
+    /// It is told so much later.
+    Late(Duration),
+    /// It is never told.
+    Lost,
+    /// It is told twice.
+    Twice,
+}
+
+impl Fate {
+    fn late(ms: u32) -> Self {
+        Self::Late(Duration::from_millis(ms.into()))
+    }
+}
+
+/// For a completion queue that is about to publish a CQE: of a send WQE with this opcode, or of a receive WQE.
+pub fn completion(injections: &NicInjections, qpn: u32, sent: Option<u8>) -> Fate {
+    let mine = |action| matches!(action, NicAction::CompletionLost | NicAction::CompletionLate { .. });
+    match injections.consult(&WqeShape::completion(qpn, sent), mine) {
+        Some(NicAction::CompletionLost) => Fate::Lost,
+        Some(NicAction::CompletionLate { ms }) => Fate::late(ms),
+        _ => Fate::Now,
+    }
+}
+
+/// For an event queue that is about to publish an EQE of this type.
+pub fn event(injections: &NicInjections, event_type: u32) -> Fate {
+    let mine = |action| matches!(action, NicAction::EventLost | NicAction::EventLate { .. });
+    match injections.consult(&WqeShape::event(event_type), mine) {
+        Some(NicAction::EventLost) => Fate::Lost,
+        Some(NicAction::EventLate { ms }) => Fate::late(ms),
+        _ => Fate::Now,
+    }
+}
+
+/// For an event queue that is about to raise this vector.
+pub fn interrupt(injections: &NicInjections, vector: u16) -> Fate {
+    let mine = |action| {
+        matches!(action, NicAction::InterruptLost | NicAction::InterruptLate { .. } | NicAction::InterruptTwice)
+    };
+    match injections.consult(&WqeShape::vector(vector), mine) {
+        Some(NicAction::InterruptLost) => Fate::Lost,
+        Some(NicAction::InterruptLate { ms }) => Fate::late(ms),
+        Some(NicAction::InterruptTwice) => Fate::Twice,
+        _ => Fate::Now,
+    }
+}
 
 /// When a command is executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

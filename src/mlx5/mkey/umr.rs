@@ -89,7 +89,8 @@ pub fn execute(hca: &Hca, engine: usize, attrs: &QpAttrs, qpn: u32, wqe: &[u8]) 
     request.permit(&mkey, list.len() as u64, &Poster::of(&qp, attrs))?;
     hca.counters.umrs.add(1);
     let begun = hca.ledger.tick();
-    let shape = WqeShape { opcode: request.opcode, qpn, wqe_index: request.wqe_index, key: request.key, command: 0 };
+    let access = WqeShape::access(request.key, qpn);
+    let shape = WqeShape { opcode: request.opcode, wqe_index: request.wqe_index, ..access };
     if request.frees() {
         hca.ghosts.freed(hca, &shape, &mkey);
     } else if hca.ghosts.lay(mkey.index) {

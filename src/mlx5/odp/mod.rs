@@ -50,6 +50,9 @@ struct Live {
     waker: Waker,
     /// An injected delay: when it is published, and what.
     late: Option<(Instant, Event)>,
+    /// It is published right after the next one, if that comes first.
+    behind_next: bool,
+    fault: Fault,
 }
 
 /// A queue pair to look at again, perhaps of another device.
@@ -134,11 +137,16 @@ pub enum FaultState {
 }
 
 /// What an injection does to the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Delivery {
     Now,
     Never,
     At(Instant),
+    BehindNext,
 }
+
+/// How long an event waits for the next one.
+const BEHIND: Duration = Duration::from_millis(200);
 
 impl PageFaults {
     /// Publishes the EQE and returns the token, which lives until [`PageFaults::poll`] has told of the resume or it is cancelled.
@@ -158,21 +166,43 @@ impl PageFaults {
             return Err(RaiseError::Busy);
         };
         let waker = Waker { engines: engines.clone(), waiter: fault.waiter };
+        // While one is held, the next is the one that it waits for.
+        let behind_next = delivery == Delivery::BehindNext && !table.live.values().any(|live| live.behind_next);
         let late = match delivery {
             Delivery::At(when) => Some((when, fault.event(token))),
+            Delivery::BehindNext if behind_next => Some((Instant::now() + BEHIND, fault.event(token))),
             _ => None,
         };
+        let now = late.is_none() && delivery != Delivery::Never;
         self.late.fetch_or(late.is_some(), Ordering::Release);
-        table.live.insert(token, Live { state: FaultState::Waiting, waker, late });
+        let live = Live { state: FaultState::Waiting, waker, late, behind_next, fault: *fault };
+        table.live.insert(token, live);
         drop(table);
         let (key, va, write) = fault.about;
         // On record before the driver can act on it.
         bus.ledger.nic_push(bus.index, fault.waiter.1, NicKind::Fault { key, va, write, token });
         bus.ledger.moment(fault.waiter.1, MomentKind::Faulted { token });
-        if matches!(delivery, Delivery::Now) {
-            bus.async_event(fault.event(token));
+        if now {
+            self.publish(bus, fault.event(token));
         }
         Ok(token)
+    }
+
+    /// Publishes an event, and then what waits for the next one.
+    fn publish(&self, bus: &Bus, event: Event) {
+        bus.async_event(event);
+        if self.late.load(Ordering::Acquire) {
+            let mut table = self.table.lock();
+            let held = |live: &mut Live| std::mem::take(&mut live.behind_next).then(|| live.late.take()).flatten();
+            let held: Vec<_> = table.live.values_mut().filter_map(held).collect();
+            drop(table);
+            held.into_iter().for_each(|(_, event)| bus.async_event(event));
+        }
+    }
+
+    /// Whether the driver has yet to resume it.
+    pub fn is_waiting(&self, token: u32) -> bool {
+        self.table.lock().live.get(&token).is_some_and(|live| live.state == FaultState::Waiting)
     }
 
     /// What became of it. `Resumed` is told once.
@@ -202,13 +232,23 @@ impl PageFaults {
         }
     }
 
-    /// PAGE_FAULT_RESUME: wakes the waiter. An unknown token is ignored, and so is a second resume.
+    /// PAGE_FAULT_RESUME: wakes the waiter. An unknown token is ignored, and so is a second resume. With an injection the page fault does
+    /// not end, and its event comes again.
     pub fn resume(&self, bus: &Bus, token: u32, error: bool) {
         let mut table = self.table.lock();
         let Some(live) = table.live.get_mut(&token).filter(|live| live.state == FaultState::Waiting) else { return };
         // On record before the waiter can act on it.
         bus.ledger.nic_push(bus.index, live.waker.waiter.1, NicKind::Resumed { token, error });
         bus.ledger.moment(live.waker.waiter.1, MomentKind::Answered { token });
+        let (fault, qpn) = (live.fault, live.waker.waiter.1);
+        let fails = |action| action == NicAction::ResumeFailing;
+        if bus.injections.consult(&WqeShape::access(fault.about.0, qpn), fails).is_some() {
+            drop(table);
+            let (key, va, write) = fault.about;
+            bus.ledger.nic_push(bus.index, qpn, NicKind::Fault { key, va, write, token });
+            bus.ledger.moment(qpn, MomentKind::Faulted { token });
+            return self.publish(bus, fault.event(token));
+        }
         live.state = FaultState::Resumed { error };
         let waker = live.waker.clone();
         drop(table);
@@ -241,13 +281,14 @@ impl PageFaults {
         let mut table = self.table.lock();
         for live in table.live.values_mut() {
             if let Some((_, event)) = live.late.take_if(|(when, _)| *when <= now) {
+                live.behind_next = false;
                 due.push(event);
             }
         }
         let next = table.live.values().filter_map(|live| live.late.map(|(when, _)| when)).min();
         self.late.store(next.is_some(), Ordering::Release);
         drop(table);
-        due.into_iter().for_each(|event| bus.async_event(event));
+        due.into_iter().for_each(|event| self.publish(bus, event));
         next
     }
 }
@@ -293,9 +334,12 @@ impl Fault {
 
 fn delivery(bus: &Bus, fault: &Fault) -> Delivery {
     let shape = WqeShape::access(fault.about.0, fault.waiter.1);
-    let mine = |action| matches!(action, NicAction::DropFaultEvent | NicAction::DelayFaultEvent { .. });
+    let mine = |action| {
+        matches!(action, NicAction::DropFaultEvent | NicAction::DelayFaultEvent { .. } | NicAction::FaultEventReordered)
+    };
     match bus.injections.consult(&shape, mine) {
         Some(NicAction::DropFaultEvent) => Delivery::Never,
+        Some(NicAction::FaultEventReordered) => Delivery::BehindNext,
         Some(NicAction::DelayFaultEvent { ms }) => Delivery::At(Instant::now() + Duration::from_millis(ms.into())),
         _ => Delivery::Now,
     }

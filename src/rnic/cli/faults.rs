@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use inject::Plan;
+use inject::{Plan, Summary};
 use lab::machine::Devices;
 use probe::firings;
 
@@ -76,14 +76,17 @@ impl Faults {
         if all.len() > SHOWN {
             eprintln!("and {} more", all.len() - SHOWN);
         }
-        let idle = summary.idle().map(|one| format!("{} (line {}, {} matches)", one.name, one.line, one.matched));
-        let idle: Vec<_> = idle.collect();
-        if !self.required || idle.is_empty() {
-            return None;
-        }
-        eprintln!("rnic: what --require-fired wants to see never fired: {}", idle.join(", "));
+        let idle = idle(&summary).filter(|_| self.required)?;
+        eprintln!("rnic: {idle}");
         Some(ExitCode::FAILURE)
     }
+}
+
+/// A sentence about injections that never fired, if there are any.
+pub fn idle(summary: &Summary) -> Option<String> {
+    let idle = summary.idle().map(|one| format!("{} (line {}, {} matches)", one.name, one.line, one.matched));
+    let idle: Vec<_> = idle.collect();
+    (!idle.is_empty()).then(|| format!("what --require-fired wants to see never fired: {}", idle.join(", ")))
 }
 
 #[cfg(test)]

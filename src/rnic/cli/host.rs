@@ -29,6 +29,9 @@ const NOT_SEEN: [&str; 4] = ["/dev", "/proc", "/sys", "/run"];
 const USUAL_MEMORY: u64 = 6144;
 const HOST_MEMORY: u64 = 2048;
 
+/// The port through which an emulated host's socket is reached in there ([`Errand::socket`]).
+pub const PORT: &str = "/dev/vport0p5";
+
 /// Whose KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Host {
@@ -117,6 +120,8 @@ pub struct Errand {
     pub memory: u64,
     /// Options beside those of this process.
     pub options: Vec<OsString>,
+    /// Where the emulated host is to listen for what is to come out of [`PORT`].
+    pub socket: Option<PathBuf>,
     /// A file that grows as it gets on. With one the command is run again when the emulated host dies: as long as the file has
     /// grown, and three times without that.
     pub progress: Option<PathBuf>,
@@ -130,6 +135,9 @@ impl Errand {
         self.reads.iter().try_for_each(|path| seen(path).map(drop))?;
         for path in &self.writes {
             words.extend(["--writable".into(), folder(path)?.into()]);
+        }
+        if let Some(socket) = &self.socket {
+            words.extend(["--socket".into(), socket.into()]);
         }
         let memory = (self.memory >> 20) + HOST_MEMORY;
         if memory > USUAL_MEMORY {
@@ -303,6 +311,9 @@ mod tests {
         let words = errand.arguments("because").unwrap();
         let has = |pair: [&str; 2]| words.windows(2).any(|words| words[0] == pair[0] && words[1] == pair[1]);
         assert!(has(["--writable", real.join("disks").to_str().unwrap()]) && has(["--memory", "10240"]), "{words:?}");
-        assert!(!Errand::default().arguments("").unwrap().contains(&"--memory".into()));
+        let plain = Errand::default().arguments("").unwrap();
+        assert!(!plain.contains(&"--memory".into()) && !plain.contains(&"--socket".into()));
+        let with_socket = Errand { socket: Some("/tmp/s".into()), ..Errand::default() }.arguments("").unwrap();
+        assert!(with_socket.windows(2).any(|words| words == ["--socket", "/tmp/s"]));
     }
 }

@@ -1,156 +1,121 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `rnic lab`: scenarios, verdicts, evidence.
+//!
+//! * `options`: the command line. `rows`: what it asks for. `files`: what is written. `screen`: what a person sees. `merge`: `rnic lab merge`.
 
-use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+mod files;
+mod merge;
+mod options;
+mod rows;
+mod screen;
+
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::Args;
-use image::{self, KernelSource};
-use indicatif::{ProgressBar, ProgressStyle};
-use lab::controls::{self, selftest};
-use lab::expect::expected;
-use lab::journal::{Header, Journal};
-use lab::plan::{Row, Selection, rows_of, select};
-use lab::report::{Report, RowResult, print_head, print_list, print_prices, print_row};
+use image::KernelSource;
+use inject::{Plan, Summary, join};
+use lab::campaign::{Numbered, Shard};
+use lab::controls;
+use lab::journal::Journal;
+use lab::report::{Report, RowResult, print_list};
 use lab::runner::{self, KernelPlan, LabConfig, News};
-use lab::story::Story;
-use lab::thread;
 
-use super::host::{Errand, HostArgs, Way};
+use super::faults::idle;
+use super::host::{Errand, Way};
 use super::parts::{Use, own_initramfs};
+use files::{Kept, WorkDir, open_journal};
+pub use options::LabArgs;
+use options::LabCommand;
+use rows::Asked;
+use screen::Screen;
 
-/// Kernels of the core set: before and after long-term pins of file mappings were refused.
-const CORE_KERNELS: [&str; 2] = ["6.1", "7.3"];
-/// Kernels of `--all`.
-const ALL_KERNELS: [&str; 3] = ["6.1", "6.12", "7.3"];
-
-/// Options of `rnic lab`.
-#[derive(Args)]
-#[command(
-    after_help = "Exit status: 0 all rows as expected, 1 some differ (or harm data, on a kernel of your own), 2 some inconclusive."
-)]
-pub struct LabArgs {
-    /// Every scenario, file system, folio size and kernel instead of the core set.
-    #[arg(long)]
-    all: bool,
-    /// Only these scenarios (all their rows), for example H12. May be given several times.
-    #[arg(long)]
-    scenario: Vec<String>,
-    /// A scenario of your own: a TOML file (docs/stories.md). May be given several times; then only these run.
-    #[arg(long, value_name = "FILE")]
-    scenario_file: Vec<PathBuf>,
-    /// Only these file systems.
-    #[arg(long)]
-    fs: Vec<String>,
-    /// Only rows on these disks: plain (the virtio disk itself), or what lies between it and the file system.
-    #[arg(long)]
-    disk: Vec<String>,
-    /// Only these modes (how the page is reached: pinned, odp, dio...). May be given several times.
-    #[arg(long)]
-    mode: Vec<String>,
-    /// Kernels: a name (6.1, 6.12, 7.3) or a path with --modules. May be given several times.
-    #[arg(long)]
-    kernel: Vec<String>,
-    /// The directory that holds lib/modules/VERSION for a kernel given by path.
-    #[arg(long)]
-    modules: Option<PathBuf>,
-    /// Break on purpose what the verdicts rest on: each row that says that all is well is run with its negative controls, and each of these
-    /// must be noticed by the check that it names (docs/selftest.md). Takes --kernel, --scenario, --fs and --mode; all three kernels otherwise.
-    #[arg(long, conflicts_with = "scenario_file")]
-    selftest: bool,
-    /// Run what the mailing lists argued over in 2018, and set what came out beside each claim (docs/thread.md). Takes
-    /// --kernel, --scenario, --fs, --disk and --mode; all three kernels otherwise.
-    #[arg(long, conflicts_with_all = ["all", "selftest", "scenario_file"])]
-    thread: bool,
-    /// List scenarios and verdicts and do nothing; with --verbose what is expected of them too, and where that comes from.
-    #[arg(long)]
-    list: bool,
-    /// Print the report as JSON on standard output; rows go to standard error.
-    #[arg(long)]
-    json: bool,
-    /// Write the report as JSON to a file as well.
-    #[arg(long, value_name = "FILE")]
-    json_file: Option<PathBuf>,
-    /// Keep rows that have ended in FILE, and do not run those again that it has: for a host that may die in between.
-    #[arg(long, value_name = "FILE")]
-    journal: Option<PathBuf>,
-    /// Leave the last guest running with a console when the rows are done.
-    #[arg(long)]
-    keep: bool,
-    /// Kernels that run side by side. An emulated host is steadier with one.
-    #[arg(long, default_value_t = 1)]
-    jobs: usize,
-    /// Same seed, same data and same lever schedule [default: from the clock].
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Copy the guests' consoles to standard error.
-    #[arg(long)]
-    verbose: bool,
-    #[command(flatten)]
-    host: HostArgs,
-}
+/// Memory of a guest of the lab, bytes.
+const GUEST_MEMORY: u64 = 512 << 20;
 
 /// Runs the lab.
 pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
-    if args.list && args.selftest {
-        controls::print_list(&mut std::io::stdout())?;
-        return Ok(ExitCode::SUCCESS);
+    if let Some(LabCommand::Merge(args)) = &args.command {
+        return merge::main(args);
     }
     if args.list {
-        print_list(&mut std::io::stdout(), args.verbose)?;
+        match args.select.selftest {
+            true => controls::print_list(&mut std::io::stdout())?,
+            false => print_list(&mut std::io::stdout(), args.verbose)?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(path) = &args.json_file {
-        report_place(path)?;
+    args.check()?;
+    let asked = Asked::of(&args)?;
+    asked.notes.iter().for_each(|note| eprintln!("rnic: {note}"));
+    if asked.is_empty() {
+        eprintln!(
+            "rnic: every row of the report came out well: nothing is to run again (--replay-all runs all of them)"
+        );
+        return Ok(ExitCode::SUCCESS);
     }
-    let (mut journal, seed, done) = match &args.journal {
-        Some(path) => open_journal(path, args.seed).map(|(journal, seed, done)| (Some(journal), seed, done))?,
-        None => (None, args.seed.unwrap_or_else(clock_seed), Vec::new()),
-    };
-    let own = args.scenario_file.iter().map(|path| story(path)).collect::<Result<Vec<_>, _>>()?;
-    let selection = Selection {
-        all: args.all || args.selftest,
-        scenarios: args.scenario.clone(),
-        filesystems: args.fs.clone(),
-        disks: args.disk.clone(),
-        modes: args.mode.clone(),
-    };
-    let rows = match own.is_empty() {
-        _ if args.thread => {
-            // Says which name there is not.
-            select(&selection)?;
-            thread::rows().into_iter().filter(|row| selection.names(row)).collect()
+    if args.campaign.dry_run {
+        let (kernels, shard) = asked.deal(&args, asked.seed.unwrap_or_else(clock_seed))?;
+        return print_rows(&args, &kernels, shard.as_ref());
+    }
+    let older = args.reports.check()?;
+    // Whatever can be wrong with the rows is found out before a journal is made.
+    asked.deal(&args, asked.seed.unwrap_or(0))?;
+    let (journal, seed, done) = match &args.journal {
+        Some(path) => {
+            let Kept { journal, seed, done } = open_journal(path, asked.seed, &asked.setting, clock_seed)?;
+            (Some(journal), seed, done)
         }
-        true => select(&selection)?,
-        false => own.into_iter().flatten().filter(|row| selection.names(row)).collect::<Vec<_>>(),
+        None => (None, asked.seed.unwrap_or_else(clock_seed), Vec::new()),
     };
-    if rows.is_empty() {
-        let of = if args.thread { "that --thread runs" } else { "of the scenario files" };
-        return Err(format!("--fs, --disk, --mode and --scenario leave no row {of}").into());
-    }
-    let names: Vec<String> = match (args.kernel.is_empty(), args.all || args.selftest || args.thread) {
-        (false, _) => args.kernel.clone(),
-        (true, true) => ALL_KERNELS.map(String::from).into(),
-        (true, false) => CORE_KERNELS.map(String::from).into(),
-    };
-    let kernels = names
-        .iter()
-        .map(|name| {
-            let kernel = image::resolve_kernel(name, args.modules.as_deref())?;
+    let (kernels, shard) = asked.deal(&args, seed)?;
+    let kernels = kernels
+        .into_iter()
+        .map(|(kernel, rows)| {
             let initramfs = Arc::new(own_initramfs(&kernel, Use::default())?);
-            let rows = match args.selftest {
-                true => controls_of(&rows, &kernel),
-                false => rows.clone(),
-            };
             Ok(KernelPlan { kernel, initramfs, rows })
         })
         .collect::<Result<Vec<_>, super::Error>>()?;
     if let Way::Emulated(why) = args.host.way()? {
         return elsewhere(&args, &kernels, seed, &why);
     }
+    here(&args, asked, (kernels, shard), (journal, seed, done), older.as_ref())
+}
+
+/// Rows that would run, one a line.
+fn print_rows(
+    args: &LabArgs,
+    kernels: &[(KernelSource, Vec<Numbered>)],
+    shard: Option<&Shard>,
+) -> Result<ExitCode, super::Error> {
+    say_shard(args, shard, |line| eprintln!("{line}"))?;
+    let mut out = std::io::stdout().lock();
+    for (kernel, rows) in kernels {
+        for (number, row) in rows {
+            let seed = row.seed.or(args.campaign.seed).map_or_else(String::new, |seed| format!(" seed {seed}"));
+            writeln!(out, "{number} {} {row}{seed}", kernel.name)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Which part of a run this is, and who said so.
+fn say_shard(args: &LabArgs, shard: Option<&Shard>, say: impl FnOnce(&str)) -> Result<(), super::Error> {
+    if let (Some(which), Some(Shard { part, rows, .. })) = (args.campaign.shard, shard) {
+        let by = which.part()?.1.map_or_else(String::new, |said| format!(" ({said})"));
+        say(&format!("shard {part}{by}: {} of {rows} rows", part.count(*rows)));
+    }
+    Ok(())
+}
+
+/// Runs the rows in this process.
+fn here(
+    args: &LabArgs,
+    asked: Asked,
+    (kernels, shard): (Vec<KernelPlan>, Option<Shard>),
+    (mut journal, seed, done): (Option<Journal>, u64, Vec<RowResult>),
+    older: Option<&Report>,
+) -> Result<ExitCode, super::Error> {
     let work = WorkDir::new("lab")?;
     let left = work.0.clone();
     vmm::on_ending_signal(move |signal| {
@@ -164,12 +129,27 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
     for plan in &kernels {
         screen.line(&format!("kernel {}: {}", plan.kernel.name, version(&plan.kernel)));
     }
+    if let Some(plan) = &asked.plan {
+        screen.line(&format!("injections of {} ({})", plan.path.display(), plan.title));
+    }
+    say_shard(args, shard.as_ref(), |line| screen.line(line))?;
     screen.head()?;
     if !done.is_empty() {
         screen.line(&format!("going on: {} rows have ended before", done.len()));
     }
-    let (selftest, verbose) = (args.selftest, args.verbose);
-    let config = LabConfig { kernels, done, jobs: args.jobs, seed, selftest, work: work.0.clone(), verbose };
+    let Asked { setting, plan, .. } = asked;
+    let is_shard = shard.is_some();
+    let config = LabConfig {
+        kernels,
+        done,
+        jobs: args.jobs,
+        seed,
+        setting,
+        plan: plan.clone(),
+        shard,
+        work: work.0.clone(),
+        verbose: args.verbose,
+    };
     let (report, kept) = runner::run(config, args.keep, |news| {
         if let (News::Row(row), Some(journal)) = (news, &mut journal)
             && let Err(error) = journal.add(row)
@@ -178,29 +158,53 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         }
         screen.news(news);
     });
-    screen.end(&report, args.thread);
+    screen.end(&report, args.select.thread);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
-    if let Some(path) = &args.json_file {
-        write_whole(path, &serde_json::to_string_pretty(&report)?)?;
+    args.reports.write(&report)?;
+    args.reports.compare(&mut screen.out(), older, &report)?;
+    let mut status = report.exit_status();
+    if let Some(plan) = &plan {
+        let (table, idle) = judge_plan(plan, &report);
+        screen.line(&table);
+        match idle.filter(|_| args.campaign.require_fired) {
+            Some(idle) if is_shard => {
+                eprintln!("rnic: {idle}; `rnic lab merge --require-fired` judges all shards together")
+            }
+            Some(idle) => {
+                eprintln!("rnic: {idle}");
+                status = 1;
+            }
+            None => {}
+        }
     }
     if let Some(guest) = kept {
         lab::console::attach(guest)?;
     }
-    Ok(ExitCode::from(report.exit_status()))
+    Ok(ExitCode::from(status))
+}
+
+/// What became of a plan over all rows, as a table; and a sentence about injections that fired in none.
+fn judge_plan(plan: &Plan, report: &Report) -> (String, Option<String>) {
+    let mut summary = Summary::new(plan);
+    report.rows.iter().for_each(|row| join(&mut summary.injections, &row.injections));
+    (summary.to_string(), idle(&summary))
 }
 
 /// Runs this command in an emulated host, which now and then dies: with a journal and one seed it is gone on with in the next one.
 fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Result<ExitCode, super::Error> {
-    let mut errand = Errand::default();
+    let mut errand = Errand { memory: memory(args), ..Errand::default() };
     for KernelPlan { kernel, .. } in kernels {
         errand.reads.extend(
             [Some(&kernel.image), kernel.modules.as_ref(), kernel.root.as_ref()].into_iter().flatten().cloned(),
         );
     }
-    errand.reads.extend(args.scenario_file.iter().cloned());
-    errand.writes.extend(args.json_file.clone());
+    let campaign = &args.campaign;
+    errand.reads.extend(args.select.scenario_file.iter().cloned());
+    errand.reads.extend([&campaign.faults, &campaign.replay].into_iter().flatten().cloned());
+    errand.reads.extend(args.reports.reads());
+    errand.writes.extend(args.reports.files());
     let mut own = None;
     let journal = match &args.journal {
         Some(path) => path.clone(),
@@ -210,26 +214,23 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Re
             path
         }
     };
-    if args.seed.is_none() {
+    // A report has its seed, and seeds are among the words already.
+    if campaign.seed.is_none() && campaign.seeds.is_none() && campaign.replay.is_none() {
         errand.options.extend(["--seed".into(), seed.to_string().into()]);
+    }
+    // The variables of a job stay here.
+    if let Some((part, Some(_))) = campaign.shard.map(|which| which.part()).transpose()? {
+        errand.options.extend(["--shard".into(), part.to_string().into()]);
     }
     errand.writes.push(journal.clone());
     errand.progress = Some(journal);
     errand.run(why)
 }
 
-/// The rows of a file of the user's.
-fn story(path: &Path) -> Result<Vec<Row>, super::Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("the scenario {} cannot be read: {error}", path.display()))?;
-    let stories = Story::parse(&text).map_err(|mistake| format!("{}, {mistake}", path.display()))?;
-    Ok(stories.into_iter().flat_map(rows_of).collect())
-}
-
-/// The self-test's rows for a kernel.
-fn controls_of(rows: &[Row], kernel: &KernelSource) -> Vec<Row> {
-    let version = runner::version(kernel);
-    selftest(rows, |row| expected(row, version?))
+/// What all guests together have, where it is more than an emulated host has room for by itself.
+fn memory(args: &LabArgs) -> u64 {
+    let pair = args.guests.memory.map_or(GUEST_MEMORY, |size| size.0).saturating_add(GUEST_MEMORY);
+    pair.saturating_mul(args.jobs.max(1) as u64)
 }
 
 fn version(kernel: &KernelSource) -> String {
@@ -243,129 +244,4 @@ fn version(kernel: &KernelSource) -> String {
 pub(super) fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| now.as_nanos() as u64)
-}
-
-/// The journal, the run's seed and the rows that have ended. A run goes on with the seed that it began with.
-fn open_journal(path: &Path, seed: Option<u64>) -> Result<(Journal, u64, Vec<RowResult>), super::Error> {
-    let place = path.display();
-    let failed = |error: std::io::Error| {
-        format!("the journal {place} cannot be used: {error}; give --journal a file in a directory that exists")
-    };
-    let (mut journal, header, done) = Journal::open(path).map_err(failed)?;
-    let seed = seed.or(header.as_ref().map(|header| header.seed)).unwrap_or_else(clock_seed);
-    let ours = Header::of(seed);
-    match header {
-        Some(header) if header == ours => Ok((journal, seed, done)),
-        None if done.is_empty() => {
-            journal.begin(&ours).map_err(failed)?;
-            Ok((journal, seed, done))
-        }
-        Some(header) if (&header.rnic, header.seed) == (&ours.rnic, seed) => Err(format!(
-            "the journal {place} is of another build of rnic {}, whose rows this one does not vouch for: give --journal another file",
-            header.rnic
-        )
-        .into()),
-        Some(header) => Err(format!(
-            "the journal {place} is of rnic {} with seed {}: give --seed {} to that program, or --journal another file",
-            header.rnic, header.seed, header.seed
-        )
-        .into()),
-        None => Err(format!("{place} is no journal: its first line does not say of which run it is").into()),
-    }
-}
-
-/// Refuses a report's path that cannot work before the guests have run for minutes.
-fn report_place(path: &Path) -> Result<(), super::Error> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if dir.is_dir() && !path.is_dir() {
-        return Ok(());
-    }
-    Err(format!("the report {} cannot be written: give --json-file a file in a directory that exists", path.display())
-        .into())
-}
-
-/// Nothing half-written: the file is complete or not there.
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    std::fs::write(&name, text)?;
-    std::fs::rename(&name, path)
-}
-
-/// A folder of a run's own, for its disks or its journal; removed at its end.
-struct WorkDir(PathBuf);
-
-impl WorkDir {
-    fn new(what: &str) -> Result<Self, super::Error> {
-        let path = std::env::temp_dir().join(format!("rnic-{what}-{}", std::process::id()));
-        std::fs::create_dir(&path)
-            .map_err(|e| format!("cannot make {}: {e}; set TMPDIR to a directory with 2 GB of room", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            log::warn!("{} stays behind: {error}", self.0.display());
-        }
-    }
-}
-
-/// Rows as they come on one stream, what is going on below them on a terminal.
-struct Screen {
-    bar: ProgressBar,
-    json: bool,
-}
-
-impl Screen {
-    fn new(json: bool, total: usize) -> Result<Self, super::Error> {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total as u64) } else { ProgressBar::hidden() };
-        bar.set_style(ProgressStyle::with_template("{spinner} row {pos} of {len}, about {eta} left: {msg}")?);
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Ok(Self { bar, json })
-    }
-
-    fn out(&self) -> Box<dyn Write> {
-        if self.json { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) }
-    }
-
-    fn line(&self, text: &str) {
-        // A closed output is found out by the next write that matters.
-        self.bar.suspend(|| drop(writeln!(self.out(), "{text}")));
-    }
-
-    fn head(&self) -> std::io::Result<()> {
-        self.bar.suspend(|| print_head(&mut self.out()))
-    }
-
-    fn news(&mut self, news: &News) {
-        match news {
-            News::Phase(kernel, what) => {
-                self.bar.set_message(format!("{kernel}: {what}"));
-                if self.bar.is_hidden() && what.starts_with("booting") {
-                    eprintln!("{kernel}: {what}");
-                }
-            }
-            News::Row(row) => {
-                self.bar.suspend(|| drop(print_row(&mut self.out(), row)));
-                self.bar.inc(1);
-            }
-            News::Broken(kernel, why) => self.bar.suspend(|| eprintln!("{kernel}: {why}")),
-        }
-    }
-
-    fn end(&self, report: &Report, claims: bool) {
-        self.bar.finish_and_clear();
-        let mut tables = Vec::new();
-        // Writing to memory does not fail.
-        drop(print_prices(&mut tables, &report.rows));
-        if claims {
-            drop(thread::print(&mut tables, &report.rows));
-        }
-        if !tables.is_empty() {
-            self.line(String::from_utf8_lossy(&tables).trim_end());
-        }
-        self.line(&report.summary());
-    }
 }

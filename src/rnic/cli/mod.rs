@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One file a command; an error is one sentence that `main` prints.
 
+pub mod control;
 mod faults;
 mod host;
 pub mod lab;
@@ -10,6 +11,7 @@ mod parts;
 mod places;
 pub mod prepare;
 pub mod probe;
+pub mod reports;
 pub mod run;
 mod values;
 

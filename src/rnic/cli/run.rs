@@ -17,9 +17,11 @@ use pmem::PmemConfig;
 use rnic_agent::frame::{self, Line};
 use rnic_agent::proto::{Event, Hello, Message};
 use serde::Deserialize;
+use vmm::orders::orders;
 use vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
 use vmm::{Outcome, Prepared, Vm, window_size};
 
+use super::control::ControlArgs;
 use super::faults::{FaultArgs, Faults};
 use super::host::{Errand, HostArgs, Way};
 use super::parts::{Use, base64, own_initramfs};
@@ -69,7 +71,7 @@ pub struct RunArgs {
     /// The console: tty, null or file=PATH [default: tty].
     #[arg(long)]
     serial: Option<Serial>,
-    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, faults, seed, require_fired, [[disk]], [[pmem]], [nic] or [[nic]].
+    /// A TOML file that says the same: kernel, modules, initramfs, cmdline, cpus, memory, reboot, serial, exec, faults, seed, require_fired, control, [[disk]], [[pmem]], [nic] or [[nic]].
     #[arg(long)]
     config: Option<PathBuf>,
     /// Run this shell command in the guest instead of a shell, then power off; its exit status becomes ours.
@@ -80,6 +82,8 @@ pub struct RunArgs {
     timing: bool,
     #[command(flatten)]
     faults: FaultArgs,
+    #[command(flatten)]
+    control: ControlArgs,
     #[command(flatten)]
     host: HostArgs,
 }
@@ -104,6 +108,7 @@ struct RunFile {
     faults: Option<PathBuf>,
     seed: Option<u64>,
     require_fired: bool,
+    control: Option<PathBuf>,
 }
 
 /// `[nic]` for one NIC, `[[nic]]` for each of several.
@@ -133,6 +138,7 @@ impl RunArgs {
         self.faults.faults = self.faults.faults.or(file.faults);
         self.faults.seed = self.faults.seed.or(file.seed);
         self.faults.require_fired |= file.require_fired;
+        self.control.control = self.control.control.or(file.control);
         self.disk.splice(0..0, file.disk);
         self.pmem.splice(0..0, file.pmem);
         self.nic.splice(0..0, file.nic);
@@ -154,6 +160,7 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     let exec = args.exec.is_some();
     let manner = Manner { interactive, restarts: args.reboot == Some(Reboot::Restart) };
     let faults = args.faults.read()?;
+    let control = args.control.open()?;
     let (host, mut errand) = (args.host, errand(&args, &kernel));
     args.faults.pack(&mut errand, faults.as_ref());
     let (config, devices) = machine(args, &kernel, interactive, faults.clone())?.open()?;
@@ -161,9 +168,14 @@ pub fn main(args: RunArgs) -> Result<ExitCode, super::Error> {
     if let Way::Emulated(why) = host.way()? {
         // The locks on the disks are this machine's: the emulated host's are seen by nobody else.
         let _devices = machine.into_devices();
+        let _served = control.map(|control| control.forward(&mut errand)).transpose()?;
         return errand.run(&why);
     }
-    let outcome = run(machine, manner, agent_lines(timing, status.clone()))?;
+    let devices = Arc::new(devices);
+    let injections = faults.as_ref().map_or(0, |faults| faults.plan.injections.len());
+    let (remote, orders) = orders();
+    let _served = control.map(|control| control.serve(&devices, remote, injections)).transpose()?;
+    let outcome = run(machine, manner, Some(orders), agent_lines(timing, status.clone()))?;
     let unfired = faults.and_then(|faults| faults.report(&devices));
     let status = *status.lock();
     let status = match (&outcome, status) {
@@ -300,7 +312,7 @@ mod tests {
     #[test]
     fn the_file_says_the_same_as_the_options() {
         let file: RunFile = toml::from_str(
-            "kernel = '6.1'\ncpus = 2\nmemory = '2G'\nserial = 'file=a.log'\nreboot = 'restart'\n[[disk]]\npath = 'a.img'\nreadonly = true\n\
+            "kernel = '6.1'\ncontrol = 'c.sock'\ncpus = 2\nmemory = '2G'\nserial = 'file=a.log'\nreboot = 'restart'\n[[disk]]\npath = 'a.img'\nreadonly = true\n\
              [[pmem]]\nsize = '256M'\n[[pmem]]\npath = 'b.img'\n\
              [nic]\nodp = false\nlog = 'commands'\n",
         )
@@ -308,7 +320,7 @@ mod tests {
         assert_eq!((file.cpus, file.memory), (Some(2), Some(Size(2 << 30))));
         assert_eq!(file.disk, vec!["path=a.img,readonly=on".parse().unwrap()]);
         assert_eq!(file.pmem, vec!["size=256M".parse().unwrap(), "path=b.img".parse().unwrap()]);
-        assert_eq!(file.reboot, Some(Reboot::Restart));
+        assert_eq!((file.reboot, file.control), (Some(Reboot::Restart), Some("c.sock".into())));
         assert_eq!(file.nic, vec!["odp=off,log=commands".parse().unwrap()]);
         let two: RunFile = toml::from_str("[[nic]]\n[[nic]]\nmodel = 'cx5'\n").unwrap();
         assert_eq!(two.nic, vec!["".parse().unwrap(), "model=cx5".parse().unwrap()]);

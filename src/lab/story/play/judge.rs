@@ -8,7 +8,7 @@ use rnic_agent::proto::Value;
 
 use super::stage::{File, Place, pattern};
 use super::{Play, Promise, Running};
-use crate::bench::{CutPage, Fsync, PAGE};
+use crate::bench::{CutPage, Frozen, Fsync, PAGE};
 use crate::fact::{FactId, What};
 use crate::finding::{Finding, Stop};
 use crate::model::{Image, Kept, PageModel, SECTOR};
@@ -53,28 +53,61 @@ impl Play<'_, '_> {
         let looked: Vec<_> = self.places.iter().filter(|(_, place)| !place.gone && on_disk(place)).collect();
         let names: Vec<String> = looked.iter().map(|(name, _)| (*name).clone()).collect();
         let pages: Vec<_> = looked.iter().map(|(_, place)| (place.file.clone(), place.at)).collect();
-        let (nonce, files) = (self.bench.nonce(), &self.files);
-        // Stores to a private mapping are none to the file.
-        let untouched = PageModel::new();
-        let model = |place: &'_ Place| match files.get(&place.file).map(|file| file.memory) {
-            Some(Memory::Private) => untouched.clone(),
-            _ => place.model.clone(),
-        };
-        let kept = |(cut, (_, place)): (&CutPage, &(&String, &Place))| match &cut.content {
-            Ok(content) => model(place).judge(&image(nonce, files, Some(place), content)),
-            Err(_) => Kept::Impossible,
-        };
-        let all = |cut: &[CutPage]| cut.iter().zip(&looked).map(kept).collect::<Vec<_>>();
+        let (nonce, files, places) = (self.bench.nonce(), &self.files, &self.places);
+        let kept = |(name, cut): (&String, &CutPage)| kept_of(nonce, files, places.get(name), cut);
+        let all = |cut: &[CutPage]| names.iter().zip(cut).map(kept).collect::<Vec<_>>();
         // What the cruel cut leaves is well mostly: then nobody asks the other.
         let doubtful = |cut: &[CutPage]| all(cut).into_iter().any(|kept| kept >= Kept::Exposed);
+        let drawn = self.bench.draw_cuts()?;
         let (cruel, kind) = self.bench.cut_pages(&pages, doubtful)?;
         let kind = kind.unwrap_or_else(|| cruel.clone());
-        let judged = all(&cruel).into_iter().zip(all(&kind));
-        let found: Vec<_> = names.iter().zip(cruel.into_iter().zip(kind)).zip(judged).collect();
-        for ((name, (cruel, kind)), (first, second)) in found {
-            self.judge(name, (cruel, first), (kind, second))?;
+        let judged: Vec<_> = all(&cruel).into_iter().zip(all(&kind)).collect();
+        for (((name, cruel), kind), (first, second)) in names.iter().zip(&cruel).zip(kind).zip(judged) {
+            self.judge(name, (cruel.clone(), first), (kind, second))?;
+        }
+        self.cut_drawn(drawn, (&names, &pages), &cruel)
+    }
+
+    /// The same of disks that had written out a part of what no flush covers; `cruel` is of one that had written nothing of it.
+    fn cut_drawn(
+        &mut self,
+        drawn: Vec<Frozen>,
+        (names, pages): (&[String], &[(String, u64)]),
+        cruel: &[CutPage],
+    ) -> Result<(), Stop> {
+        for frozen in drawn {
+            // Where harm was found there is nothing left to ask.
+            if self.found.iter().any(|(_, finding)| finding.verdict().harmful()) {
+                break;
+            }
+            let cuts = self.bench.read_pages(frozen, pages)?;
+            for ((name, cruel), cut) in names.iter().zip(cruel).zip(cuts) {
+                let kept = kept_of(self.bench.nonce(), &self.files, self.places.get(name), &cut);
+                self.judge_drawn(name, cruel, (cut, kept))?;
+            }
         }
         Ok(())
+    }
+
+    fn judge_drawn(&mut self, name: &str, cruel: &CutPage, (drawn, kept): Judged) -> Result<(), Stop> {
+        let harm = match kept {
+            _ if drawn.content.is_err() => drawn.unreadable().map(|unreadable| unreadable.beside([cruel.fact])),
+            Kept::Newest | Kept::Allowed | Kept::Exposed => None,
+            Kept::Lost => Some(self.lost(name, (cruel, &drawn), None)?),
+            Kept::Impossible => Some(self.foreign(name, [&drawn, cruel])),
+        };
+        match harm {
+            Some(harm) => self.find(name, harm),
+            None => self.kept.push(drawn.fact),
+        }
+        Ok(())
+    }
+
+    /// The page has what no order of the steps leaves there: another page's bytes, or nobody's.
+    fn foreign(&self, name: &str, cuts: [&CutPage; 2]) -> Finding {
+        let foreign = |page: &CutPage| page.content.as_ref().is_ok_and(|it| self.image(name, it).contains(&'!'));
+        let verdict = if cuts.into_iter().any(foreign) { Verdict::LeakTo } else { Verdict::Corrupt };
+        Finding::new(verdict, cuts[0].fact, [cuts[1].fact])
     }
 
     fn judge(&mut self, name: &str, cruel: Judged, kind: Judged) -> Result<(), Stop> {
@@ -102,11 +135,8 @@ impl Play<'_, '_> {
             // It is written, and nobody owes that it is flushed.
             (Kept::Exposed, Kept::Newest | Kept::Allowed) => self.kept.push(kind.0.fact),
             (Kept::Impossible, _) | (_, Kept::Impossible) => {
-                let foreign =
-                    |page: &CutPage| page.content.as_ref().is_ok_and(|it| self.image(name, it).contains(&'!'));
-                let leaked = foreign(&cruel.0) || foreign(&kind.0);
-                let verdict = if leaked { Verdict::LeakTo } else { Verdict::Corrupt };
-                self.find(name, Finding::new(verdict, cruel.0.fact, [kind.0.fact]));
+                let impossible = self.foreign(name, [&cruel.0, &kind.0]);
+                self.find(name, impossible);
             }
             (Kept::Lost, Kept::Lost) => {
                 let lost = self.lost(name, (&cruel.0, &kind.0), None)?;
@@ -219,6 +249,17 @@ impl Play<'_, '_> {
             }
         }
         Err(Stop::Inconclusive("fsync failed, and what it was to write is on disk".into()))
+    }
+}
+
+/// How what a power cut left of a page compares with what was promised.
+fn kept_of(nonce: u64, files: &BTreeMap<String, File>, place: Option<&Place>, cut: &CutPage) -> Kept {
+    let (Ok(content), Some(place)) = (&cut.content, place) else { return Kept::Impossible };
+    let image = image(nonce, files, Some(place), content);
+    match files.get(&place.file).map(|file| file.memory) {
+        // Stores to a private mapping are none to the file.
+        Some(Memory::Private) => PageModel::new().judge(&image),
+        _ => place.model.judge(&image),
     }
 }
 

@@ -3,7 +3,9 @@
 
 use super::wait::PageWait;
 use super::{Cx, Kind, Peer, Requester, Wait, Work};
-use crate::engine::failure::Failure;
+use crate::engine::completion::{Half, Place, failed, receive_owner};
+use crate::engine::diagnosis::Diagnosis;
+use crate::engine::failure::{Failure, receive_cq};
 use crate::engine::work::FaultEnd;
 use crate::hca::Hca;
 use crate::hooks::NicAction;
@@ -45,7 +47,7 @@ impl Requester {
         match raised {
             Ok(token) => {
                 hca.counters.page_faults.add(1);
-                if self.answers_rnr(&hca, end) {
+                if (end == FaultEnd::Receive && self.aborts(cx)) || self.answers_rnr(&hca, end) {
                     self.background = Some((hca, token));
                     return self.not_ready(cx);
                 }
@@ -54,6 +56,28 @@ impl Requester {
             Err(RaiseError::Busy) => self.wait = Wait::Room,
             Err(RaiseError::NoQueue) => self.fail(cx, Failure::page_fault(end)),
         }
+    }
+
+    /// An injection: the receive WQE of a shared queue is completed in error for the page fault's sake, and the next attempt takes another.
+    /// Only while nothing of the message is in place, for the next attempt goes on where this one has ended.
+    fn aborts(&self, cx: &Cx<'_>) -> bool {
+        let Some(peer) = self.work.peer.as_ref().filter(|_| self.work.done == 0) else { return false };
+        // Before the section, which must not wait for whoever has it.
+        let mut responder = peer.attrs.life.responder.lock();
+        let Some((counter, srqn @ Some(_))) = responder.held() else { return false };
+        let mine = |action| matches!(action, NicAction::AbortOnFault);
+        let _sections = cx.enter(&peer.hca);
+        if !self.work.in_force() || !peer.in_force() || peer.hca.injections.consult(&self.work.shape(), mine).is_none()
+        {
+            return false;
+        }
+        let place = Place { counter, owner: receive_owner(&peer.hca, &peer.qp, srqn) };
+        let told = receive_cq(&peer.hca, &peer.attrs, srqn)
+            .is_some_and(|cq| failed(&peer.hca, &cq, &peer.qp, place, Half::Responder, Diagnosis::ABORTED).is_ok());
+        if told {
+            responder.completed(&peer.attrs);
+        }
+        told
     }
 
     /// An injection: the responder's page fault is answered as most hardware does.

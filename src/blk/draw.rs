@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use probe::drawn;
 use probe::ledger::SECTOR_SIZE;
 
 /// Pieces that one image is drawn from, at most; beyond, they are longer than a sector.
@@ -48,8 +49,8 @@ pub(super) struct Draw {
 impl Draw {
     /// Drawing number `nth` of `seed`, of so many requests that change so many sectors.
     pub(super) fn new(seed: u64, nth: u32, tear: bool, requests: u64, sectors: u64) -> Self {
-        let seed = mix(seed, nth.into());
-        let word = mix(seed, u64::MAX);
+        let seed = drawn(seed, nth.into());
+        let word = drawn(seed, u64::MAX);
         let way = match word % 4 {
             0 => Way::InOrder((word >> 8) % requests.saturating_add(1)),
             1 => Way::Each(1),
@@ -61,7 +62,7 @@ impl Draw {
 
     /// What is there of the change of `range` (bytes) by request number `number`, from 0, among those that no flush covers.
     pub(super) fn keep(&self, number: u64, range: &Range<u64>) -> Keep {
-        let own = mix(self.seed, number);
+        let own = drawn(self.seed, number);
         // Half of the requests are torn, where requests may be; of one that is written in order only the last can be.
         let torn = self.tear && own >> 63 == 0;
         match self.way {
@@ -78,7 +79,7 @@ impl Draw {
         let mut at = range.start;
         while at < range.end {
             let end = at.saturating_add(step).min(range.end);
-            if mix(own, at) % 8 < chance {
+            if drawn(own, at) % 8 < chance {
                 match parts.last_mut() {
                     Some(last) if last.end == at => last.end = end,
                     _ => parts.push(at..end),
@@ -88,12 +89,4 @@ impl Draw {
         }
         Keep::Parts(parts)
     }
-}
-
-/// SplitMix64: word number `n` of `seed`.
-fn mix(seed: u64, n: u64) -> u64 {
-    let mut word = seed.wrapping_add(n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ word >> 31
 }

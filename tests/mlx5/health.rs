@@ -216,3 +216,29 @@ fn a_reset_brings_the_port_up() {
     machine.function_reset();
     assert_eq!(state(&Driver::probe(&machine).unwrap()), port_state::ACTIVE);
 }
+
+/// A cable that is pulled keeps the port down beyond an injection's time and beyond a reset, and the driver hears only of what changes.
+#[test]
+fn a_port_is_down_as_long_as_one_cause_lasts() {
+    let machine = machine();
+    let driver = Driver::probe(&machine).unwrap();
+    let change = |driver: &Arc<Driver>| {
+        let eqe = driver.async_event(PATIENCE).unwrap();
+        (eqe.event_type(), eqe.sub_type())
+    };
+    assert!(machine.nic.set_port(false));
+    assert_eq!(change(&driver), (event::PORT_CHANGE, port_change::DOWN));
+    inject(&machine, 1, NicAction::PortDown { ms: 20 }, WqeMatch::default());
+    health_counter(&driver.bar);
+    driver.until("the injection's end", || machine.nic.hca().later.next().is_none()).unwrap();
+    assert!(!machine.nic.port_is_up());
+    assert!(machine.nic.set_port(true));
+    assert_eq!(change(&driver), (event::PORT_CHANGE, port_change::ACTIVE));
+    assert!(driver.async_eq.poll().is_none(), "no event for a cause that changed nothing");
+    inject(&machine, 1, NicAction::PortDown { ms: u32::MAX }, WqeMatch::default());
+    health_counter(&driver.bar);
+    machine.nic.set_port(false);
+    machine.function_reset();
+    assert!(!machine.nic.port_is_up(), "a reset puts no cable back");
+    assert!(machine.nic.set_port(true) && machine.nic.port_is_up());
+}

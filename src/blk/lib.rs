@@ -28,7 +28,7 @@ pub use hooks::{
     BlkOp, DiskAction, DiskCounters, DiskInjections, DiskLedger, DiskRule, DiskTotals, Hold, HoldPoint, Lever,
     LeverState, MAX_DELAY_MS, OpCounts, PageTouch, RequestMatch, RequestRecord, RequestShape, RequestStart, Requests,
 };
-pub use power_cut::FrozenImage;
+pub use power_cut::{FrozenImage, copy_sparse};
 pub use request::{S_IOERR, S_OK, S_UNSUPP};
 pub use stats::DiskStats;
 pub use undo::PowerCut;

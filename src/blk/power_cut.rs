@@ -78,8 +78,11 @@ impl Drop for Partial {
     }
 }
 
-/// Copies the data of `size` bytes and leaves the holes.
-fn copy_sparse(from: &File, to: &File, size: u64) -> io::Result<()> {
+/// Copies the data of the first `size` bytes (which `to` then has) and leaves the holes. What `to` had stays where `from` has none.
+///
+/// # Errors
+/// One of the files cannot be read or written.
+pub fn copy_sparse(from: &File, to: &File, size: u64) -> io::Result<()> {
     to.set_len(size)?;
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;

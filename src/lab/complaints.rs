@@ -73,11 +73,15 @@ pub fn sort<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<Complaint> {
     lines.into_iter().filter_map(&mut judge).collect()
 }
 
+/// Tells a guest's agent which messages count whatever their level.
+pub fn words() -> Op {
+    Op::DmesgWords { words: REPORTS.iter().map(|(word, _)| *word).chain([SPOKEN]).map(String::from).collect() }
+}
+
 /// What `guest`'s kernel has said after `mark` that counts, oldest first, and the newest mark. Empty when the guest does not answer: then
 /// its console tells.
 pub fn since(guest: &Guest, mark: u64) -> (Vec<Complaint>, u64) {
-    let words = REPORTS.iter().map(|(word, _)| *word).chain([SPOKEN]).map(String::from).collect();
-    match guest.call(Op::DmesgSince { mark, level: 4, words }) {
+    match guest.call(Op::DmesgSince { mark, level: 4, words: Vec::new() }) {
         Ok(Value::Lines(lines)) => (sort(lines.lines.iter().map(String::as_str)), lines.mark),
         _ => (Vec::new(), mark),
     }

@@ -10,22 +10,25 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rnic_agent::client::{CallError, Client};
-use rnic_agent::proto::{Hello, JobState, Op, Value};
+use rnic_agent::proto::{FsType, Hello, JobState, Op, Value};
 
 use super::campaign::Setting;
+use super::complaints;
 use super::fact::Role;
 use super::finding::Stop;
 use super::machine::{Devices, MachineConfig};
 use super::plan::DiskKind;
-use blk::{DiskConfig, DiskHandle};
+use blk::{DiskConfig, DiskHandle, PowerCut};
 use image::KernelSource;
 use mlx5::{NicConfig, NicHandle};
 use pmem::{PmemConfig, PmemHandle};
 use probe::ledger::{Ledger, Note, Seq};
 use vmm::{Console, Echo, Outcome, Vm};
 
+mod made;
 mod silence;
 
+pub use made::MadeDisks;
 pub use silence::SPOKEN;
 use silence::tail;
 
@@ -66,6 +69,8 @@ pub struct GuestParts {
     pub pmem: bool,
     /// What all rows run under.
     pub setting: Setting,
+    /// Disks with a file system that this kernel's guests have made.
+    pub made: MadeDisks,
 }
 
 /// A running guest.
@@ -78,7 +83,8 @@ pub struct Guest {
     work: PathBuf,
     role: Role,
     name: String,
-    made: u32,
+    disks_made: u32,
+    made: MadeDisks,
     /// The agent once failed to answer in time: it is not asked, and not waited for, again.
     silent: AtomicBool,
     /// It answers, and its kernel is broken: it takes no further row.
@@ -183,7 +189,8 @@ impl Guest {
             work,
             role,
             name,
-            made: 0,
+            disks_made: 0,
+            made: parts.made.clone(),
             silent: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             limit_ms: AtomicU64::new(STEP_LIMIT.as_millis() as u64),
@@ -196,6 +203,7 @@ impl Guest {
             setting: parts.setting.clone(),
         };
         // What a boot prints is no row's.
+        guest.must(complaints::words())?;
         guest.heard.store(guest.must(Op::DmesgMark)?.num().unwrap_or(0), Ordering::Relaxed);
         Ok(guest)
     }
@@ -403,13 +411,30 @@ impl Guest {
         self.must(op)?.handle().ok_or_else(|| Stop::Failed(format!("{name}: the agent gave no handle")))
     }
 
-    /// A new empty disk under test, and a source disk whose first bytes are `source`.
-    pub fn fresh_disks(&mut self, source: &[u8]) -> Result<(), Stop> {
-        self.made += 1;
-        let fs = self.make(&format!("fs-{}", self.made), DISK_SIZE, &[])?;
-        let source = self.make(&format!("src-{}", self.made), SOURCE_SIZE, source)?;
+    /// A new disk under test, and a source disk whose first bytes are `source`. The first is empty, or as the given mkfs would leave it if
+    /// this run has done that before ([`Guest::keep_made`]): then the answer is true.
+    pub fn fresh_disks(&mut self, source: &[u8], mkfs: Option<(FsType, &[String])>) -> Result<bool, Stop> {
+        self.disks_made += 1;
+        let fs = self.make(&format!("fs-{}", self.disks_made), DISK_SIZE, &[])?;
+        let made = mkfs.and_then(|(fs, opts)| self.made.get(fs, opts));
+        if let Some(made) = &made {
+            made::copy(made, &fs).map_err(|error| self.no_disk(&error))?;
+        }
+        let source = self.make(&format!("src-{}", self.disks_made), SOURCE_SIZE, source)?;
         self.swap(FS_DISK, &fs)?;
-        self.swap(SOURCE_DISK, &source)
+        self.swap(SOURCE_DISK, &source)?;
+        Ok(made.is_some())
+    }
+
+    /// Keeps the disk under test, on which this mkfs has just ended, for rows to come.
+    pub fn keep_made(&self, fs: FsType, opts: &[String]) -> Result<(), Stop> {
+        let image = self.work.join(format!("{}-made-{}", self.name, self.disks_made));
+        self.fs_disk().freeze(PowerCut::Kind, &image).map_err(|error| Stop::Failed(error.to_string()))?;
+        self.made.keep(fs, opts, &image).map_err(|error| self.no_disk(&error))
+    }
+
+    fn no_disk(&self, error: &std::io::Error) -> Stop {
+        Stop::Failed(format!("making a disk in {}: {error}", self.work.display()))
     }
 
     /// Puts an image into the disk under test's place.
@@ -418,8 +443,7 @@ impl Guest {
     }
 
     fn make(&self, name: &str, size: u64, head: &[u8]) -> Result<PathBuf, Stop> {
-        make_disk(&self.work, &format!("{}-{name}", self.name), size, head)
-            .map_err(|error| Stop::Failed(format!("making a disk in {}: {error}", self.work.display())))
+        make_disk(&self.work, &format!("{}-{name}", self.name), size, head).map_err(|error| self.no_disk(&error))
     }
 
     fn swap(&self, disk: usize, image: &Path) -> Result<(), Stop> {

@@ -3,13 +3,13 @@
 //! mounted in the second guest.
 
 use rnic_agent::client::CallError;
-use rnic_agent::proto::{Op, Value};
+use rnic_agent::proto::{FsType, Op, Value};
 
 use super::{Bench, DIR, stacks};
 use crate::fact::What;
 use crate::finding::Stop;
 use crate::guest::Guest;
-use crate::plan::{DiskKind, Folio, Fs};
+use crate::plan::{DiskKind, Folio, Fs, Row};
 
 /// Where the second guest mounts what a power cut left.
 pub(super) const CUT_DIR: &str = "/mnt/cut";
@@ -23,25 +23,28 @@ const DAX: &str = "dax=always";
 const MOUNTS: u32 = 16 << 10;
 
 impl Bench<'_> {
-    /// Makes the disk and its file system, and mounts it. Rows of memory alone have neither.
-    pub(super) fn make_fs(&mut self) -> Result<(), Stop> {
+    /// Makes the disk and its file system, which may be `made` already, and mounts it. Rows of memory alone have neither.
+    pub(super) fn make_fs(&mut self, mkfs: Option<(FsType, Vec<String>)>, made: bool) -> Result<(), Stop> {
         // The flusher would heal behind the row's back; xfs and btrfs have timers of their own, see mount options.
         self.guest.must(Op::Sysctl { key: "vm.dirty_writeback_centisecs".into(), value: Some("0".into()) })?;
         if self.row.fs == Fs::Raw {
             return self.link(self.guest, DIR, true);
         }
-        let Some(made) = self.row.fs.made() else { return Ok(()) };
+        let Some((fs, opts)) = mkfs else { return Ok(()) };
         if self.row.disk == DiskKind::Pmem {
             self.fresh_pmem()?;
         }
         stacks::up(self.guest, self.row.disk, false)?;
         self.tell_disk();
         let dev = stacks::device(self.row.disk);
-        let more = self.guest.setting().mkfs.as_deref().unwrap_or_default();
-        let opts = stacks::mkfs_options(self.row).into_iter().chain(more.split_whitespace()).map(Into::into).collect();
-        let told = self.guest.must(Op::Mkfs { fs: made, dev: dev.into(), opts })?;
-        if let Some(exec) = told.exec().filter(|exec| exec.status != 0) {
-            return Err(Stop::Failed(format!("mkfs.{} failed: {}", made.name(), exec.err)));
+        if !made {
+            let told = self.guest.must(Op::Mkfs { fs, dev: dev.into(), opts: opts.clone() })?;
+            if let Some(exec) = told.exec().filter(|exec| exec.status != 0) {
+                return Err(Stop::Failed(format!("mkfs.{} failed: {}", fs.name(), exec.err)));
+            }
+            if self.row.disk == DiskKind::Plain {
+                self.guest.keep_made(fs, &opts)?;
+            }
         }
         // btrfs has a timer of its own; and where tags lie apart from data no journal may be halfway when the power goes.
         let opts = match (self.row.disk, self.row.fs) {
@@ -143,13 +146,19 @@ impl Bench<'_> {
     }
 }
 
+/// What mkfs is told for this row: the row's own options, and what the user has to add. None where a row has no file system to make.
+pub(super) fn mkfs(guest: &Guest, row: Row) -> Option<(FsType, Vec<String>)> {
+    let more = guest.setting().mkfs.as_deref().unwrap_or_default();
+    let opts = stacks::mkfs_options(row).into_iter().chain(more.split_whitespace()).map(Into::into);
+    Some((row.fs.made()?, opts.collect()))
+}
+
 /// Else the kernel remembers this file system's identity and takes the next image for a stale copy of it.
 fn forget(guest: &Guest, fs: Fs) -> Result<(), Stop> {
     if fs != Fs::Btrfs {
         return Ok(());
     }
-    let forget = vec!["btrfs".into(), "device".into(), "scan".into(), "--forget".into()];
-    guest.must(Op::Exec { argv: forget, stdin: String::new(), limit_s: 10 }).map(drop)
+    guest.must(Op::ForgetDevices).map(drop)
 }
 
 /// mount(2) of `dev`.

@@ -16,7 +16,7 @@ use super::fact::{FactId, Facts};
 use super::finding::{Finding, Stop};
 use super::guest::Guest;
 use super::oracle;
-use super::plan::{Folio, Fs, Row};
+use super::plan::{DiskKind, Folio, Fs, Row};
 use super::report::{Figure, Spread};
 use super::story::play::{self, Stage};
 use blk::DiskLedger;
@@ -147,7 +147,10 @@ impl<'a> Bench<'a> {
         drop(guest.call(Op::Umount { dir: DIR.into() }));
         stacks::clear(guest);
         guest.ledger().unwatch_all();
-        guest.fresh_disks(&source)?;
+        let mkfs = ground::mkfs(guest, row);
+        // A stack of devices, and persistent memory, are made for each row.
+        let plain = mkfs.as_ref().filter(|_| row.disk == DiskKind::Plain);
+        let made = guest.fresh_disks(&source, plain.map(|(fs, opts)| (*fs, opts.as_slice())))?;
         let begun = guest.ledger().now() + 1;
         let unrecorded = oracle::unrecorded(guest.ledger());
         let unrecorded_nic = oracle::nic::unrecorded(guest.ledger());
@@ -183,7 +186,7 @@ impl<'a> Bench<'a> {
             disk_told: None,
             physical: BTreeMap::new(),
         };
-        bench.make_fs()?;
+        bench.make_fs(mkfs, made)?;
         let direct = OpenFlags { direct: true, ..Default::default() };
         bench.source = bench.guest.handle(Op::Open { path: SOURCE.into(), flags: direct })?;
         match row.scenario.story {

@@ -15,7 +15,7 @@ use crate::campaign::Numbered;
 use crate::expect::{self, Version};
 use crate::fact::{Facts, Role, What};
 use crate::finding::{Finding, Stop};
-use crate::guest::{Guest, GuestParts};
+use crate::guest::{Guest, GuestParts, MadeDisks};
 use crate::plan::{DiskKind, Row, Writer};
 use crate::report::{Attempt, Figure, RowResult};
 use crate::verdict::{Observed, Verdict};
@@ -71,6 +71,7 @@ impl<'a> KernelRun<'a> {
             nic: None,
             pmem: false,
             setting: config.setting.clone(),
+            made: MadeDisks::default(),
         };
         let (version, known) = (version(kernel).unwrap_or_default(), kernel.package_version.is_some());
         Self { config, at, parts, version, known, label: label(kernel).to_string(), news }

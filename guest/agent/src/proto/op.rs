@@ -61,6 +61,8 @@ pub enum Op {
         /// Mount point.
         dir: String,
     },
+    /// btrfs forgets the devices of file systems that are not mounted. Where the kernel has no btrfs there is nothing to forget.
+    ForgetDevices,
     /// Sets (when `value` is there) and reads a sysctl, named with dots or slashes. Returns `Text`.
     Sysctl {
         /// "vm.dirty_writeback_centisecs".
@@ -105,6 +107,12 @@ pub enum Op {
     Taint,
     /// Returns `Num`: the mark of the newest kernel message.
     DmesgMark,
+    /// Words that every later [`Op::DmesgSince`] keeps messages for. Said once: each byte of a request is a VM exit or two.
+    DmesgWords {
+        /// Instead of those before.
+        #[serde(rename = "w")]
+        words: Vec<String>,
+    },
     /// Kernel messages after a mark. Returns `Lines` (at most 200, each at most 400 characters, newest kept).
     DmesgSince {
         /// From [`Op::DmesgMark`]; 0 for all.
@@ -113,7 +121,7 @@ pub enum Op {
         /// Keep messages of this severity and worse (syslog: 3 error, 4 warning, 7 everything)...
         #[serde(rename = "l")]
         level: u8,
-        /// ...and those that contain one of these.
+        /// ...and those that contain one of these, or of [`Op::DmesgWords`].
         #[serde(rename = "w", default, skip_serializing_if = "Vec::is_empty")]
         words: Vec<String>,
     },

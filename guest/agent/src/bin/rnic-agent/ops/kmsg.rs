@@ -33,6 +33,8 @@ pub struct Kmsg {
     /// Records that the kernel overwrote before they were read.
     lost: u64,
     mark: u64,
+    /// Of [`keep`].
+    words: Vec<String>,
 }
 
 impl Kmsg {
@@ -70,7 +72,8 @@ impl Kmsg {
     fn since(&self, mark: u64, level: u8, words: &[String]) -> Lines {
         let passes = |record: &&Record| {
             record.mark > mark
-                && (record.level <= level || words.iter().any(|word| record.text.contains(word.as_str())))
+                && (record.level <= level
+                    || words.iter().chain(&self.words).any(|word| record.text.contains(word.as_str())))
         };
         let mut lines = Lines { mark: self.mark, dropped: self.lost, ..Lines::default() };
         let mut bytes = 0;
@@ -109,6 +112,12 @@ pub fn mark(context: &Context) -> Outcome {
     with_kmsg(context, |kmsg| Value::Num(kmsg.mark))
 }
 
+/// Messages with one of these words count from now on, whatever their level.
+pub fn keep(context: &Context, words: Vec<String>) -> Outcome {
+    lock(&context.kmsg).words = words;
+    Ok(Value::Unit)
+}
+
 /// Records after a mark.
 pub fn since(context: &Context, mark: u64, level: u8, words: &[String]) -> Outcome {
     with_kmsg(context, |kmsg| Value::Lines(kmsg.since(mark, level, words)))
@@ -138,6 +147,9 @@ mod tests {
         assert_eq!(kmsg.since(0, 0, &["Linux".into()]).lines, ["<6>Linux version"]);
         assert_eq!(kmsg.since(4, 7, &[]).lines.len(), 0);
         assert_eq!(kmsg.since(0, 7, &[]).mark, 4);
+        let kept = Kmsg { words: vec!["Linux".into()], ..kmsg };
+        assert_eq!(kept.since(0, 3, &["user".into()]).lines.len(), 3);
+        assert_eq!(kept.since(1, 3, &[]).lines, ["<3>EXT4-fs error"]);
     }
 
     #[test]

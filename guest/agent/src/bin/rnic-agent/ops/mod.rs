@@ -97,7 +97,9 @@ fn system_op(context: &Context, op: Op) -> Outcome {
             crate::sys::sync();
             Ok(Value::Unit)
         }
+        Op::ForgetDevices => unit("forgetting btrfs's devices", crate::sys::file::btrfs_forget()),
         Op::DmesgMark => kmsg::mark(context),
+        Op::DmesgWords { words } => kmsg::keep(context, words),
         Op::DmesgSince { mark, level, words } => kmsg::since(context, mark, level, &words),
         op => files::run(context, op),
     }

@@ -67,6 +67,22 @@ pub fn ficlone(source: &File, target: &File) -> io::Result<()> {
     check(unsafe { libc::ioctl(target.as_raw_fd(), FICLONE, source.as_raw_fd()) }.into()).map(drop)
 }
 
+/// `_IOW(0x94, 5, struct btrfs_ioctl_vol_args)`, linux/btrfs.h.
+const BTRFS_IOC_FORGET_DEV: libc::c_ulong = 0x5000_9405;
+
+/// ioctl BTRFS_IOC_FORGET_DEV of all devices that are not in use. Without btrfs there is nothing to forget.
+pub fn btrfs_forget() -> io::Result<()> {
+    let control = match File::options().read(true).write(true).open("/dev/btrfs-control") {
+        Ok(control) => control,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // struct btrfs_ioctl_vol_args: no file descriptor, and no name, which stands for all.
+    let arguments = [0_u8; 4096];
+    // SAFETY: the kernel reads 4096 bytes.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), BTRFS_IOC_FORGET_DEV, arguments.as_ptr()) }.into()).map(drop)
+}
+
 /// `_IOWR('f', 11, struct fiemap)`, linux/fs.h.
 const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
 /// Extents asked for in one call, and at most reported.

@@ -197,11 +197,22 @@ impl io::Write for Stdout {
     }
 }
 
-/// Resident memory of this process, split: (guest RAM and other shared memory, everything else), in KiB.
-pub fn resident_kib() -> Option<(u64, u64)> {
+/// Resident memory of a process, in KiB (proc_pid_status(5)).
+#[derive(Debug, Clone, Copy)]
+pub struct Resident {
+    /// Guest RAM and other shared memory.
+    pub guest: u64,
+    /// Heap, stacks, data: what one machine more takes.
+    pub own: u64,
+    /// Pages of the program and its libraries, which all that run it share.
+    pub files: u64,
+}
+
+/// Of this process.
+pub fn resident_kib() -> Option<Resident> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let field = |name: &str| -> Option<u64> {
         text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
     };
-    Some((field("RssShmem:")?, field("RssAnon:")? + field("RssFile:")?))
+    Some(Resident { guest: field("RssShmem:")?, own: field("RssAnon:")?, files: field("RssFile:")? })
 }

@@ -18,7 +18,7 @@ use rnic_agent::frame::{self, Line};
 use rnic_agent::proto::{Event, Hello, Message};
 use serde::Deserialize;
 use vmm::orders::orders;
-use vmm::run::{AgentLine, Manner, Stdout, resident_kib, run};
+use vmm::run::{AgentLine, Manner, Resident, Stdout, resident_kib, run};
 use vmm::{Outcome, Prepared, Vm, window_size};
 
 use super::control::ControlArgs;
@@ -296,11 +296,13 @@ fn print_timing(begun: Instant, vm: &Vm, hello: &Hello) {
     let kernel = total.saturating_sub(vmm).saturating_sub(agent);
     let ms = |duration: Duration| duration.as_millis();
     eprintln!("timing: VMM {} ms, kernel {} ms, agent {} ms, in all {} ms", ms(vmm), ms(kernel), ms(agent), ms(total));
-    if let Some((shared, own)) = resident_kib() {
+    if let Some(Resident { guest, own, files }) = resident_kib() {
+        let mib = |kib: u64| kib as f64 / 1024.0;
         eprintln!(
-            "memory: {:.1} MiB resident beyond guest RAM, {:.1} MiB of guest RAM touched",
-            own as f64 / 1024.0,
-            shared as f64 / 1024.0
+            "memory: {:.1} MiB resident beyond guest RAM, of that own {:.1} MiB; {:.1} MiB of guest RAM touched",
+            mib(own + files),
+            mib(own),
+            mib(guest)
         );
     }
 }

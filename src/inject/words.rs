@@ -298,6 +298,14 @@ const WORDS: &[Word] = &[
     },
     Word {
         kind: Kind::Nic,
+        name: "function-reset",
+        takes: &[],
+        matches: WQE,
+        meaning: "the function is reset while payload is in flight, behind its driver's back; after 100 ms it is there again, as with `all-ones`",
+        make: |_| Ok(Does::Nic(NicAction::FunctionReset)),
+    },
+    Word {
+        kind: Kind::Nic,
         name: "port-down",
         takes: &[MS],
         matches: COMMAND,
@@ -453,7 +461,9 @@ pub(crate) fn disk_match(keys: &mut Keys, word: &Word) -> Result<RequestMatch, M
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Plan;
     use std::collections::BTreeSet;
+    use std::path::Path;
 
     const DOCUMENT: &str = include_str!("../../docs/faults.md");
 
@@ -487,6 +497,34 @@ mod tests {
             rows().filter(|cells| cells.len() == 3).map(|cells| cells[0].trim_matches('`')).collect();
         let of = |word: &'static Word| word.takes.iter().map(|(key, _)| *key).chain(word.matches.iter().copied());
         let wanted: BTreeSet<_> = COMMON.into_iter().chain(WORDS.iter().flat_map(of)).collect();
+        assert_eq!(told, wanted);
+    }
+
+    /// Of the plans that are shipped: (file name, what it does).
+    fn shipped() -> Vec<(String, Plan)> {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../faults"));
+        let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+        files.map(|file| (file.file_name().unwrap().display().to_string(), Plan::read(&file).unwrap())).collect()
+    }
+
+    #[test]
+    fn each_action_has_a_plan_that_is_shipped() {
+        let plans = shipped();
+        let used: BTreeSet<_> =
+            plans.iter().flat_map(|(_, plan)| plan.injections.iter().map(|injection| injection.action)).collect();
+        let all: BTreeSet<_> = WORDS.iter().map(|word| word.name).collect();
+        assert_eq!(used, all);
+    }
+
+    #[test]
+    fn the_document_has_each_plan_that_is_shipped() {
+        let told: BTreeSet<_> = DOCUMENT
+            .lines()
+            .filter_map(|line| line.strip_prefix("| [")?.split_once("](../faults/"))
+            .map(|(name, rest)| (name, rest.split(')').next().unwrap()))
+            .collect();
+        let files = shipped();
+        let wanted: BTreeSet<_> = files.iter().map(|(name, _)| (name.as_str(), name.as_str())).collect();
         assert_eq!(told, wanted);
     }
 

@@ -18,6 +18,8 @@ use mlx5_spec::cmd::Opcode;
 
 /// How long after a driver has seen a fatal error the device disables its interface.
 const TO_DISABLE: Duration = Duration::from_millis(500);
+/// How long a function-level reset takes at most (PCIe 6.0 §6.6.2): nothing is to be expected of the function before.
+const FUNCTION_RESET: Duration = Duration::from_millis(100);
 
 /// What the initialization segment tells of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -154,6 +156,13 @@ pub fn occasion(hca: &Hca, command: Option<Opcode>, counter: u32) {
 
 fn consult(hca: &Hca, shape: &WqeShape, mine: impl Fn(NicAction) -> bool) -> Option<NicAction> {
     hca.injections.consult(shape, mine)
+}
+
+/// The function is reset, by nobody that its driver knows of. Not inside a section. When this returns no DMA of an engine is in flight.
+pub fn reset_function(hca: &Hca) {
+    if !hca.health.is_gone() {
+        go(hca, Some(FUNCTION_RESET));
+    }
 }
 
 /// The device goes, for `time` or for ever. When it returns no DMA of an engine is in flight.

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::eq::{About, Event};
 use super::hca::Hca;
+use super::health;
 use super::port::{self, Cause};
 use super::qp::Qp;
 use mlx5_spec::eq::event;
@@ -20,6 +21,9 @@ use mlx5_spec::qp::state;
 
 /// Things that are late at once, of one device. What is more is on time.
 pub const MAX_LATE: usize = 8192;
+
+/// The longest that a reset takes to begin.
+const RESET_BEGINS: Duration = Duration::from_secs(2);
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub enum Due {
     Message(u16),
     /// The port comes up.
     Port,
+    /// The function is reset.
+    Reset,
 }
 
 /// See the module.
@@ -154,6 +160,7 @@ pub fn serve(hca: &Hca) {
                 hca.msix.trigger(vector);
             }
             Due::Port => drop(port::set(hca, Cause::Injection, true)),
+            Due::Reset => health::reset_function(hca),
         }
     }
 }
@@ -161,6 +168,16 @@ pub fn serve(hca: &Hca) {
 /// Whether what a late event tells of is still so.
 fn stands(hca: &Hca, event: &Event) -> bool {
     event.event_type() != event::PAGE_FAULT || hca.page_faults.is_waiting(event.token())
+}
+
+/// Has the function reset, and returns when that has begun: no DMA starts any more. It waits for the section that the caller is in, so the caller
+/// has to leave it. A command that waits for that section itself is let through after a while: then the reset is late.
+pub fn reset_now(hca: &Hca) {
+    hca.later.put(Duration::ZERO, Due::Reset);
+    let end = Instant::now() + RESET_BEGINS;
+    while hca.dma.is_enabled() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A command has changed a queue pair: when it completes no CQE and no EQE of what was before is late. After 2RST and DESTROY_QP they never

@@ -10,6 +10,7 @@ use mlx5_spec::cq::{opcode as cqe_opcode, syndrome as cqe_syndrome};
 use mlx5_spec::eq::{event, port_change};
 use mlx5_spec::init::{CMDQ_ADDR_L_SZ, HEALTH_BUFFER, nic_interface, syndrome};
 use mlx5_spec::vport::{hca_vport_context as vport, port_state, query_context_out};
+use mlx5_spec::wqe::opcode as wqe;
 use rnic_testdrive::command::Input;
 use rnic_testdrive::driver::health_counter;
 use rnic_testdrive::{Driver, Machine, PATIENCE, Wqe};
@@ -147,6 +148,22 @@ fn a_device_that_is_pulled_out_is_back_after_its_time() {
         assert!(machine.nic.hca().dma.is_enabled(), "configuration space is as it was");
         Pair::on(Driver::probe(machine).unwrap(), |_| ()).tear_down();
     }
+}
+
+/// Nothing of what is in flight lands once the reset has begun.
+#[test]
+fn a_function_that_is_reset_in_flight_is_back_without_what_it_had_been_told() {
+    let pair = Pair::new();
+    let machine = &pair.driver.machine;
+    pair.local.fill_pattern(1);
+    inject(machine, 1, NicAction::FunctionReset, WqeMatch::opcode(wqe::RDMA_WRITE as u8));
+    let write = |at| Wqe::write(pair.remote_mr.va + at, pair.remote_mr.key).sge(pair.local_mr.sge(0, 8)).signaled();
+    pair.one.post(&[write(0), write(8)]);
+    pair.driver.until("its reset", || !machine.nic.hca().dma.is_enabled()).unwrap();
+    pair.driver.until("its return", || machine.config_read32(0) != u32::MAX).unwrap();
+    assert_eq!((interface(&pair.driver), machine.nic.objects()), (nic_interface::DISABLED, 0));
+    assert_eq!(pair.remote.bytes(0, 16), [0; 16], "in flight, and posted behind it");
+    Pair::on(Driver::probe(machine).unwrap(), |_| ()).tear_down();
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::work::{Cx, FaultEnd, Peer, Step, Work};
 use super::wqe::{Extra, Kind, Seg};
 use crate::hca::Hca;
 use crate::hooks::NicAction;
+use crate::later;
 use crate::mkey::{self, Access, Rights};
 use crate::srq::{Srq, SrqKind};
 use dma::Section;
@@ -349,12 +350,18 @@ impl Work {
                     | NicAction::StallInFlight { .. }
                     | NicAction::HideFromLedger
                     | NicAction::PayloadCorrupted
+                    | NicAction::FunctionReset
             )
         };
         match hca.injections.consult(&self.shape(), mine) {
             Some(NicAction::LateDma) => Plan::Late,
             Some(NicAction::HideFromLedger) => Plan::Hide,
             Some(NicAction::PayloadCorrupted) => Plan::Corrupt,
+            Some(NicAction::FunctionReset) => {
+                // Inside the section: the reset finds this in flight.
+                later::reset_now(hca);
+                Plan::Copy
+            }
             Some(NicAction::StallInFlight { ms }) => {
                 // Inside the section: that is the fault.
                 std::thread::sleep(Duration::from_millis(u64::from(ms)));

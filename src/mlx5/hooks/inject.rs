@@ -132,6 +132,10 @@ pub enum NicAction {
         /// Milliseconds.
         ms: u32,
     },
+    /// The function is reset while the payload of a piece is in flight, as if somebody had asked for a function-level reset just then: none of it
+    /// lands. For 100 ms it is as with [`NicAction::AllOnes`]. Asked once a WQE, when its first piece has
+    /// been translated.
+    FunctionReset,
     /// The port goes down, with its event, and up again `ms` milliseconds later (at most 120,000). Meanwhile no message is answered.
     PortDown {
         /// Milliseconds.

@@ -243,7 +243,45 @@ fn reports_come_out_of_the_emulated_host() {
     assert_eq!(values(&after, "--html"), ["pages/a.html"]);
 }
 
-/// What a campaign needs in there: its plan, the same seeds, the part that variables out here say, and memory for the guests of all jobs.
+/// A host for each job, with a part of the rows and a journal of its own. What they leave is the last host's, which has all rows that have ended
+/// and writes what is to be written.
+#[test]
+fn each_job_has_an_emulated_host_of_its_own() {
+    let stage = Stage::new(
+        "echo \"$*\" >>all
+        for word; do
+            case $last in --journal) journal=$word ;; --part) part=$word ;; esac
+            last=$word
+        done
+        [ -z \"$part\" ] && { grep -c scenario \"$journal\" >kept; exit 42; }
+        cat row >>\"$journal\"
+        [ $part = 1/2 ] || exit 9",
+    );
+    fs::create_dir(stage.path("pages")).unwrap();
+    let sample: serde_json::Value = serde_json::from_str(include_str!("report/sample.json")).unwrap();
+    fs::write(stage.path("row"), format!("{}\n", sample["rows"][0])).unwrap();
+    let words = ["--journal", "mine", "--html", "pages/a.html", "--seed", "7", "--jobs", "2"];
+    let done = run(&mut stage.lab(&words), LIMIT);
+    assert_eq!(done.code(), 42, "the last host's: {done:?}");
+    assert!(done.err.contains("job 2/2 ended early (exit status 9)") && done.err.lines().count() == 1, "{done:?}");
+    assert_eq!(done.out.lines().filter(|line| line.starts_with("H12")).count(), 2, "rows are shown: {done:?}");
+    assert_eq!(fs::read_to_string(stage.path("kept")).unwrap().trim(), "2");
+    let all = fs::read_to_string(stage.path("all")).unwrap();
+    let mut hosts: Vec<Vec<String>> = all.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect();
+    let last = hosts.pop().unwrap();
+    assert!(values(&last, "--part").is_empty() && values(&last, "--journal") == ["mine"], "{last:?}");
+    hosts.sort_by_key(|words| values(words, "--part")[0].to_owned());
+    assert_eq!(hosts.iter().map(|words| values(words, "--part")).collect::<Vec<_>>(), [["1/2"], ["2/2"]]);
+    for words in hosts.iter().chain([&last]) {
+        assert_eq!(values(words, "--jobs"), ["2", "1"], "the last one counts");
+        let pages = values(words, "--writable").contains(&stage.path("pages").to_str().unwrap());
+        assert_eq!(pages, values(words, "--part").is_empty(), "{words:?}");
+    }
+    let journals: Vec<_> = hosts.iter().map(|words| values(words, "--journal")[1]).collect();
+    assert!(journals[0] != journals[1] && journals.iter().all(|path| !Path::new(path).exists()), "{journals:?}");
+}
+
+/// What a campaign needs in there: its plan, the same seeds, the part that variables out here say, and memory for its guests.
 #[test]
 fn a_campaign_goes_on_in_an_emulated_host() {
     let stage = Stage::new("exit 42");
@@ -255,7 +293,8 @@ fn a_campaign_goes_on_in_an_emulated_host() {
         assert_eq!(status(&run(command.env_remove("SLURM_ARRAY_TASK_STEP"), LIMIT)), (42, ""), "{words:?}");
         stage.arguments()
     };
-    let (before, after) = campaign(&["--faults", "plan.toml", "--seeds", "1..9", "--shard", "auto", "--jobs", "5"]);
+    let (before, after) =
+        campaign(&["--faults", "plan.toml", "--seeds", "1..9", "--shard", "auto", "--memory", "4608M"]);
     assert_eq!((values(&after, "--shard"), values(&after, "--seed").len()), (vec!["auto", "2/3"], 0));
     assert_eq!((values(&before, "--memory"), values(&after, "--faults")), (vec!["7168"], vec!["plan.toml"]));
     let (before, after) = campaign(&["--faults", "plan.toml", "--repeat", "2"]);

@@ -3,6 +3,7 @@
 //! has some of every kernel and seed.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,17 @@ impl Part {
     /// Whether row number `number` of the whole is in it.
     pub fn has(self, number: u64) -> bool {
         number % u64::from(self.of) == u64::from(self.index - 1)
+    }
+
+    /// All parts, if there are to be so many; none beyond the most that there can be.
+    pub fn all(of: u32) -> impl Iterator<Item = Self> {
+        (1..=of).filter_map(move |index| Self::new(index, of))
+    }
+
+    /// Which of so many things in a row it has, where neighbours stay together: those that boot the same kernel.
+    pub fn stretch(self, things: usize) -> Range<usize> {
+        let edge = |index: u32| (things as u128 * u128::from(index) / u128::from(self.of)) as usize;
+        edge(self.index - 1)..edge(self.index)
     }
 
     /// How many of `rows` rows are in it.
@@ -101,6 +113,18 @@ impl fmt::Display for Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stretches_are_the_whole_in_order() {
+        for things in [0, 1, 2, 7, 282] {
+            for of in [1, 2, 3, 5] {
+                let all: Vec<usize> = Part::all(of).flat_map(|part| part.stretch(things)).collect();
+                assert_eq!(all, (0..things).collect::<Vec<_>>(), "{things} in {of}");
+                let sizes: Vec<_> = Part::all(of).map(|part| part.stretch(things).len()).collect();
+                assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1, "{sizes:?}");
+            }
+        }
+    }
 
     fn variables(set: &[(&str, &str)]) -> Result<String, String> {
         let read = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into());

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
@@ -120,6 +120,8 @@ pub struct Errand {
     pub memory: u64,
     /// Options beside those of this process.
     pub options: Vec<OsString>,
+    /// It is one of several: standard input and output are this process's alone.
+    pub aside: bool,
     /// Where the emulated host is to listen for what is to come out of [`PORT`].
     pub socket: Option<PathBuf>,
     /// A file that grows as it gets on. With one the command is run again when the emulated host dies: as long as the file has
@@ -149,23 +151,54 @@ impl Errand {
 
     /// Runs this process's command again in an emulated host.
     pub fn run(&self, why: &str) -> Result<ExitCode, Error> {
+        Hosts::watched()?.run(self, why).map(ExitCode::from)
+    }
+}
+
+/// The emulated hosts that this process has started. They get the signals that are to end it.
+#[derive(Clone, Default)]
+pub struct Hosts(Arc<Mutex<Started>>);
+
+#[derive(Default)]
+struct Started {
+    /// Processes of with-kvm.
+    processes: Vec<u32>,
+    /// The last signal that this process got.
+    signal: Option<i32>,
+}
+
+impl Hosts {
+    /// None yet. Once in a process, before any other thread starts.
+    pub fn watched() -> Result<Self, Error> {
+        let hosts = Self::default();
+        let forward = hosts.clone();
+        on_ending_signal(move |signal| forward.signal(signal))?;
+        Ok(hosts)
+    }
+
+    /// Runs this process's command again in one, and again if it dies and its errand has got on. Its exit status, as a shell has it.
+    pub fn run(&self, errand: &Errand, why: &str) -> Result<u8, Error> {
         let helper = places::find(&places::WITH_KVM)?;
         let mut command = Command::new(&helper);
-        command.args(self.arguments(why)?).arg(env::current_exe()?).args(env::args_os().skip(1)).args(&self.options);
+        command
+            .args(errand.arguments(why)?)
+            .arg(env::current_exe()?)
+            .args(env::args_os().skip(1))
+            .args(&errand.options);
+        if errand.aside {
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+        }
         unblock_signals(&mut command);
-        let child = Child::default();
-        let forward = child.clone();
-        on_ending_signal(move |signal| forward.signal(signal))?;
         let mut tries = Tries::default();
         loop {
-            let status = child.run(&mut command).map_err(|e| format!("{} cannot be started: {e}", helper.display()))?;
-            if status.code() != Some(DIED) || self.progress.is_none() {
+            let status = self.wait(&mut command).map_err(|e| format!("{} cannot be started: {e}", helper.display()))?;
+            if status.code() != Some(DIED) || errand.progress.is_none() {
                 return Ok(exit_code(status));
             }
-            if let Some(signal) = child.signalled() {
-                return Ok(ExitCode::from(128 + signal as u8));
+            if let Some(signal) = self.signalled() {
+                return Ok(128 + signal as u8);
             }
-            let length = self.progress.as_ref().and_then(|path| path.metadata().ok()).map_or(0, |data| data.len());
+            let length = errand.progress.as_ref().and_then(|path| path.metadata().ok()).map_or(0, |data| data.len());
             let number = tries.another(length);
             eprintln!(
                 "rnic: the emulated host died, not the program under test (try {number} of {TRIES} without progress)"
@@ -174,6 +207,33 @@ impl Errand {
                 return Ok(exit_code(status));
             }
         }
+    }
+
+    /// The signal that has come to end this process.
+    pub fn signalled(&self) -> Option<i32> {
+        self.0.lock().signal
+    }
+
+    /// Starts `command` and waits for its end. A signal that has come before reaches it at once.
+    fn wait(&self, command: &mut Command) -> std::io::Result<ExitStatus> {
+        let mut process = {
+            let mut started = self.0.lock();
+            let process = command.spawn()?;
+            started.processes.push(process.id());
+            if let Some(signal) = started.signal {
+                send_signal(process.id(), signal);
+            }
+            process
+        };
+        let status = process.wait();
+        self.0.lock().processes.retain(|id| *id != process.id());
+        status
+    }
+
+    fn signal(&self, signal: i32) {
+        let mut started = self.0.lock();
+        started.signal = Some(signal);
+        started.processes.iter().for_each(|process| send_signal(*process, signal));
     }
 }
 
@@ -193,45 +253,11 @@ impl Tries {
     }
 }
 
-/// The process of with-kvm, while there is one, and the last signal that this process got.
-#[derive(Clone, Default)]
-struct Child(Arc<Mutex<(Option<u32>, Option<i32>)>>);
-
-impl Child {
-    /// Starts `command`, unless a signal has come, and waits for its end.
-    fn run(&self, command: &mut Command) -> std::io::Result<ExitStatus> {
-        let mut process = {
-            let mut state = self.0.lock();
-            let process = command.spawn()?;
-            state.0 = Some(process.id());
-            if let Some(signal) = state.1 {
-                send_signal(process.id(), signal);
-            }
-            process
-        };
-        let status = process.wait();
-        self.0.lock().0 = None;
-        status
-    }
-
-    fn signal(&self, signal: i32) {
-        let mut state = self.0.lock();
-        state.1 = Some(signal);
-        if let Some(process) = state.0 {
-            send_signal(process, signal);
-        }
-    }
-
-    fn signalled(&self) -> Option<i32> {
-        self.0.lock().1
-    }
-}
-
 /// As a shell has it.
-fn exit_code(status: ExitStatus) -> ExitCode {
+fn exit_code(status: ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let signal = || 128 + status.signal().unwrap_or(0);
-    ExitCode::from(status.code().unwrap_or_else(signal) as u8)
+    status.code().unwrap_or_else(signal) as u8
 }
 
 /// The true path of a file or of the folder that it is to be made in; refused where the emulated host has files of its own.

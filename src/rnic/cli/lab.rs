@@ -2,7 +2,9 @@
 //! `rnic lab`: scenarios, verdicts, evidence.
 //!
 //! * `options`: the command line. `rows`: what it asks for. `files`: what is written. `screen`: what a person sees. `merge`: `rnic lab merge`.
+//! * `beside`: jobs with an emulated host each.
 
+mod beside;
 mod files;
 mod merge;
 mod options;
@@ -15,15 +17,16 @@ use std::sync::Arc;
 
 use image::KernelSource;
 use inject::{Plan, Summary, join};
-use lab::campaign::{Numbered, Shard};
+use lab::campaign::{Numbered, Setting, Shard};
 use lab::controls;
 use lab::journal::Journal;
 use lab::report::{Report, RowResult, print_list};
 use lab::runner::{self, KernelPlan, LabConfig, News};
 
 use super::faults::idle;
-use super::host::{Errand, Way};
+use super::host::{Errand, Hosts, Way};
 use super::parts::{Use, own_initramfs};
+use beside::Beside;
 use files::{Kept, WorkDir, open_journal};
 pub use options::LabArgs;
 use options::LabCommand;
@@ -77,7 +80,7 @@ pub fn main(args: LabArgs) -> Result<ExitCode, super::Error> {
         })
         .collect::<Result<Vec<_>, super::Error>>()?;
     if let Way::Emulated(why) = args.host.way()? {
-        return elsewhere(&args, &kernels, seed, &why);
+        return elsewhere(&args, &kernels, (journal, seed, done.len()), &asked.setting, &why);
     }
     here(&args, asked, (kernels, shard), (journal, seed, done), older.as_ref())
 }
@@ -159,6 +162,10 @@ fn here(
         screen.news(news);
     });
     screen.end(&report, args.select.thread);
+    if args.part.is_some() {
+        // The run's report is whose job this is.
+        return Ok(ExitCode::from(report.exit_status()));
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
@@ -192,8 +199,15 @@ fn judge_plan(plan: &Plan, report: &Report) -> (String, Option<String>) {
     (summary.to_string(), idle(&summary))
 }
 
-/// Runs this command in an emulated host, which now and then dies: with a journal and one seed it is gone on with in the next one.
-fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Result<ExitCode, super::Error> {
+/// Runs this command in an emulated host, which now and then dies: with a journal and one seed it is gone on with in the next one. Several jobs
+/// have a host each before that.
+fn elsewhere(
+    args: &LabArgs,
+    kernels: &[KernelPlan],
+    (journal, seed, done): (Option<Journal>, u64, usize),
+    setting: &Setting,
+    why: &str,
+) -> Result<ExitCode, super::Error> {
     let mut errand = Errand { memory: memory(args), ..Errand::default() };
     for KernelPlan { kernel, .. } in kernels {
         errand.reads.extend(
@@ -204,14 +218,14 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Re
     errand.reads.extend(args.select.scenario_file.iter().cloned());
     errand.reads.extend([&campaign.faults, &campaign.replay].into_iter().flatten().cloned());
     errand.reads.extend(args.reports.reads());
-    errand.writes.extend(args.reports.files());
     let mut own = None;
-    let journal = match &args.journal {
-        Some(path) => path.clone(),
+    let (path, mut journal) = match args.journal.clone().zip(journal) {
+        Some(given) => given,
         None => {
             let path = own.insert(WorkDir::new("journal")?).0.join("rows");
+            let Kept { journal, .. } = open_journal(&path, Some(seed), setting, clock_seed)?;
             errand.options.extend(["--journal".into(), path.clone().into()]);
-            path
+            (path, journal)
         }
     };
     // A report has its seed, and seeds are among the words already.
@@ -222,15 +236,32 @@ fn elsewhere(args: &LabArgs, kernels: &[KernelPlan], seed: u64, why: &str) -> Re
     if let Some((part, Some(_))) = campaign.shard.map(|which| which.part()).transpose()? {
         errand.options.extend(["--shard".into(), part.to_string().into()]);
     }
-    errand.writes.push(journal.clone());
-    errand.progress = Some(journal);
-    errand.run(why)
+    let hosts = Hosts::watched()?;
+    let rows = kernels.iter().map(|plan| plan.rows.len()).sum::<usize>().saturating_sub(done);
+    // A guest that stays has a terminal, and only one job can have that.
+    if args.jobs > 1 && rows > 1 && !args.keep {
+        let mut screen = Screen::new(args.json, rows)?;
+        screen.line(&format!("{} jobs, each in an emulated host of its own; seed {seed}", args.jobs.min(rows)));
+        screen.head()?;
+        let mut beside = Beside { jobs: args.jobs, rows, errand: &errand, journal: (&mut journal, &path), why };
+        for (part, status) in beside.run(&hosts, &mut screen)? {
+            eprintln!("rnic: job {part} ended early (exit status {status}); what is left goes on in another host");
+        }
+        screen.clear();
+        if let Some(signal) = hosts.signalled() {
+            return Ok(ExitCode::from(128 + signal as u8));
+        }
+    }
+    errand.options.extend(["--jobs".into(), "1".into()]);
+    errand.writes.extend(args.reports.files());
+    errand.writes.push(path.clone());
+    errand.progress = Some(path);
+    hosts.run(&errand, why).map(ExitCode::from)
 }
 
-/// What all guests together have, where it is more than an emulated host has room for by itself.
+/// What the guests of a job have, where it is more than an emulated host has room for by itself.
 fn memory(args: &LabArgs) -> u64 {
-    let pair = args.guests.memory.map_or(GUEST_MEMORY, |size| size.0).saturating_add(GUEST_MEMORY);
-    pair.saturating_mul(args.jobs.max(1) as u64)
+    args.guests.memory.map_or(GUEST_MEMORY, |size| size.0).saturating_add(GUEST_MEMORY)
 }
 
 fn version(kernel: &KernelSource) -> String {

@@ -38,14 +38,17 @@ pub struct LabArgs {
     #[command(flatten)]
     pub(super) reports: ReportArgs,
     /// Keep rows that have ended in FILE, and do not run those again that it has: for a host that may die in between.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", overrides_with = "journal")]
     pub(super) journal: Option<PathBuf>,
     /// Leave the last guest running with a console when the rows are done.
     #[arg(long)]
     pub(super) keep: bool,
-    /// Rows that run side by side, each with two guests of its own. An emulated host is steadier with one.
-    #[arg(long, default_value_t = 1)]
+    /// Rows that run side by side, each with two guests of its own, and with an emulated host of its own where there is one.
+    #[arg(long, default_value_t = 1, overrides_with = "jobs")]
     pub(super) jobs: usize,
+    /// Only these of the rows, for one of several jobs: their report is another's.
+    #[arg(long, hide = true)]
+    pub(super) part: Option<Part>,
     /// Copy the guests' consoles to standard error.
     #[arg(long)]
     pub(super) verbose: bool,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::{self, KernelSource};
 use inject::{Meant, Plan};
-use lab::campaign::{MOST_ROWS, Numbered, PlanText, Seeds, Setting, Shard, over_seeds, print_of, replay};
+use lab::campaign::{MOST_ROWS, Numbered, Part, PlanText, Seeds, Setting, Shard, over_seeds, print_of, replay};
 use lab::controls::{self, selftest};
 use lab::expect::expected;
 use lab::journal;
@@ -157,11 +157,25 @@ impl Asked {
             let own = |(number, _): &Numbered| part.is_none_or(|part| part.has(*number));
             let rows: Vec<Numbered> = (first..after).zip(rows).filter(own).collect();
             first = after;
-            if !rows.is_empty() {
-                dealt.push((kernel.clone(), rows));
-            }
+            dealt.push((kernel.clone(), rows));
         }
+        if let Some(part) = args.part {
+            keep_stretch(&mut dealt, part);
+        }
+        dealt.retain(|(_, rows)| !rows.is_empty());
         Ok((dealt, shard))
+    }
+}
+
+/// Leaves a job its part of the rows, with neighbours together.
+fn keep_stretch<K>(dealt: &mut [(K, Vec<Numbered>)], part: Part) {
+    let own = part.stretch(dealt.iter().map(|(_, rows)| rows.len()).sum());
+    let mut at = 0;
+    for (_, rows) in dealt {
+        rows.retain(|_| {
+            at += 1;
+            own.contains(&(at - 1))
+        });
     }
 }
 
@@ -235,4 +249,24 @@ fn story(path: &Path) -> Result<Vec<Row>, Error> {
 fn controls_of(rows: &[Row], kernel: &KernelSource) -> Vec<Row> {
     let version = runner::version(kernel);
     selftest(rows, |row| expected(row, version?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_have_all_rows_and_few_kernels_each() {
+        let row = all_rows()[0];
+        let whole = || vec![("6.1", vec![(0, row), (1, row), (2, row)]), ("7.3", vec![(7, row), (8, row), (9, row)])];
+        let numbers = |part| {
+            let mut dealt = whole();
+            keep_stretch(&mut dealt, part);
+            dealt.into_iter().map(|(_, rows)| rows.iter().map(|(number, _)| *number).collect()).collect::<Vec<Vec<_>>>()
+        };
+        let two: Vec<_> = Part::all(2).map(numbers).collect();
+        assert_eq!(two, [[vec![0, 1, 2], vec![]], [vec![], vec![7, 8, 9]]]);
+        let four: Vec<_> = Part::all(4).flat_map(numbers).flatten().collect();
+        assert_eq!(four, [0, 1, 2, 7, 8, 9]);
+    }
 }

@@ -57,6 +57,11 @@ impl Screen {
         }
     }
 
+    /// Nothing goes on any more, and somebody else has the end to tell.
+    pub(super) fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
     /// The end: tables of what was measured and argued, and how many rows there were.
     pub(super) fn end(&self, report: &Report, claims: bool) {
         self.bar.finish_and_clear();

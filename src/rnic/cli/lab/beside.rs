@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Jobs of a run on a machine whose KVM does not run stock kernels: an emulated host each. Two guests beside two others in one such host stand in
-//! each other's way (its few processors are threads here, and a guest that waits for a lock holds one up), two hosts do not.
+//! each other's way, since with-kvm puts its CPUs on one core (docs/findings.md); two hosts have two cores.
 //!
 //! Each host runs a part of the rows and keeps them in a journal of its own; here they are shown and put into the run's. What is left then, such
 //! as rows without enough evidence, and all that is written or said at the end, is the last host's, which goes on by that journal.

@@ -12,6 +12,17 @@ fn the_status_of_exec_comes_back() {
     assert_eq!(exec("6.1", &[], "exit 7").code(), 7);
 }
 
+/// What a command wrote last may still be in the port when it ends, and does not go with it; here because the terminal is stopped. That
+/// a terminal's signal stops the command ends nothing, nor does a signal to its own group end anybody else.
+#[test]
+fn the_last_words_of_exec_come_out() {
+    let script = "kill -TSTP $$; echo went on; trap 'echo the last words; exit 8' TERM; \
+        python3 -c 'import termios; termios.tcflow(1, termios.TCOOFF)'; kill 0";
+    let done = exec("6.1", &[], script);
+    assert_eq!(done.code(), 8, "{}", done.out);
+    assert!(done.out.contains("went on") && done.out.contains("the last words"), "{}", done.out);
+}
+
 /// By reboot(2), as programs do it, on two processors.
 #[test]
 fn a_reset_has_status_10() {

@@ -66,10 +66,7 @@ fn spawn(options: &Options, command: &mut Command) -> io::Result<i32> {
     if let (Some(rows), Some(cols)) = (options.rows, options.cols) {
         tty::set_size(&console, rows, cols)?;
     }
-    process::on_terminal(command, &console)?;
     command.env("TERM", options.term.as_deref().unwrap_or("vt220"));
     command.current_dir(if Path::new("/root").is_dir() { "/root" } else { "/" });
-    let status = command.status()?;
-    tty::drain(&console);
-    Ok(crate::ops::status_code(status))
+    Ok(crate::ops::status_code(process::on_terminal(command, &console)?))
 }

@@ -4,10 +4,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
 
-use super::check;
+use super::{check, tty};
 
 /// Sets an environment variable. Call while the process has one thread.
 pub fn set_env(key: &str, value: &str) {
@@ -96,15 +96,59 @@ pub fn nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags as i32 | libc::O_NONBLOCK) }.into()).map(drop)
 }
 
-/// Gives `command` a session of its own with `terminal` as its controlling terminal and standard streams.
-pub fn on_terminal(command: &mut Command, terminal: &File) -> io::Result<()> {
+/// Runs `command` in the foreground of `terminal` to its end, and until the terminal has sent what it wrote. Call once: this
+/// process becomes leader of a session of which `terminal` is the controlling terminal.
+///
+/// The command is no leader itself. Linux hangs a terminal up when the leader of its session ends, and throws away what the port
+/// has not sent by then (`tty_ldisc_hangup`): the last lines of the command.
+pub fn on_terminal(command: &mut Command, terminal: &File) -> io::Result<ExitStatus> {
+    lead(terminal)?;
     command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal.try_clone()?);
-    // SAFETY: between fork and exec only two system calls are made; they take numbers.
+    // A group of its own: `kill 0` in a script is not for us.
+    command.process_group(0);
+    // SAFETY: between fork and exec only system calls are made; they take numbers and sets of our own.
+    unsafe { command.pre_exec(|| in_background(|| check(libc::tcsetpgrp(0, libc::getpid()).into())).map(drop)) };
+    let child = command.spawn()?;
+    let status = wait(child.id() as i32)?;
+    in_background(|| tty::drain(terminal));
+    Ok(status)
+}
+
+fn lead(terminal: &File) -> io::Result<()> {
+    // SAFETY: take an open descriptor and numbers.
     unsafe {
-        command.pre_exec(|| {
-            check(libc::setsid().into())?;
-            check(libc::ioctl(0, libc::TIOCSCTTY, 0).into()).map(drop)
-        });
+        check(libc::setsid().into())?;
+        check(libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0).into()).map(drop)
     }
-    Ok(())
+}
+
+/// Does what the kernel stops a process for that is not in its terminal's foreground.
+fn in_background<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: the sets are ours, and plain bytes for which zero is a value.
+    unsafe {
+        let (mut blocked, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigaddset(&raw mut blocked, libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, &raw mut before);
+        let done = work();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        done
+    }
+}
+
+/// Waits for the end of a child. One that its terminal stopped goes on: here is no shell that could bring it back.
+fn wait(pid: i32) -> io::Result<ExitStatus> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the pointer is to an integer of ours.
+        match check(unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) }.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) if libc::WIFSTOPPED(status) => {
+                if libc::WSTOPSIG(status) != libc::SIGSTOP {
+                    kill(-pid, libc::SIGCONT)?;
+                }
+            }
+            Ok(_) => return Ok(ExitStatus::from_raw(status)),
+        }
+    }
 }

@@ -22,10 +22,14 @@ pub fn raw(fd: &impl AsRawFd) -> io::Result<()> {
     check(unsafe { libc::tcsetattr(fd.as_raw_fd(), libc::TCSANOW, &raw const settings) }.into()).map(drop)
 }
 
-/// Waits until all output has left the port. An error (not a terminal) means that there is nothing to wait for.
+/// Waits until all output has left the port, which goes on if somebody has stopped it. An error (not a terminal) means that there is
+/// nothing to wait for.
 pub fn drain(fd: &impl AsRawFd) {
-    // SAFETY: an open descriptor.
-    unsafe { libc::tcdrain(fd.as_raw_fd()) };
+    // SAFETY: take an open descriptor and a number.
+    unsafe {
+        libc::tcflow(fd.as_raw_fd(), libc::TCOON);
+        libc::tcdrain(fd.as_raw_fd());
+    }
 }
 
 /// Tells a terminal its size in characters.

@@ -81,7 +81,7 @@ pub fn words() -> Op {
 /// What `guest`'s kernel has said after `mark` that counts, oldest first, and the newest mark. Empty when the guest does not answer: then
 /// its console tells.
 pub fn since(guest: &Guest, mark: u64) -> (Vec<Complaint>, u64) {
-    match guest.call(Op::DmesgSince { mark, level: 4, words: Vec::new() }) {
+    match guest.call(Op::DmesgSince { mark, level: 4 }) {
         Ok(Value::Lines(lines)) => (sort(lines.lines.iter().map(String::as_str)), lines.mark),
         _ => (Vec::new(), mark),
     }

@@ -115,7 +115,7 @@ mod tests {
             Op::Open { path: "/x".into(), flags: OpenFlags { direct: true, ..Default::default() } },
             Op::Store { m: 1, off: 4096, len: 4096, pattern: Pattern::new(u64::MAX, 'C') },
             Op::Madvise { m: 1, off: 0, len: 4096, advice: Advice::Pageout },
-            Op::DmesgSince { mark: u64::MAX, level: 4, words: vec![] },
+            Op::DmesgSince { mark: u64::MAX, level: 4 },
         ];
         for (id, op) in ops.into_iter().enumerate() {
             let request = Request { id: id as u32, bg: id % 2 == 0, op };

@@ -57,7 +57,7 @@ impl Guest {
         let dump = || {
             let mark = self.call(Op::DmesgMark).ok()?.num()?;
             self.call(Op::WriteSys { path: "/proc/sysrq-trigger".into(), text: "w".into() }).ok()?;
-            match self.call(Op::DmesgSince { mark, level: 7, words: Vec::new() }).ok()? {
+            match self.call(Op::DmesgSince { mark, level: 7 }).ok()? {
                 Value::Lines(lines) => Some(lines.lines),
                 _ => None,
             }

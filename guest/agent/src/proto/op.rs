@@ -118,12 +118,9 @@ pub enum Op {
         /// From [`Op::DmesgMark`]; 0 for all.
         #[serde(rename = "m")]
         mark: u64,
-        /// Keep messages of this severity and worse (syslog: 3 error, 4 warning, 7 everything)...
+        /// Keep messages of this severity and worse (syslog: 3 error, 4 warning, 7 everything), and those with one of [`Op::DmesgWords`].
         #[serde(rename = "l")]
         level: u8,
-        /// ...and those that contain one of these, or of [`Op::DmesgWords`].
-        #[serde(rename = "w", default, skip_serializing_if = "Vec::is_empty")]
-        words: Vec<String>,
     },
     /// Sync, unmount, power off. The reply is sent before.
     Poweroff,

@@ -69,11 +69,10 @@ impl Kmsg {
     }
 
     /// The newest lines after `mark` that pass the filter.
-    fn since(&self, mark: u64, level: u8, words: &[String]) -> Lines {
+    fn since(&self, mark: u64, level: u8) -> Lines {
         let passes = |record: &&Record| {
             record.mark > mark
-                && (record.level <= level
-                    || words.iter().chain(&self.words).any(|word| record.text.contains(word.as_str())))
+                && (record.level <= level || self.words.iter().any(|word| record.text.contains(word.as_str())))
         };
         let mut lines = Lines { mark: self.mark, dropped: self.lost, ..Lines::default() };
         let mut bytes = 0;
@@ -119,8 +118,8 @@ pub fn keep(context: &Context, words: Vec<String>) -> Outcome {
 }
 
 /// Records after a mark.
-pub fn since(context: &Context, mark: u64, level: u8, words: &[String]) -> Outcome {
-    with_kmsg(context, |kmsg| Value::Lines(kmsg.since(mark, level, words)))
+pub fn since(context: &Context, mark: u64, level: u8) -> Outcome {
+    with_kmsg(context, |kmsg| Value::Lines(kmsg.since(mark, level)))
 }
 
 #[cfg(test)]
@@ -142,14 +141,13 @@ mod tests {
     #[test]
     fn records_are_filtered_by_mark_level_and_words() {
         let kmsg = log();
-        assert_eq!(kmsg.since(0, 4, &[]).lines, ["<4>WARNING: CPU: 0", "<3>EXT4-fs error"]);
-        assert_eq!(kmsg.since(2, 4, &[]).lines, ["<3>EXT4-fs error"]);
-        assert_eq!(kmsg.since(0, 0, &["Linux".into()]).lines, ["<6>Linux version"]);
-        assert_eq!(kmsg.since(4, 7, &[]).lines.len(), 0);
-        assert_eq!(kmsg.since(0, 7, &[]).mark, 4);
-        let kept = Kmsg { words: vec!["Linux".into()], ..kmsg };
-        assert_eq!(kept.since(0, 3, &["user".into()]).lines.len(), 3);
-        assert_eq!(kept.since(1, 3, &[]).lines, ["<3>EXT4-fs error"]);
+        assert_eq!(kmsg.since(0, 4).lines, ["<4>WARNING: CPU: 0", "<3>EXT4-fs error"]);
+        assert_eq!(kmsg.since(2, 4).lines, ["<3>EXT4-fs error"]);
+        assert_eq!(kmsg.since(4, 7).lines.len(), 0);
+        assert_eq!(kmsg.since(0, 7).mark, 4);
+        let kept = Kmsg { words: vec!["Linux".into(), "user".into()], ..kmsg };
+        assert_eq!(kept.since(0, 0).lines, ["<6>Linux version", "<6>from user space"]);
+        assert_eq!(kept.since(3, 3).lines, ["<3>EXT4-fs error"]);
     }
 
     #[test]
@@ -158,7 +156,7 @@ mod tests {
         for seq in 0..MAX_LINES + 50 {
             kmsg.take(&format!("4,{seq},0,-;line {seq} {}", "x".repeat(1000)));
         }
-        let lines = kmsg.since(0, 7, &[]);
+        let lines = kmsg.since(0, 7);
         assert_eq!(lines.lines.len() as u64 + lines.dropped, MAX_LINES as u64 + 50);
         assert!(lines.lines.last().unwrap().contains("line 249 "));
         assert!(lines.lines.iter().map(String::len).sum::<usize>() <= MAX_BYTES);

@@ -100,7 +100,7 @@ fn system_op(context: &Context, op: Op) -> Outcome {
         Op::ForgetDevices => unit("forgetting btrfs's devices", crate::sys::file::btrfs_forget()),
         Op::DmesgMark => kmsg::mark(context),
         Op::DmesgWords { words } => kmsg::keep(context, words),
-        Op::DmesgSince { mark, level, words } => kmsg::since(context, mark, level, &words),
+        Op::DmesgSince { mark, level } => kmsg::since(context, mark, level),
         op => files::run(context, op),
     }
 }

@@ -45,8 +45,12 @@ impl Bench<'_> {
         self.guest.must(Op::Store { m, off: 0, len, pattern: self.pattern('Z') }).map(drop)
     }
 
-    /// Takes the frame that this page has, or had, out of use for good: what is in it goes elsewhere.
+    /// Takes the frame that this page has, or had, out of use for good: what is in it goes elsewhere. A page of persistent memory stays: its place
+    /// is its file's block, which no kernel offlines (EIO, mm/memory-failure.c).
     pub fn retire_frame(&self, page: &Page) -> Result<(), Stop> {
+        if self.guest.pmem().is_ok_and(|pmem| pmem.page_of(page.gpa()).is_some()) {
+            return Ok(());
+        }
         let path = "/sys/devices/system/memory/soft_offline_page".into();
         self.guest.must(Op::WriteSys { path, text: format!("{:#x}", page.gpa()) }).map(drop)
     }

@@ -130,6 +130,11 @@ pub struct Errand {
 }
 
 impl Errand {
+    /// Memory of its emulated host, bytes.
+    pub fn room(&self) -> u64 {
+        (((self.memory >> 20) + HOST_MEMORY) << 20).max(USUAL_MEMORY << 20)
+    }
+
     /// The words for with-kvm before the command's.
     fn arguments(&self, why: &str) -> Result<Vec<OsString>, Error> {
         let mut words: Vec<OsString> = vec!["--emulated".into(), format!("rnic: {why}").into()];
@@ -141,9 +146,8 @@ impl Errand {
         if let Some(socket) = &self.socket {
             words.extend(["--socket".into(), socket.into()]);
         }
-        let memory = (self.memory >> 20) + HOST_MEMORY;
-        if memory > USUAL_MEMORY {
-            words.extend(["--memory".into(), memory.to_string().into()]);
+        if self.room() > USUAL_MEMORY << 20 {
+            words.extend(["--memory".into(), (self.room() >> 20).to_string().into()]);
         }
         words.push("--".into());
         Ok(words)

@@ -12,6 +12,7 @@ mod rows;
 mod screen;
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -145,7 +146,7 @@ fn here(
     let config = LabConfig {
         kernels,
         done,
-        jobs: args.jobs,
+        jobs: args.jobs.map_or(1, NonZeroUsize::get),
         seed,
         setting,
         plan: plan.clone(),
@@ -208,16 +209,7 @@ fn elsewhere(
     setting: &Setting,
     why: &str,
 ) -> Result<ExitCode, super::Error> {
-    let mut errand = Errand { memory: memory(args), ..Errand::default() };
-    for KernelPlan { kernel, .. } in kernels {
-        errand.reads.extend(
-            [Some(&kernel.image), kernel.modules.as_ref(), kernel.root.as_ref()].into_iter().flatten().cloned(),
-        );
-    }
-    let campaign = &args.campaign;
-    errand.reads.extend(args.select.scenario_file.iter().cloned());
-    errand.reads.extend([&campaign.faults, &campaign.replay].into_iter().flatten().cloned());
-    errand.reads.extend(args.reports.reads());
+    let mut errand = errand(args, kernels, seed)?;
     let mut own = None;
     let (path, mut journal) = match args.journal.clone().zip(journal) {
         Some(given) => given,
@@ -228,22 +220,19 @@ fn elsewhere(
             (path, journal)
         }
     };
-    // A report has its seed, and seeds are among the words already.
-    if campaign.seed.is_none() && campaign.seeds.is_none() && campaign.replay.is_none() {
-        errand.options.extend(["--seed".into(), seed.to_string().into()]);
-    }
-    // The variables of a job stay here.
-    if let Some((part, Some(_))) = campaign.shard.map(|which| which.part()).transpose()? {
-        errand.options.extend(["--shard".into(), part.to_string().into()]);
-    }
     let hosts = Hosts::watched()?;
     let rows = kernels.iter().map(|plan| plan.rows.len()).sum::<usize>().saturating_sub(done);
-    // A guest that stays has a terminal, and only one job can have that.
-    if args.jobs > 1 && rows > 1 && !args.keep {
+    let jobs = match args.jobs {
+        // A guest that stays has a terminal, and only one job can have that.
+        _ if args.keep => 1,
+        Some(jobs) => jobs.get().min(rows),
+        None => beside::usual(rows, errand.room()),
+    };
+    if jobs > 1 {
         let mut screen = Screen::new(args.json, rows)?;
-        screen.line(&format!("{} jobs, each in an emulated host of its own; seed {seed}", args.jobs.min(rows)));
+        screen.line(&format!("{jobs} jobs, each in an emulated host of its own; seed {seed}"));
         screen.head()?;
-        let mut beside = Beside { jobs: args.jobs, rows, errand: &errand, journal: (&mut journal, &path), why };
+        let mut beside = Beside { jobs, errand: &errand, journal: (&mut journal, &path), why };
         for (part, status) in beside.run(&hosts, &mut screen)? {
             eprintln!("rnic: job {part} ended early (exit status {status}); what is left goes on in another host");
         }
@@ -257,6 +246,29 @@ fn elsewhere(
     errand.writes.push(path.clone());
     errand.progress = Some(path);
     hosts.run(&errand, why).map(ExitCode::from)
+}
+
+/// What rows need of this machine, and what an emulated host has to be told beside this command's own words.
+fn errand(args: &LabArgs, kernels: &[KernelPlan], seed: u64) -> Result<Errand, super::Error> {
+    let mut errand = Errand { memory: memory(args), ..Errand::default() };
+    for KernelPlan { kernel, .. } in kernels {
+        errand.reads.extend(
+            [Some(&kernel.image), kernel.modules.as_ref(), kernel.root.as_ref()].into_iter().flatten().cloned(),
+        );
+    }
+    let campaign = &args.campaign;
+    errand.reads.extend(args.select.scenario_file.iter().cloned());
+    errand.reads.extend([&campaign.faults, &campaign.replay].into_iter().flatten().cloned());
+    errand.reads.extend(args.reports.reads());
+    // A report has its seed, and seeds are among the words already.
+    if campaign.seed.is_none() && campaign.seeds.is_none() && campaign.replay.is_none() {
+        errand.options.extend(["--seed".into(), seed.to_string().into()]);
+    }
+    // The variables of a job stay here.
+    if let Some((part, Some(_))) = campaign.shard.map(|which| which.part()).transpose()? {
+        errand.options.extend(["--shard".into(), part.to_string().into()]);
+    }
+    Ok(errand)
 }
 
 /// What the guests of a job have, where it is more than an emulated host has room for by itself.

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,12 +24,30 @@ use super::screen::Screen;
 /// How often journals are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Rows for which another emulated host pays, some minutes of them: rows of two kernels come mixed then, and it boots as long as five or six take.
+const WORTH: usize = 30;
+
+/// Jobs where nobody has said how many: one for each core, if each has rows enough, and `room` bytes of memory for its host.
+pub(super) fn usual(rows: usize, room: u64) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let memory = std::fs::read_to_string("/proc/meminfo").map_or(0, |text| available(&text));
+    few(rows, cores, (memory / room) as usize)
+}
+
+fn few(rows: usize, cores: usize, hosts: usize) -> usize {
+    (rows / WORTH).min(cores).min(hosts).max(1)
+}
+
+/// What /proc/meminfo says that programs can still have, bytes.
+fn available(meminfo: &str) -> u64 {
+    let words = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    words.and_then(|words| words.trim().strip_suffix(" kB")?.parse().ok()).map_or(0, |kib: u64| kib << 10)
+}
+
 /// What jobs have in common.
 pub(super) struct Beside<'a> {
-    /// How many.
+    /// How many; no more than there are rows left.
     pub(super) jobs: usize,
-    /// Rows that are left.
-    pub(super) rows: usize,
     /// What each host is told; the last one is told no more.
     pub(super) errand: &'a Errand,
     /// Of the run, with what has ended before.
@@ -41,9 +60,8 @@ impl Beside<'_> {
     /// Runs the rows. Which jobs did not come to their end, with exit status.
     pub(super) fn run(&mut self, hosts: &Hosts, screen: &mut Screen) -> Result<Vec<(Part, u8)>, Error> {
         let folder = WorkDir::new("jobs")?;
-        let count = self.jobs.min(self.rows) as u32;
         let mut jobs = Vec::new();
-        for part in Part::all(count) {
+        for part in Part::all(self.jobs as u32) {
             let path = folder.0.join(format!("job-{}", part.index));
             // What has ended before is none of its rows.
             std::fs::copy(self.journal.1, &path)?;
@@ -137,6 +155,14 @@ mod tests {
     use lab::plan::all_rows;
     use lab::verdict::{Observed, Verdict};
     use std::io::Write;
+
+    #[test]
+    fn another_host_is_for_rows_enough_and_where_there_is_room() {
+        assert_eq!([0, 1, 59, 60, 89, 400].map(|rows| few(rows, 2, 3)), [1, 1, 1, 2, 2, 2]);
+        assert_eq!([(8, 0), (8, 1), (8, 5), (1, 5)].map(|(cores, hosts)| few(400, cores, hosts)), [1, 1, 5, 1]);
+        assert_eq!(available("MemTotal:       24 kB\nMemAvailable:   23068672 kB\n"), 22 << 30);
+        assert_eq!(available("MemTotal: 24 kB"), 0);
+    }
 
     #[test]
     fn a_journal_is_followed_by_whole_lines() {

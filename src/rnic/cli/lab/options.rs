@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Options of `rnic lab`, and which of them go together.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -43,9 +44,10 @@ pub struct LabArgs {
     /// Leave the last guest running with a console when the rows are done.
     #[arg(long)]
     pub(super) keep: bool,
-    /// Rows that run side by side, each with two guests of its own, and with an emulated host of its own where there is one.
-    #[arg(long, default_value_t = 1, overrides_with = "jobs")]
-    pub(super) jobs: usize,
+    /// Rows that run side by side, each with two guests of its own, and with an emulated host of its own where there is one
+    /// [default: 1; of emulated hosts one for each core, with thirty rows or more].
+    #[arg(long, value_name = "N", overrides_with = "jobs")]
+    pub(super) jobs: Option<NonZeroUsize>,
     /// Only these of the rows, for one of several jobs: their report is another's.
     #[arg(long, hide = true)]
     pub(super) part: Option<Part>,

@@ -30,7 +30,7 @@ mod whereabouts;
 
 pub use console::{Console, Echo};
 pub use error::VmmError;
-pub use memory::Persistent;
+pub use memory::{Persistent, available_memory};
 pub use outcome::Outcome;
 pub use sys::{block_ending_signals, on_ending_signal, send_signal, unblock_signals, window_size};
 pub use vm::{Kernel, Prepared, Vm, VmConfig};

@@ -134,9 +134,12 @@ pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), VmmError> {
 }
 
 /// Bytes the host says it can give without swapping (MemAvailable), if it says.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+pub fn available_memory() -> Option<u64> {
+    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|line| line.starts_with("MemAvailable:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib << 10)
 }
@@ -145,6 +148,13 @@ fn available_memory() -> Option<u64> {
 mod tests {
     use super::*;
     use vm_memory::Bytes;
+
+    #[test]
+    fn what_the_host_can_give_is_what_it_says() {
+        assert_eq!(available("MemTotal:       24 kB\nMemAvailable:   23068672 kB\n"), Some(22 << 30));
+        assert_eq!(available("MemTotal: 24 kB"), None);
+        assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
+    }
 
     #[test]
     fn cleared_memory_reads_as_zeroes_on_both_sides_of_the_hole() {

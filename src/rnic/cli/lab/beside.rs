@@ -30,18 +30,11 @@ const WORTH: usize = 30;
 /// Jobs where nobody has said how many: one for each core, if each has rows enough, and `room` bytes of memory for its host.
 pub(super) fn usual(rows: usize, room: u64) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let memory = std::fs::read_to_string("/proc/meminfo").map_or(0, |text| available(&text));
-    few(rows, cores, (memory / room) as usize)
+    few(rows, cores, (vmm::available_memory().unwrap_or(0) / room) as usize)
 }
 
 fn few(rows: usize, cores: usize, hosts: usize) -> usize {
     (rows / WORTH).min(cores).min(hosts).max(1)
-}
-
-/// What /proc/meminfo says that programs can still have, bytes.
-fn available(meminfo: &str) -> u64 {
-    let words = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    words.and_then(|words| words.trim().strip_suffix(" kB")?.parse().ok()).map_or(0, |kib: u64| kib << 10)
 }
 
 /// What jobs have in common.
@@ -160,8 +153,6 @@ mod tests {
     fn another_host_is_for_rows_enough_and_where_there_is_room() {
         assert_eq!([0, 1, 59, 60, 89, 400].map(|rows| few(rows, 2, 3)), [1, 1, 1, 2, 2, 2]);
         assert_eq!([(8, 0), (8, 1), (8, 5), (1, 5)].map(|(cores, hosts)| few(400, cores, hosts)), [1, 1, 5, 1]);
-        assert_eq!(available("MemTotal:       24 kB\nMemAvailable:   23068672 kB\n"), 22 << 30);
-        assert_eq!(available("MemTotal: 24 kB"), 0);
     }
 
     #[test]

@@ -57,6 +57,8 @@ const GENERAL: &[Row] = &[
     ("LOG_MAX_MKEY", 20, "so many memory keys at once", Run(shown::as_many_objects_as_offered)),
     ("LOG_MAX_EQ", 6, "so many event queues at once", Run(shown::as_many_objects_as_offered)),
     ("MAX_INDIRECTION", 4, "keys lead through four others", Run(shown::four_indirections)),
+    ("FAST_TEARDOWN", 1, "an announced end", By("tests/mlx5/resets.rs::a_shutdown_takes_everything_down_at_once")),
+    ("FORCE_TEARDOWN", 1, "an end by force", By("tests/mlx5/resets.rs::a_shutdown_takes_everything_down_at_once")),
     ("FIXED_BUFFER_SIZE", 1, "KSM keys", By("tests/mlx5/keys.rs::indirect_keys_lead_to_their_children")),
     ("UMR_EXTENDED_TRANSLATION_OFFSET", 1, "a UMR begins beyond 2^16 octwords", Run(shown::a_umr_far_into_its_table)),
     ("LOG_MAX_KLM_LIST_SIZE", 16, "KLM lists of 2^16 entries", Run(shown::the_longest_klm_list)),

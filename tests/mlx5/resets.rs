@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use mlx5::{EnginePolicy, NicConfig};
 use mlx5_spec::cmd::Opcode;
-use mlx5_spec::init::CMDQ_ADDR_L_SZ;
+use mlx5_spec::init::{CMDQ_ADDR_L_SZ, nic_interface};
 use mlx5_spec::qp::state;
+use mlx5_spec::small::{teardown_hca_in, teardown_hca_out, teardown_profile};
 use mlx5_spec::uar;
 use pci::config::{BAR0, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY};
 use rnic_testdrive::command::{Bar, Commands, Input};
@@ -41,6 +42,29 @@ fn a_teardown_leaves_nothing() {
     pair.driver.command(Input::new(Opcode::TEARDOWN_HCA, 16)).unwrap();
     assert_eq!(machine.nic.objects(), 0);
     assert!(machine.doorbells.len() <= 1, "of UAR pages: {:x?}", machine.doorbells.addresses());
+}
+
+/// force_teardown: one command, whatever there is; fast_teardown: an announcement, and then the interface (contract 4.6). A shutdown does
+/// that instead of destroying object after object, for which it would need every slot of the command queue.
+#[test]
+fn a_shutdown_takes_everything_down_at_once() {
+    for profile in [teardown_profile::FORCE_CLOSE, teardown_profile::PREPARE_FAST_TEARDOWN] {
+        let pair = Pair::new();
+        let machine = &pair.driver.machine;
+        pair.driver.commands.use_events(None);
+        let before = machine.nic.objects();
+        let end = Input::new(Opcode::TEARDOWN_HCA, teardown_hca_in::SIZE).with(teardown_hca_in::PROFILE, profile);
+        let answer = pair.driver.query(end, teardown_hca_out::SIZE).unwrap();
+        assert_eq!(teardown_hca_out::STATE.get(&answer), 0, "it succeeded");
+        if profile == teardown_profile::PREPARE_FAST_TEARDOWN {
+            assert_eq!(machine.nic.objects(), before, "not yet");
+            pair.driver.bar.write32(CMDQ_ADDR_L_SZ as u64, nic_interface::DISABLED << 8);
+            assert_eq!(pair.driver.bar.read32(CMDQ_ADDR_L_SZ as u64) >> 8 & 7, nic_interface::DISABLED);
+        }
+        assert_eq!(machine.nic.objects(), 0);
+        // Without a reset: a kernel that is begun by another one.
+        Pair::on(Driver::probe(machine).unwrap(), |_| ()).tear_down();
+    }
 }
 
 #[test]

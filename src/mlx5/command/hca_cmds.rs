@@ -37,12 +37,15 @@ pub fn init(request: &mut Request<'_>) -> Outcome {
     Ok(Reply::ok())
 }
 
-/// TEARDOWN_HCA: whatever is left goes. Only the graceful profile: force_teardown and fast_teardown are not offered.
+/// TEARDOWN_HCA. Closed in whatever way, what is left goes; by force nobody expects that the driver has destroyed it. Prepared for a fast teardown, it
+/// stays until the driver disables the interface (contract 4.6).
 pub fn teardown(request: &mut Request<'_>) -> Outcome {
-    if request.get(teardown_hca_in::PROFILE) != teardown_profile::GRACEFUL_CLOSE {
-        return Err(CommandError::Param("teardown profile is not offered"));
+    match request.get(teardown_hca_in::PROFILE) {
+        teardown_profile::GRACEFUL_CLOSE => close(request, "TEARDOWN_HCA"),
+        teardown_profile::FORCE_CLOSE => drop_everything(request),
+        teardown_profile::PREPARE_FAST_TEARDOWN => {}
+        _ => return Err(CommandError::Param("teardown profile is 0, 1 or 2")),
     }
-    close(request, "TEARDOWN_HCA");
     Ok(Reply::new(teardown_hca_out::SIZE).with(teardown_hca_out::STATE, 0))
 }
 
@@ -55,6 +58,10 @@ fn close(request: &mut Request<'_>, why: &str) {
         let index = request.hca.index;
         log::warn!("nic{index}: {why} with {left} objects that the driver has not destroyed (complaint {count})");
     }
+    drop_everything(request);
+}
+
+fn drop_everything(request: &mut Request<'_>) {
     reset::drop_objects(request.hca, request.doorbells);
     request.settings.initialized = false;
 }

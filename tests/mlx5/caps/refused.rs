@@ -10,7 +10,7 @@ use mlx5_spec::cq::{cqc, create_in as cq_in, modify_in as cq_modify, modify_op_m
 use mlx5_spec::mkey::{MKC_SIZE, access_mode, create_in as mkey_in, mkc, umr_flags, umr_mask};
 use mlx5_spec::qp::{QPC_SIZE, create_in as qp_in, modify_in, opt_param_mask, pm_state, qpc, service_type};
 use mlx5_spec::reg::{access_in, id, op_mod};
-use mlx5_spec::small::{query_special_contexts_out, teardown_hca_in};
+use mlx5_spec::small::{query_special_contexts_out, teardown_hca_in, teardown_profile};
 use mlx5_spec::srq::{create_rmp_in, rmpc, wq};
 use mlx5_spec::vport::query_context_in;
 use mlx5_spec::wqe::opcode;
@@ -77,9 +77,7 @@ const TRIES: &[(&str, Try)] = &[
     ("REPEATED_MKEY", Own(special_contexts, status::OK)),
     ("DUMP_FILL_MKEY", Own(special_contexts, status::OK)),
     ("DUMP_FILL_MKEY", Try::Wqe(opcode::DUMP)),
-    ("FAST_TEARDOWN", Own(|driver| teardown(driver, 2), status::BAD_PARAM)),
     ("LOG_MAX_MRW_SZ", Try::Wqe(opcode::BIND_MW)),
-    ("FORCE_TEARDOWN", Own(|driver| teardown(driver, 1), status::BAD_PARAM)),
     ("NULL_MKEY", Own(special_contexts, status::OK)),
     ("RELEASE_ALL_PAGES", Nothing("the device has no pages to release")),
     ("CC_QUERY_ALLOWED", Command(0x824)),
@@ -185,12 +183,6 @@ fn special_contexts(driver: &Arc<Driver>) -> u8 {
     let answer = driver.query(input, query_special_contexts_out::SIZE).unwrap();
     assert!(answer[8..].iter().all(|byte| *byte == 0), "no key is told of");
     status::OK
-}
-
-fn teardown(driver: &Arc<Driver>, profile: u32) -> u8 {
-    let answer = said(driver, Input::new(Opcode::TEARDOWN_HCA, 16).with(teardown_hca_in::PROFILE, profile));
-    driver.alloc_pd().expect("nothing was torn down");
-    answer
 }
 
 fn other_vport(driver: &Arc<Driver>) -> u8 {
@@ -359,10 +351,11 @@ fn what_nobody_knows_is_refused() {
     for mode in access_mode::KSM + 1..32 {
         assert_eq!(key_of_mode(&driver, mode), status::BAD_PARAM, "mode {mode}");
     }
-    for profile in 1..=teardown_hca_in::PROFILE.max() {
+    for profile in teardown_profile::PREPARE_FAST_TEARDOWN + 1..=teardown_hca_in::PROFILE.max() {
         let input = Input::new(Opcode::TEARDOWN_HCA, 16).with(teardown_hca_in::PROFILE, profile);
         assert_eq!(said(&driver, input), status::BAD_PARAM, "{profile}");
     }
+    driver.alloc_pd().expect("nothing was torn down");
 }
 
 /// umr_modify_entity_size_disabled and umr_modify_atomic_disabled are 0: a UMR changes the size of pages and the right to atomics.

@@ -107,6 +107,13 @@ impl Health {
         self.any.store(self.is_gone(), Ordering::Release);
     }
 
+    /// It has disabled its interface by itself. What it told stays until a reset, or until a driver begins anew: one that prints slowly reads it
+    /// field by field for a second.
+    pub fn give_up(&self, told: Report) {
+        self.state.lock().told = told;
+        self.any.store(true, Ordering::Release);
+    }
+
     /// It is there again. Whether bus mastering was on.
     pub fn back(&self) -> bool {
         let mut state = self.state.lock();

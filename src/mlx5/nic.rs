@@ -143,8 +143,10 @@ impl Nic {
             let control = self.config.read_u16(self.msix_at + MESSAGE_CONTROL);
             self.hca.msix.set_control(control, is_master);
         } else if health.disables() {
+            let told = health.told();
             self.segment.reset();
             reset::restart(&self.hca, &self.unit, None);
+            self.hca.health.give_up(told);
         }
         !self.hca.health.is_gone()
     }

@@ -104,9 +104,13 @@ fn a_fatal_error_ends_in_a_disabled_interface_from_which_a_driver_begins_anew() 
     assert!(machine.nic.objects() > 0);
     assert_eq!(health(&pair.driver), (0x80 | 0x08 | 2, 8));
     pair.driver.until("disabled interface", || interface(&pair.driver) == nic_interface::DISABLED).unwrap();
-    assert_eq!((machine.nic.objects(), health(&pair.driver)), (0, (0, 0)));
+    assert_eq!((machine.nic.objects(), health(&pair.driver)), (0, (0x80 | 0x08 | 2, 8)), "it still says why");
     assert_ne!(health_counter(&pair.driver.bar), 0);
-    Pair::on(Driver::probe(machine).unwrap(), |_| ()).tear_down();
+    let driver = Driver::probe(machine).unwrap();
+    assert_eq!(health(&driver), (0, 0));
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(interface(&driver), nic_interface::FULL, "it does not disable it once more");
+    Pair::on(driver, |_| ()).tear_down();
 }
 
 /// Registers, configuration space, DMA, messages.

@@ -86,6 +86,16 @@ pub struct Injection {
     ppm: Option<u32>,
 }
 
+impl Injection {
+    /// The name of the injection that has to fire before this one's matches count.
+    pub fn after(&self) -> Option<&str> {
+        match &self.ruled {
+            Ruled::Nic(rule) => rule.after.as_deref(),
+            Ruled::Disk(rule) => rule.after.as_deref(),
+        }
+    }
+}
+
 /// Rows of the lab that a plan is meant for: what `rnic lab` runs under it where the command line names none. Empty: any.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -205,6 +215,9 @@ impl Plan {
             }
             injections.push(injection);
         }
+        if let Some((line, what)) = injections.iter().find_map(|injection| out_of_order(injection, &injections)) {
+            return Err(wrong(line, what));
+        }
         Ok(Self { path: path.into(), title: file.title, injections, meant: file.lab })
     }
 
@@ -259,6 +272,14 @@ impl Plan {
     }
 }
 
+/// What is wrong with what it comes after: nothing of that name, or only itself, would ever fire.
+fn out_of_order(injection: &Injection, all: &[Injection]) -> Option<(usize, String)> {
+    let after = injection.after()?;
+    let known = all.iter().any(|other| other.name == after && other.name != injection.name);
+    let what = format!("\"after\" must be the name of another injection of this plan, and none is called {after}");
+    (!known).then_some((injection.line, what))
+}
+
 /// One table.
 fn injection(mut keys: Keys, (number, line): (usize, usize)) -> Result<Injection, Mistake> {
     let name = keys.text("name")?.unwrap_or_else(|| format!("injection {number}"));
@@ -288,9 +309,10 @@ fn counted<M: Default, A>(
     word: &Word,
 ) -> Result<Rule<M, A>, Mistake> {
     let what = matches(keys, word)?;
-    let (every, within_ms) = (keys.number("every")?.unwrap_or(0), keys.number("within_ms")?);
+    let (every, within_ms, after) =
+        (keys.number("every")?.unwrap_or(0), keys.number("within_ms")?, keys.text("after")?);
     // On which match, and which part, is drawn for each device and seed.
-    Ok(Rule { what, every, within_ms, ..Rule::new(0, action) })
+    Ok(Rule { what, every, within_ms, after, ..Rule::new(0, action) })
 }
 
 #[cfg(test)]
@@ -350,12 +372,24 @@ mod tests {
                 "line 2 already",
             ),
             (&nic("action = 'command-hang'\nnth = [0, 3]\n"), 4, "\"nth\" must be a whole number, or [first, last]"),
+            (&nic("action = 'command-hang'\nname = 'a'\nafter = 'a'\n"), 1, "\"after\" must be the name of another"),
+            (&format!("{BOTH}[[inject]]\ndevice = 'nic'\naction = 'strict-arm'\nafter = 'hung'\n"), 14, "called hung"),
             ("[[inject]]\ndevice = 'nic\n", 2, ""),
         ] {
             let said = plan(text).unwrap_err();
             assert!(said.starts_with(&format!("plan.toml, line {line}: ")) && said.contains(word), "{text}\n{said}");
             assert!(!said.contains('\n'), "{said}");
         }
+    }
+
+    #[test]
+    fn one_injection_comes_after_another_at_an_address() {
+        let text = format!(
+            "{BOTH}[[inject]]\ndevice = 'nic'\naction = 'late-dma'\naddress = [0x1000, 0x3000]\nafter = 'injection 2'\n"
+        );
+        let rules = plan(&text).unwrap().nic_rules(0, 1);
+        assert_eq!((rules[0].after.as_deref(), rules[1].after.as_deref()), (None, Some("injection 2")));
+        assert_eq!(rules[1].what, WqeMatch { address: Some(0x1000..0x3000), ..WqeMatch::default() });
     }
 
     #[test]

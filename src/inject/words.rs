@@ -36,11 +36,11 @@ pub struct Word {
 }
 
 /// Keys of any action.
-pub(crate) const COMMON: [&str; 7] = ["name", "device", "action", "nth", "every", "probability", "within_ms"];
+pub(crate) const COMMON: [&str; 8] = ["name", "device", "action", "nth", "every", "probability", "within_ms", "after"];
 
 const COMMAND: &[&str] = &["command"];
-const WQE: &[&str] = &["opcode", "qpn", "key"];
-const ACCESS: &[&str] = &["qpn", "key"];
+const WQE: &[&str] = &["opcode", "qpn", "key", "address"];
+const ACCESS: &[&str] = &["qpn", "key", "address"];
 const COMPLETION: &[&str] = &["opcode", "qpn"];
 const EVENT: &[&str] = &["event"];
 const VECTOR: &[&str] = &["vector"];
@@ -429,6 +429,7 @@ pub(crate) fn nic_match(keys: &mut Keys, word: &Word) -> Result<WqeMatch, Mistak
             }
             "vector" => what.vector = keys.number(key)?,
             "qpn" => what.qpn = keys.number(key)?,
+            "address" => what.address = keys.range(key)?,
             _ => what.key = keys.number(key)?,
         }
     }

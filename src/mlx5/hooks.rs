@@ -6,6 +6,7 @@ pub mod inject;
 mod times;
 
 use std::fmt;
+use std::ops::Range;
 
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::{eq, wqe};
@@ -30,6 +31,8 @@ pub struct WqeShape {
     pub key: u32,
     /// Opcode of a command of the command queue ([`Opcode`]); 0: it is none.
     pub command: u16,
+    /// First byte under the key, and how many; `None`: not known, or nothing is accessed.
+    pub at: Option<(u64, u64)>,
     /// What it is, where it is none of these.
     pub told: Told,
 }
@@ -94,7 +97,7 @@ impl WqeShape {
 
     /// A command about the key `key`, whichever it is.
     pub fn command(key: u32) -> Self {
-        Self { opcode: Self::ANY_OPCODE, qpn: 0, wqe_index: 0, key, command: 0, told: Told::Nothing }
+        Self { opcode: Self::ANY_OPCODE, qpn: 0, wqe_index: 0, key, command: 0, at: None, told: Told::Nothing }
     }
 
     /// A command of the command queue before it is executed.
@@ -105,6 +108,11 @@ impl WqeShape {
     /// An access by queue pair `qpn` under `key`, of whatever WQE.
     pub fn access(key: u32, qpn: u32) -> Self {
         Self { qpn, ..Self::command(key) }
+    }
+
+    /// The same of so many bytes at this address.
+    pub fn at(self, va: u64, len: u64) -> Self {
+        Self { at: Some((va, len)), ..self }
     }
 
     /// A CQE of queue pair `qpn`: of a send WQE with this opcode, or of a receive WQE. Of UD queue pairs too, and whatever its syndrome.
@@ -140,6 +148,9 @@ pub struct WqeMatch {
     /// Only this key: its index counts, variants change with every registration.
     #[serde(default)]
     pub key: Option<u32>,
+    /// Only accesses to one of these addresses under their key.
+    #[serde(default)]
+    pub address: Option<Range<u64>>,
     /// Only commands of the command queue with this opcode ([`Opcode`]).
     #[serde(default)]
     pub command: Option<u16>,
@@ -188,7 +199,11 @@ impl Match for WqeMatch {
         };
         let event = self.event.is_none_or(|event| shape.told == Told::Event(event));
         let vector = self.vector.is_none_or(|vector| shape.told == Told::Vector(vector));
-        opcode && key && qpn && command && event && vector
+        // An access without bytes is none to its address.
+        let meets = |range: &Range<u64>| {
+            shape.at.is_some_and(|(va, len)| len > 0 && va < range.end && range.start < va.saturating_add(len))
+        };
+        opcode && key && qpn && command && event && vector && self.address.as_ref().is_none_or(meets)
     }
 }
 
@@ -199,7 +214,7 @@ mod tests {
     #[test]
     fn conditions_are_opcode_queue_pair_and_key_index() {
         const WRITE: WqeShape =
-            WqeShape { opcode: 8, qpn: 0x40, wqe_index: 0, key: 0x1_0001, command: 0, told: Told::Nothing };
+            WqeShape { opcode: 8, qpn: 0x40, wqe_index: 0, key: 0x1_0001, command: 0, at: None, told: Told::Nothing };
         let all = WqeMatch { opcode: Some(8), qpn: Some(0x40), ..WqeMatch::key(0x1_00ff) };
         assert!(all.matches(&WRITE) && WqeMatch::default().matches(&WRITE));
         for other in
@@ -211,6 +226,18 @@ mod tests {
         assert!(all.matches(&WqeShape::access(0x1_0001, 0x40)) && all.matches(&WqeShape::command(0x1_0001)));
         assert!(!all.matches(&WqeShape::command(0x2_0001)));
     }
+    #[test]
+    fn an_address_is_meant_by_the_bytes_that_are_accessed() {
+        let what = WqeMatch { address: Some(0x1000..0x2000), ..WqeMatch::default() };
+        let access = WqeShape::access(0x1_0001, 0x40);
+        let meets = [(0xfff, 2), (0x1000, 1), (0x1fff, 1), (0, u64::MAX), (0xf00, 0x100), (0x2000, 8), (0x1800, 0)]
+            .map(|(va, len)| what.matches(&access.at(va, len)));
+        assert_eq!(meets, [true, true, true, true, false, false, false]);
+        assert!(!what.matches(&access), "what is accessed is not known");
+        let last = WqeMatch { address: Some(u64::MAX - 7..u64::MAX), ..what };
+        assert!(last.matches(&access.at(u64::MAX - 15, 16)));
+    }
+
     #[test]
     fn a_command_is_meant_by_its_opcode_and_told_by_its_name() {
         let create = WqeShape::queued(Opcode::CREATE_QP);

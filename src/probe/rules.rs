@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::firing::{Firing, Firings};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Seq};
 
 /// At most this many rules a device.
 pub const MAX_RULES: usize = 256;
@@ -85,6 +85,10 @@ pub struct Rule<M, A> {
     /// Fires within so many milliseconds from when it was added, and not later.
     #[serde(default)]
     pub within_ms: Option<u64>,
+    /// Waits until a rule of this name has fired, on whatever device of the ledger, since this one was added: what comes before is no match.
+    /// Without a ledger it waits for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
     /// What then happens.
     pub action: A,
     /// Matches so far.
@@ -106,6 +110,7 @@ impl<M: Default, A> Rule<M, A> {
             every: 0,
             chance: None,
             within_ms: None,
+            after: None,
             action,
             matched: 0,
             fired: 0,
@@ -122,9 +127,23 @@ struct Entry<M, A> {
     rule: Rule<M, A>,
     /// When it ends; `None`: never.
     until: Option<Instant>,
+    /// When it was added.
+    since: Seq,
+    /// The rule that it comes after has not been seen to fire.
+    waits: bool,
 }
 
 impl<M: Match, A: Action> Entry<M, A> {
+    /// Whether its time has come: what it waits for has fired.
+    fn is_on(&mut self, record: Option<&Ledger>) -> bool {
+        if self.waits {
+            let (since, name) = (self.since, &self.rule.after);
+            let first = |firing: &Firing| firing.seq >= since && name.as_ref() == Some(&firing.name);
+            self.waits = record.is_none_or(|ledger| ledger.book::<Firings>().page(1, first).is_empty());
+        }
+        !self.waits
+    }
+
     /// Counts a match; whether it is one that the rule fires on.
     fn is_due(&mut self) -> bool {
         let rule = &mut self.rule;
@@ -182,7 +201,9 @@ impl<M: Match, A: Action> Rules<M, A> {
         // A time too far away to be named never comes.
         let until = rule.within_ms.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
         let rule = Rule { id, action: rule.action.bounded(), matched: 0, fired: 0, ..rule };
-        table.entries.push(Entry { rule, until });
+        let since = self.record.as_ref().map_or(0, |(ledger, _)| ledger.tick());
+        let waits = rule.after.is_some();
+        table.entries.push(Entry { rule, until, since, waits });
         self.any.store(true, Ordering::Release);
         Some(id)
     }
@@ -247,7 +268,8 @@ impl<M: Match, A: Action> Rules<M, A> {
         let mut decision = None;
         let mut table = self.table.lock();
         for entry in table.entries.iter_mut().filter(|entry| concerns(entry.rule.action)) {
-            if entry.rule.what.matches(shape) && entry.is_due() && decision.is_none() {
+            let record = self.record.as_ref().map(|(ledger, _)| &**ledger);
+            if entry.rule.what.matches(shape) && entry.is_on(record) && entry.is_due() && decision.is_none() {
                 entry.rule.fired += 1;
                 decision = Some(entry.rule.action);
                 self.put_on_record(&entry.rule, shape);
@@ -378,6 +400,34 @@ mod tests {
         assert!(first.seq > before && (first.device.as_str(), first.rule, first.name.as_str()) == ("disk0", id, "odd"));
         assert_eq!((first.action.as_str(), first.occasion.as_str()), ("Fail", "7"));
         assert_eq!(crate::firing::firings(&ledger, first.seq + 1).len(), 1);
+    }
+
+    #[test]
+    fn a_rule_after_another_counts_from_its_firing_on() {
+        let ledger = Ledger::new();
+        let (first, second) = (Table::on_record(&ledger, "nic0"), Table::on_record(&ledger, "disk0"));
+        let begin =
+            |table: &Table, nth| table.add(Rule { name: "begin".into(), ..Rule::new(nth, Does::Fail) }).unwrap();
+        begin(&first, 1);
+        assert!(first.consult(&7, |_| true).is_some(), "before the other was there");
+        let id = second.add(Rule { after: Some("begin".into()), ..Rule::new(2, Does::Stall(5)) }).unwrap();
+        assert_eq!(firing(&second, 4), []);
+        assert_eq!(second.rule(id).map(|rule| rule.matched), Some(0));
+        begin(&first, 2);
+        assert_eq!((firing(&first, 1), firing(&second, 4)), (vec![], vec![]), "a match is no firing");
+        assert_eq!((firing(&first, 1), firing(&second, 4)), (vec![1], vec![2]));
+        let alone = with(Rule { after: Some("begin".into()), ..Rule::new(0, Does::Fail) });
+        assert_eq!(firing(&alone, 4), []);
+    }
+
+    /// Of one device, at one occasion: the first decides, and the second begins with the next.
+    #[test]
+    fn a_rule_can_come_after_one_of_its_own_table() {
+        let table = Table::on_record(&Ledger::new(), "nic0");
+        table.add(Rule { name: "begin".into(), ..Rule::new(3, Does::Fail) }).unwrap();
+        table.add(Rule { after: Some("begin".into()), ..Rule::new(0, Does::Stall(5)) }).unwrap();
+        let said: Vec<_> = (0..5).map(|_| table.consult(&7, |_| true)).collect();
+        assert_eq!(said, [None, None, Some(Does::Fail), Some(Does::Stall(5)), Some(Does::Stall(5))]);
     }
 
     #[test]

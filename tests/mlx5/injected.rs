@@ -83,6 +83,29 @@ fn a_work_request_fails_as_real_ones_do() {
     }
 }
 
+/// One by its address, the other from the first one's firing on; both by what the work requests access, not by their order.
+#[test]
+fn an_address_and_another_firing_choose_a_work_request() {
+    let pair = Pair::new();
+    pair.local.fill_pattern(1);
+    let injections = pair.driver.machine.nic.injections();
+    let at = |n: u64| Some(pair.remote_mr.va + 8 * n..pair.remote_mr.va + 8 * n + 1);
+    let begin = NicRule::new(0, NicAction::CompletionLate { ms: 1 });
+    let begin = probe::Rule { name: "begin".into(), ..begin.on(WqeMatch::opcode(opcode::SEND as u8)) };
+    let begin = injections.add(begin).unwrap();
+    let action = NicAction::WqeError { syndrome: syndrome::LOCAL_PROT_ERR as u8 };
+    let fails = NicRule::new(1, action).on(WqeMatch { address: at(2), ..WqeMatch::default() });
+    let fails = injections.add(probe::Rule { after: Some("begin".into()), ..fails }).unwrap();
+    pair.one.run(pair.eight(2)).unwrap();
+    pair.other.receive(&[pair.remote_mr.sge(4096, 64)]);
+    pair.one.run(Wqe::send().sge(pair.local_mr.sge(0, 8))).unwrap();
+    pair.one.run(pair.eight(1)).unwrap();
+    assert_eq!((pair.fired(begin), pair.fired(fails)), (1, 0));
+    pair.one.post_one(pair.eight(2));
+    assert_eq!(pair.one_cq.wait().unwrap().outcome(), (cqe_opcode::REQ_ERR, syndrome::LOCAL_PROT_ERR));
+    assert_eq!(injections.rule(fails).map(|rule| (rule.matched, rule.fired)), Some((1, 1)));
+}
+
 #[test]
 fn a_datagrams_error_stops_its_send_queue_only() {
     let pair = Pair::with(|spec| spec.service = mlx5_spec::qp::service_type::UC);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mlx5::NicConfig;
-use mlx5::hooks::{MomentKind, NicAction, NicMoments, NicRule};
+use mlx5::hooks::{MomentKind, NicAction, NicMoments, NicRule, WqeMatch};
 use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::event;
 use mlx5_spec::odp::wqe_fault_type;
@@ -485,12 +485,15 @@ fn a_page_faults_event_can_come_after_the_next_one() {
     }
     // Without a next one it comes too, after 200 ms; each of many is held only while no other is.
     hca.injections.clear();
-    hca.injections.add(NicRule::new(0, NicAction::FaultEventReordered)).unwrap();
+    let meant = |address| WqeMatch { address: Some(address), ..WqeMatch::default() };
+    let add = |address| hca.injections.add(NicRule::new(0, NicAction::FaultEventReordered).on(meant(address))).unwrap();
+    let (rule, other) = (add(VA + 4 * 4096..VA + 5 * 4096), add(VA + 5 * 4096..VA + 6 * 4096));
     pair.one.post_one(write(4));
     let fault = paged.fault();
     paged.map(4, 1);
     paged.resume(&fault);
     pair.one_cq.wait_ok().unwrap();
+    assert_eq!([rule, other].map(|id| hca.injections.rule(id).unwrap().fired), [1, 0], "by the address of the fault");
 }
 
 /// The driver's command succeeds, and the page fault is there again until a resume does not fail.

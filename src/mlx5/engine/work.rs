@@ -193,14 +193,17 @@ impl Work {
 
     /// What levers and fault rules match.
     pub fn shape(&self) -> WqeShape {
-        let key = match (self.wqe.kind, self.wqe.segs.first()) {
-            (Kind::Umr, _) => umr_key(&self.bytes[..]),
-            (Kind::Write | Kind::Read | Kind::CompareSwap | Kind::FetchAdd, _) => self.wqe.remote.1,
-            (_, Some(Seg::Key { lkey, .. })) => *lkey,
-            _ => 0,
+        let (key, at) = match (self.wqe.kind, self.wqe.segs.first()) {
+            (Kind::Umr, _) => (umr_key(&self.bytes[..]), None),
+            (Kind::Write | Kind::Read | Kind::CompareSwap | Kind::FetchAdd, _) => {
+                let (va, key) = self.wqe.remote;
+                (key, Some((va, self.wqe.total)))
+            }
+            (_, Some(Seg::Key { lkey, va, .. })) => (*lkey, Some((*va, self.wqe.total))),
+            _ => (0, None),
         };
         let (opcode, qpn, wqe_index) = (self.wqe.opcode as u8, self.qp.qpn, self.index);
-        WqeShape { opcode, qpn, wqe_index, key, command: 0, told: Told::Nothing }
+        WqeShape { opcode, qpn, wqe_index, key, command: 0, at, told: Told::Nothing }
     }
 
     /// From the requester to the responder, or the other way for an RDMA READ.

@@ -5,7 +5,8 @@ use crate::hca::Hca;
 use crate::hooks::{NicRule, Told};
 use crate::mkey::tests::hca;
 
-const WRITE: WqeShape = WqeShape { opcode: 8, qpn: 0x40, wqe_index: 3, key: 0x1_0001, command: 0, told: Told::Nothing };
+const WRITE: WqeShape =
+    WqeShape { opcode: 8, qpn: 0x40, wqe_index: 3, key: 0x1_0001, command: 0, at: None, told: Told::Nothing };
 const WAITER: (u32, u32) = (16, 0x40);
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -242,9 +242,9 @@ impl PageFaults {
         bus.ledger.moment(live.waker.waiter.1, MomentKind::Answered { token });
         let (fault, qpn) = (live.fault, live.waker.waiter.1);
         let fails = |action| action == NicAction::ResumeFailing;
-        if bus.injections.consult(&WqeShape::access(fault.about.0, qpn), fails).is_some() {
+        let (key, va, write) = fault.about;
+        if bus.injections.consult(&WqeShape::access(key, qpn).at(va, 1), fails).is_some() {
             drop(table);
-            let (key, va, write) = fault.about;
             bus.ledger.nic_push(bus.index, qpn, NicKind::Fault { key, va, write, token });
             bus.ledger.moment(qpn, MomentKind::Faulted { token });
             return self.publish(bus, fault.event(token));
@@ -333,7 +333,7 @@ impl Fault {
 }
 
 fn delivery(bus: &Bus, fault: &Fault) -> Delivery {
-    let shape = WqeShape::access(fault.about.0, fault.waiter.1);
+    let shape = WqeShape::access(fault.about.0, fault.waiter.1).at(fault.about.1, 1);
     let mine = |action| {
         matches!(action, NicAction::DropFaultEvent | NicAction::DelayFaultEvent { .. } | NicAction::FaultEventReordered)
     };

@@ -44,8 +44,8 @@ fn a_teardown_leaves_nothing() {
     assert!(machine.doorbells.len() <= 1, "of UAR pages: {:x?}", machine.doorbells.addresses());
 }
 
-/// force_teardown: one command, whatever there is; fast_teardown: an announcement, and then the interface (contract 4.6). A shutdown does
-/// that instead of destroying object after object, for which it would need every slot of the command queue.
+/// force_teardown: one command, whatever there is; fast_teardown: an announcement, and then the interface (contract 4.6). So a driver's shutdown
+/// destroys no object.
 #[test]
 fn a_shutdown_takes_everything_down_at_once() {
     for profile in [teardown_profile::FORCE_CLOSE, teardown_profile::PREPARE_FAST_TEARDOWN] {

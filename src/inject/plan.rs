@@ -272,12 +272,17 @@ impl Plan {
     }
 }
 
-/// What is wrong with what it comes after: nothing of that name, or only itself, would ever fire.
+/// What is wrong with what it comes after: it would wait for ever.
 fn out_of_order(injection: &Injection, all: &[Injection]) -> Option<(usize, String)> {
-    let after = injection.after()?;
-    let known = all.iter().any(|other| other.name == after && other.name != injection.name);
-    let what = format!("\"after\" must be the name of another injection of this plan, and none is called {after}");
-    (!known).then_some((injection.line, what))
+    let mut after = injection.after()?;
+    for _ in all {
+        let Some(other) = all.iter().find(|other| other.name == after) else {
+            let what = format!("must be the name of another injection of this plan, and none is called {after}");
+            return Some((injection.line, format!("\"after\" {what}")));
+        };
+        after = other.after()?;
+    }
+    Some((injection.line, "\"after\" leads in a circle: each of them would wait for another".into()))
 }
 
 /// One table.
@@ -372,7 +377,16 @@ mod tests {
                 "line 2 already",
             ),
             (&nic("action = 'command-hang'\nnth = [0, 3]\n"), 4, "\"nth\" must be a whole number, or [first, last]"),
-            (&nic("action = 'command-hang'\nname = 'a'\nafter = 'a'\n"), 1, "\"after\" must be the name of another"),
+            (&nic("action = 'command-hang'\nname = 'a'\nafter = 'a'\n"), 1, "\"after\" leads in a circle"),
+            (
+                &format!(
+                    "{}{}",
+                    nic("action = 'strict-arm'\nname = 'a'\nafter = 'b'\n"),
+                    nic("action = 'command-hang'\nname = 'b'\nafter = 'a'\n")
+                ),
+                1,
+                "\"after\" leads in a circle",
+            ),
             (&format!("{BOTH}[[inject]]\ndevice = 'nic'\naction = 'strict-arm'\nafter = 'hung'\n"), 14, "called hung"),
             ("[[inject]]\ndevice = 'nic\n", 2, ""),
         ] {

@@ -43,7 +43,7 @@ const WQE: &[&str] = &["opcode", "qpn", "key", "address"];
 const ACCESS: &[&str] = &["qpn", "key", "address"];
 const COMPLETION: &[&str] = &["opcode", "qpn"];
 const EVENT: &[&str] = &["event"];
-const VECTOR: &[&str] = &["vector"];
+const INTERRUPT: &[&str] = &["vector", "event"];
 const REQUEST: &[&str] = &["op", "lba", "page"];
 /// Of transfers, whose kind the action says.
 const PLACE: &[&str] = &["lba", "page"];
@@ -236,7 +236,7 @@ const WORDS: &[Word] = &[
         kind: Kind::Nic,
         name: "interrupt-lost",
         takes: &[],
-        matches: VECTOR,
+        matches: INTERRUPT,
         meaning: "an interrupt is not raised, and its event queue takes it for raised",
         make: |_| Ok(Does::Nic(NicAction::InterruptLost)),
     },
@@ -244,7 +244,7 @@ const WORDS: &[Word] = &[
         kind: Kind::Nic,
         name: "interrupt-late",
         takes: &[MS],
-        matches: VECTOR,
+        matches: INTERRUPT,
         meaning: "an interrupt is raised late (at most 2,000 ms)",
         make: |keys| Ok(Does::Nic(NicAction::InterruptLate { ms: keys.needed(MS.0, MS.1)? })),
     },
@@ -252,7 +252,7 @@ const WORDS: &[Word] = &[
         kind: Kind::Nic,
         name: "interrupt-twice",
         takes: &[],
-        matches: VECTOR,
+        matches: INTERRUPT,
         meaning: "an interrupt is raised, and once more a millisecond later",
         make: |_| Ok(Does::Nic(NicAction::InterruptTwice)),
     },

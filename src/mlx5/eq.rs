@@ -120,6 +120,8 @@ struct State {
     /// Entries written and consumed since creation; wrapping.
     producer: u32,
     consumer: u32,
+    /// Type of the newest entry.
+    newest: u32,
     armed: bool,
     dead: bool,
     backlog: VecDeque<Event>,
@@ -272,6 +274,7 @@ impl Eq {
                 return;
             }
             state.producer = state.producer.wrapping_add(1);
+            state.newest = event.event_type();
         }
     }
 
@@ -279,7 +282,7 @@ impl Eq {
         if state.armed && !state.dead && state.producer != state.consumer {
             state.armed = false;
             fence(Ordering::SeqCst);
-            match inject::interrupt(&bus.injections, self.vector) {
+            match inject::interrupt(&bus.injections, self.vector, state.newest) {
                 Fate::Now => bus.msix.trigger(self.vector),
                 Fate::Late(delay) => bus.later.message(&bus.msix, self.vector, delay),
                 Fate::Twice => {

@@ -47,8 +47,8 @@ pub enum Told {
     Completion,
     /// An EQE of this type (`mlx5_spec::eq::event`).
     Event(u8),
-    /// A message of this MSI-X vector.
-    Vector(u16),
+    /// A message of this MSI-X vector, for an event of this type, the newest of its queue.
+    Vector(u16, u8),
     /// How the device is as a whole: a command is about to be executed, or, without one, the health counter is read.
     Health,
 }
@@ -56,13 +56,15 @@ pub enum Told {
 impl fmt::Display for WqeShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.told {
-            Told::Event(kind) => {
+            Told::Event(kind) | Told::Vector(_, kind) => {
+                if let Told::Vector(vector, _) = self.told {
+                    write!(f, "vector {vector} for ")?;
+                }
                 return match eq::event::name(kind.into()) {
                     Some(name) => write!(f, "event {name}"),
                     None => write!(f, "event {kind:#x}"),
                 };
             }
-            Told::Vector(vector) => return write!(f, "vector {vector}"),
             Told::Health if self.command == 0 => return write!(f, "a reading of the health counter"),
             Told::Completion => write!(f, "completion of ")?,
             Told::Health | Told::Nothing => {}
@@ -125,9 +127,9 @@ impl WqeShape {
         Self { told: Told::Event(event_type as u8), ..Self::command(0) }
     }
 
-    /// An MSI-X message.
-    pub fn vector(vector: u16) -> Self {
-        Self { told: Told::Vector(vector), ..Self::command(0) }
+    /// An MSI-X message, for an event of this type.
+    pub fn vector(vector: u16, event_type: u32) -> Self {
+        Self { told: Told::Vector(vector, event_type as u8), ..Self::command(0) }
     }
 
     /// How the device is, when this command is about to be executed; `None`: when the health counter is read.
@@ -154,7 +156,7 @@ pub struct WqeMatch {
     /// Only commands of the command queue with this opcode ([`Opcode`]).
     #[serde(default)]
     pub command: Option<u16>,
-    /// Only events of this type (`mlx5_spec::eq::event`).
+    /// Only events of this type (`mlx5_spec::eq::event`), or messages for one.
     #[serde(default)]
     pub event: Option<u8>,
     /// Only messages of this MSI-X vector.
@@ -197,8 +199,13 @@ impl Match for WqeMatch {
             Told::Health => self.command.unwrap_or_default() == shape.command,
             _ => self.command.is_none_or(|command| command == shape.command),
         };
-        let event = self.event.is_none_or(|event| shape.told == Told::Event(event));
-        let vector = self.vector.is_none_or(|vector| shape.told == Told::Vector(vector));
+        let (told, raised) = match shape.told {
+            Told::Event(event) => (Some(event), None),
+            Told::Vector(vector, event) => (Some(event), Some(vector)),
+            _ => (None, None),
+        };
+        let event = self.event.is_none_or(|event| told == Some(event));
+        let vector = self.vector.is_none_or(|vector| raised == Some(vector));
         // An access without bytes is none to its address.
         let meets = |range: &Range<u64>| {
             shape.at.is_some_and(|(va, len)| len > 0 && va < range.end && range.start < va.saturating_add(len))
@@ -259,17 +266,19 @@ mod tests {
         let third = WqeMatch { vector: Some(3), ..any.clone() };
         let (told, other) = (WqeShape::event(eq::event::COMP), WqeShape::event(eq::event::CMD));
         assert!(comp.matches(&told) && any.matches(&told) && !comp.matches(&other) && !third.matches(&told));
-        assert!(third.matches(&WqeShape::vector(3)) && !third.matches(&WqeShape::vector(4)));
+        let raised = |vector| WqeShape::vector(vector, eq::event::CMD);
+        assert!(third.matches(&raised(3)) && !third.matches(&raised(4)));
+        assert!(comp.matches(&WqeShape::vector(3, eq::event::COMP)) && !comp.matches(&raised(3)));
         let write = WqeMatch::opcode(8);
         let of = |sent| WqeShape::completion(0x40, sent);
         assert!(write.matches(&of(Some(8))) && !write.matches(&of(Some(0x10))) && !write.matches(&of(None)));
         let (read, nop) = (WqeShape::health(None), WqeShape::health(Some(Opcode::NOP)));
         assert!(any.matches(&read) && !any.matches(&nop), "readings and commands are counted apart");
         assert!(WqeMatch::command(Opcode::NOP).matches(&nop) && !WqeMatch::command(Opcode::NOP).matches(&read));
-        let texts = [told, WqeShape::vector(3), of(Some(8)), of(None), read, nop].map(|shape| shape.to_string());
+        let texts = [told, raised(3), of(Some(8)), of(None), read, nop].map(|shape| shape.to_string());
         let wanted = [
             "event COMP",
-            "vector 3",
+            "vector 3 for event CMD",
             "completion of RDMA_WRITE of QP 0x40",
             "completion of a receive of QP 0x40",
             "a reading of the health counter",

@@ -252,7 +252,7 @@ fn an_event_is_late_and_goes_with_its_object() {
 }
 
 fn of_completions() -> WqeMatch {
-    WqeMatch { vector: Some(COMPLETION_VECTOR), ..WqeMatch::default() }
+    WqeMatch { vector: Some(COMPLETION_VECTOR), event: Some(event::COMP as u8), ..WqeMatch::default() }
 }
 
 impl Pair {
@@ -262,10 +262,13 @@ impl Pair {
         while self.driver.comp_eq.poll().is_some() {}
         self.driver.comp_eq.arm();
         let before = self.interrupts();
+        // The same vector for another event, which comes before it in the table.
+        let other = self.inject(1, action, WqeMatch { event: Some(event::CMD as u8), ..of_completions() });
         let rule = self.inject(1, action, of_completions());
         self.one_cq.arm(false);
         self.one.run(self.eight(0)).unwrap();
         self.driver.until("firing", || self.fired(rule) == 1).unwrap();
+        assert_eq!(self.fired(other), 0);
         before
     }
 }

@@ -207,12 +207,12 @@ pub fn event(injections: &NicInjections, event_type: u32) -> Fate {
     }
 }
 
-/// For an event queue that is about to raise this vector.
-pub fn interrupt(injections: &NicInjections, vector: u16) -> Fate {
+/// For an event queue that is about to raise this vector; its newest event has this type.
+pub fn interrupt(injections: &NicInjections, vector: u16, event_type: u32) -> Fate {
     let mine = |action| {
         matches!(action, NicAction::InterruptLost | NicAction::InterruptLate { .. } | NicAction::InterruptTwice)
     };
-    match injections.consult(&WqeShape::vector(vector), mine) {
+    match injections.consult(&WqeShape::vector(vector, event_type), mine) {
         Some(NicAction::InterruptLost) => Fate::Lost,
         Some(NicAction::InterruptLate { ms }) => Fate::late(ms),
         Some(NicAction::InterruptTwice) => Fate::Twice,

@@ -487,7 +487,8 @@ fn a_page_faults_event_can_come_after_the_next_one() {
     hca.injections.clear();
     let meant = |address| WqeMatch { address: Some(address), ..WqeMatch::default() };
     let add = |address| hca.injections.add(NicRule::new(0, NicAction::FaultEventReordered).on(meant(address))).unwrap();
-    let (rule, other) = (add(VA + 4 * 4096..VA + 5 * 4096), add(VA + 5 * 4096..VA + 6 * 4096));
+    // The one for another page comes first, and would decide.
+    let (other, rule) = (add(VA + 5 * 4096..VA + 6 * 4096), add(VA + 4 * 4096..VA + 5 * 4096));
     pair.one.post_one(write(4));
     let fault = paged.fault();
     paged.map(4, 1);

@@ -124,7 +124,7 @@ class Pair:
 
 # Soft-RoCE answers with other statuses than the InfiniBand specification (9.9.6) names: seen on 6.1 and 7.3.
 RXE_QUIRKS = {e.IBV_WC_LOC_PROT_ERR: (e.IBV_WC_LOC_QP_OP_ERR, e.IBV_WC_WR_FLUSH_ERR), e.IBV_WC_REM_INV_REQ_ERR: (e.IBV_WC_REM_OP_ERR,)}
-RXE = sys.argv[1:] != [] and sys.argv[1].startswith("rxe")
+RXE = sys.argv[1].startswith("rxe")
 
 
 def completion(cq, status=e.IBV_WC_SUCCESS):

@@ -15,7 +15,7 @@ use crate::machine::{Disk, LIMIT, exec_after, kernel, value};
 const BOOTS_LIMIT: Duration = LIMIT.saturating_mul(3);
 
 /// Functions of the scripts: `up` loads the drivers and waits for the port, `down` unloads, `traffic` is a loopback with both
-/// ends here, `quiet` prints what the kernel has to complain about.
+/// ends here, `busy` one that goes on, `quiet` prints what the kernel has to complain about.
 const FUNCTIONS: &str = r#"
 function=$(lspci -D -d 15b3: | cut -d ' ' -f 1)
 problem() { echo "problem=$*"; dmesg | tail -n 30; exit 1; }
@@ -31,14 +31,27 @@ down() {
     rmmod mlx5_ib && rmmod mlx5_core || problem "rmmod"
     if [ -n "$(ls /sys/class/infiniband)" ]; then problem "a device stayed"; fi
 }
-traffic() {
-    ibv_rc_pingpong -d mlx5_0 -n 50 >/run/server.out 2>&1 &
+listens() { # port 18515
     for _ in $(seq 100); do
-        if grep -q ':4853 .* 0A ' /proc/net/tcp /proc/net/tcp6; then break; fi
+        if grep -q ':4853 .* 0A ' /proc/net/tcp /proc/net/tcp6; then return; fi
         sleep 0.1
     done
+}
+traffic() {
+    ibv_rc_pingpong -d mlx5_0 -n 50 >/run/server.out 2>&1 &
+    listens
     timeout 30 ibv_rc_pingpong -d mlx5_0 -n 50 127.0.0.1 >/run/client.out 2>&1 && wait $! || problem "pingpong: $(cat /run/client.out /run/server.out)"
     echo "traffic=ok"
+}
+busy() { # messages without end: they begin when the peers know of one another
+    ibv_rc_pingpong -d mlx5_0 -n 100000000 >/dev/null 2>&1 &
+    listens
+    stdbuf -oL ibv_rc_pingpong -d mlx5_0 -n 100000000 127.0.0.1 >/run/client.out 2>&1 &
+    for _ in $(seq 100); do
+        if grep -q 'remote address' /run/client.out; then return; fi
+        sleep 0.1
+    done
+    problem "no messages: $(cat /run/client.out)"
 }
 quiet() {
     dmesg -l emerg,alert,crit,err,warn | grep -E 'mlx5|infiniband|ib_core|uverbs' | sed 's/^/complaint=/'
@@ -132,10 +145,7 @@ fn survives_a_reset(kernel: &str, how: &str) {
 up; traffic; quiet
 if [ "$(head -c 1 /dev/vdc)" = x ]; then exit 5; fi
 echo x | dd of=/dev/vdc conv=sync oflag=direct status=none
-ibv_rc_pingpong -d mlx5_0 -n 1000000 >/dev/null 2>&1 &
-sleep 1
-ibv_rc_pingpong -d mlx5_0 -n 1000000 127.0.0.1 >/dev/null 2>&1 &
-sleep 1
+busy
 {how}
 sleep 60
 "#
@@ -193,10 +203,7 @@ if grep -q second=1 /proc/cmdline; then exit 5; fi
 head -c {kernel_size} /dev/vdc >/run/kernel
 head -c {initramfs_size} /dev/vdd >/run/initramfs
 kexec {call} -l /run/kernel --initrd=/run/initramfs --command-line="$(cat /proc/cmdline) second=1" || problem "kexec -l"
-ibv_rc_pingpong -d mlx5_0 -n 1000000 >/dev/null 2>&1 &
-sleep 1
-ibv_rc_pingpong -d mlx5_0 -n 1000000 127.0.0.1 >/dev/null 2>&1 &
-sleep 1
+busy
 kexec -e
 sleep 60
 "#

@@ -171,6 +171,13 @@ impl Ledger {
         self.watches_any() && self.watched.read().contains(&page_gpa)
     }
 
+    /// Whether a page of this range is watched: the cost is that of the watched pages, however long the range.
+    pub fn watches_any_of(&self, gpa: u64, len: u64) -> bool {
+        let end = gpa.saturating_add(len);
+        let overlaps = |base: &u64| *base < end && gpa < base.saturating_add(PAGE_SIZE);
+        len != 0 && self.watches_any() && self.watched.read().iter().any(overlaps)
+    }
+
     /// The watched parts of a range by page: address and bytes.
     pub fn watched_parts(&self, gpa: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
         let len = if self.watches_any() { len } else { 0 };

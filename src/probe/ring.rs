@@ -91,6 +91,14 @@ impl<E: Event> Ring<E> {
         self.kept.lock().events.iter().filter(|event| want(event)).take(limit).cloned().collect()
     }
 
+    /// Whether an event with an id above `seen` that is still kept is wanted, and the newest id: `seen` of the next look, which is spared those
+    /// that this one has looked at.
+    pub fn any_since(&self, seen: u64, want: impl Fn(&E) -> bool) -> (bool, u64) {
+        let kept = self.kept.lock();
+        let new = usize::try_from(kept.pushed - seen).unwrap_or(usize::MAX);
+        (kept.events.iter().rev().take(new).any(want), kept.pushed)
+    }
+
     /// Events dropped because the ring was full.
     pub fn dropped(&self) -> u64 {
         self.kept.lock().dropped
@@ -118,5 +126,23 @@ mod tests {
         let page =
             |limit, since| ring.page(limit, |event| event.0 >= since).iter().map(|event| event.0).collect::<Vec<_>>();
         assert_eq!((page(2, 3), page(9, 5), page(0, 1)), (vec![3, 4], vec![5, 6], vec![]));
+    }
+
+    #[test]
+    fn a_later_look_sees_what_is_new() {
+        let (ledger, ring) = (Ledger::new(), Ring::<(Seq, Note)>::default());
+        let any = |seen, text| ring.any_since(seen, |event| event.1.text == text);
+        let push = |text: &str| ring.push(&ledger, |_, seq| (seq, Note::new(text)));
+        assert_eq!(any(0, "a"), (false, 0));
+        push("a");
+        push("b");
+        assert_eq!(
+            (any(0, "a"), any(1, "a"), any(1, "b"), any(2, "b")),
+            ((true, 2), (false, 2), (true, 2), (false, 2))
+        );
+        for _ in 0..KEPT {
+            push("c");
+        }
+        assert_eq!((any(0, "b").0, any(0, "c").0), (false, true), "what is dropped is not seen");
     }
 }

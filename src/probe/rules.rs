@@ -129,19 +129,19 @@ struct Entry<M, A> {
     until: Option<Instant>,
     /// When it was added.
     since: Seq,
-    /// The rule that it comes after has not been seen to fire.
-    waits: bool,
+    /// The rule that it comes after has not been seen to fire, among the first so many firings of the ledger; `None`: it waits for none.
+    waits: Option<u64>,
 }
 
 impl<M: Match, A: Action> Entry<M, A> {
     /// Whether its time has come: what it waits for has fired.
     fn is_on(&mut self, record: Option<&Ledger>) -> bool {
-        if self.waits {
-            let (since, name) = (self.since, &self.rule.after);
-            let first = |firing: &Firing| firing.seq >= since && name.as_ref() == Some(&firing.name);
-            self.waits = record.is_none_or(|ledger| ledger.book::<Firings>().page(1, first).is_empty());
-        }
-        !self.waits
+        let (Some(seen), Some(name)) = (self.waits, &self.rule.after) else { return true };
+        let Some(ledger) = record else { return false };
+        let (fired, newest) =
+            ledger.book::<Firings>().any_since(seen, |firing| firing.seq >= self.since && firing.name == *name);
+        self.waits = (!fired).then_some(newest);
+        fired
     }
 
     /// Counts a match; whether it is one that the rule fires on.
@@ -202,7 +202,7 @@ impl<M: Match, A: Action> Rules<M, A> {
         let until = rule.within_ms.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
         let rule = Rule { id, action: rule.action.bounded(), matched: 0, fired: 0, ..rule };
         let since = self.record.as_ref().map_or(0, |(ledger, _)| ledger.tick());
-        let waits = rule.after.is_some();
+        let waits = rule.after.is_some().then_some(0);
         table.entries.push(Entry { rule, until, since, waits });
         self.any.store(true, Ordering::Release);
         Some(id)

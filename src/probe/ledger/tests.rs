@@ -71,6 +71,13 @@ fn the_parts_of_a_range_that_are_watched() {
     ledger.watch(0x2000);
     ledger.watch(0x4000);
     let parts = |gpa, len| ledger.watched_parts(gpa, len).collect::<Vec<_>>();
+    let any = |gpa, len| {
+        assert_eq!(ledger.watches_any_of(gpa, len), !parts(gpa, len).is_empty());
+        ledger.watches_any_of(gpa, len)
+    };
+    assert!(any(0, 0x8000) && any(0x2fff, 1) && any(0x1fff, 2) && any(0x4000, 1));
+    assert!(!any(0x2000, 0) && !any(0x1000, 0x1000) && !any(0x3000, 0x1000) && !any(0x5000, 0x9000));
+    assert!(!ledger.watches_any_of(0x5000, u64::MAX) && ledger.watches_any_of(0x4fff, u64::MAX));
     assert_eq!(parts(0x1ff0, 0x3000), [(0x2000, 0x1000), (0x4000, 0xff0)]);
     assert_eq!(parts(0x2ffe, 1), [(0x2ffe, 1)]);
     assert_eq!(parts(0x3000, 0x1000), []);

@@ -71,7 +71,8 @@ impl Worker {
         shared.counters.ops.count(request.op);
         self.note_refusal(&request);
         let capacity = shared.capacity.load(Ordering::Acquire);
-        let injected = Injected::by(&shared.injections, &request, capacity, |wait| self.parked.has_room(wait));
+        let injected =
+            Injected::by(&shared.injections, &request, &shared.ledger, capacity, |wait| self.parked.has_room(wait));
         let record = if injected.hidden { None } else { shared.ledger.begin(start_of(shared.index, &request)) };
         let flush_arrival = self.shared.disk().arrives(request.op);
         let flight = Flight {
@@ -100,7 +101,7 @@ impl Worker {
         if flight.request.refusal.is_some() {
             return;
         }
-        let (shared, shape) = (&self.shared, flight.request.shape());
+        let (shared, shape) = (&self.shared, flight.request.shape(&self.shared.ledger));
         flight.caught = shared.levers.consult(flight.token, flight.record.unwrap_or(0), (), &shape);
         flight.next_hold = flight.caught.map(|caught| caught.point);
         let lies = |action| action == DiskAction::LieAboutHold;

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use probe::ledger::PAGE_SIZE;
+use probe::ledger::{Ledger, PAGE_SIZE};
 use probe::{Holdable, Match, Rule, Rules};
 
 pub use book::DiskLedger;
@@ -28,6 +28,8 @@ pub struct RequestShape<'a> {
     pub lba: &'a [Range<u64>],
     /// Guest memory of the data: address and length in bytes.
     pub memory: &'a [(u64, u64)],
+    /// Which pages are watched.
+    pub ledger: &'a Ledger,
 }
 
 impl fmt::Display for RequestShape<'_> {
@@ -53,6 +55,9 @@ pub struct RequestMatch {
     /// Only requests with data in the guest page that holds this address.
     #[serde(default)]
     pub page: Option<u64>,
+    /// Only requests with data in a page that the ledger watches when they come: wherever on disk a file system puts it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub watched: bool,
 }
 
 impl From<BlkOp> for RequestMatch {
@@ -76,7 +81,8 @@ impl Match for RequestMatch {
             let last = base | (PAGE_SIZE - 1);
             request.memory.iter().any(|&(addr, len)| len != 0 && addr <= last && base <= addr.saturating_add(len - 1))
         });
-        op && lba && page
+        let watched = || request.memory.iter().any(|&(addr, len)| request.ledger.watches_any_of(addr, len));
+        op && lba && page && (!self.watched || watched())
     }
 }
 
@@ -164,8 +170,10 @@ mod match_tests {
 
     #[test]
     fn each_condition_can_fail_alone() {
-        let request = RequestShape { op: BlkOp::Write, lba: &[8..16, 100..101], memory: &[(0x1800, 0x1000)] };
-        let hit = |op, lba, page| RequestMatch { op, lba, page }.matches(&request);
+        let ledger = Ledger::new();
+        let (lba, memory) = ([8..16, 100..101], [(0x1800, 0x1000)]);
+        let request = RequestShape { op: BlkOp::Write, lba: &lba, memory: &memory, ledger: &ledger };
+        let hit = |op, lba, page| RequestMatch { op, lba, page, watched: false }.matches(&request);
         assert!(hit(None, None, None));
         assert!(hit(Some(BlkOp::Write), Some(15..20), Some(0x2000)));
         assert!(!hit(Some(BlkOp::Read), None, None));
@@ -175,11 +183,23 @@ mod match_tests {
         assert!(hit(None, None, Some(0x27ff)));
         assert!(!hit(None, None, Some(0x3000)));
         assert!(!hit(None, None, Some(0)));
+        let watched = |op| RequestMatch { op, watched: true, ..RequestMatch::default() }.matches(&request);
+        ledger.watch(0);
+        assert!(!watched(None), "another page");
+        ledger.watch(0x2000);
+        assert!(watched(None) && watched(Some(BlkOp::Write)) && !watched(Some(BlkOp::Read)));
+        ledger.unwatch_all();
+        assert!(!watched(None));
     }
 
     #[test]
     fn wrapped_memory_does_not_panic() {
-        let request = RequestShape { op: BlkOp::Read, lba: &[], memory: &[(u64::MAX, u64::MAX), (4, 0)] };
+        let ledger = Ledger::new();
+        let memory = [(u64::MAX, u64::MAX), (4, 0)];
+        let request = RequestShape { op: BlkOp::Read, lba: &[], memory: &memory, ledger: &ledger };
+        ledger.watch(u64::MAX);
+        ledger.watch(4);
+        assert!(!RequestMatch { watched: true, ..RequestMatch::default() }.matches(&request));
         assert!(RequestMatch { page: Some(u64::MAX), ..RequestMatch::default() }.matches(&request));
         assert!(!RequestMatch { page: Some(0), ..RequestMatch::default() }.matches(&request));
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::hooks::{DiskAction, DiskInjections};
 use super::request::{Request, S_OK};
 use crate::hooks::BlkOp;
-use probe::ledger::SECTOR_SIZE;
+use probe::ledger::{Ledger, SECTOR_SIZE};
 
 /// Why a request is kept back before its data move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +35,17 @@ pub(super) struct Injected {
 
 impl Injected {
     /// Asks `rules` about `request` on a disk of `capacity` sectors. `waits`: whether there is room for one that is kept back so.
-    pub(super) fn by(rules: &DiskInjections, request: &Request, capacity: u64, waits: impl Fn(Wait) -> bool) -> Self {
+    pub(super) fn by(
+        rules: &DiskInjections,
+        request: &Request,
+        ledger: &Ledger,
+        capacity: u64,
+        waits: impl Fn(Wait) -> bool,
+    ) -> Self {
         if !rules.any() {
             return Self::default();
         }
-        let shape = request.shape();
+        let shape = request.shape(ledger);
         let hidden = rules.consult(&shape, |action| action == DiskAction::HideFromLedger).is_some();
         // A request that is refused moves nothing: no rule could act on it, and one that does not act has not fired.
         if request.refusal.is_some() {

@@ -10,7 +10,7 @@ use super::file_io::Segment;
 use super::hooks::RequestShape;
 use crate::hooks::{BlkOp, PageTouch};
 use dma::{DmaError, DmaTarget};
-use probe::ledger::{PAGE_SIZE, SECTOR_SIZE};
+use probe::ledger::{Ledger, PAGE_SIZE, SECTOR_SIZE};
 
 /// VIRTIO_BLK_S_OK.
 pub const S_OK: u8 = 0;
@@ -227,8 +227,8 @@ impl Request {
     }
 
     /// What matchers see.
-    pub(super) fn shape(&self) -> RequestShape<'_> {
-        RequestShape { op: self.op, lba: &self.ranges, memory: &self.data }
+    pub(super) fn shape<'a>(&'a self, ledger: &'a Ledger) -> RequestShape<'a> {
+        RequestShape { op: self.op, lba: &self.ranges, memory: &self.data, ledger }
     }
 
     /// Whether its pages are put on record.

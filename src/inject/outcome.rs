@@ -98,6 +98,7 @@ mod tests {
     use std::path::Path;
 
     use blk::{BlkOp, DiskAction, DiskInjections, RequestShape};
+    use probe::ledger::Ledger;
 
     #[test]
     fn what_two_devices_did_is_one_outcome() {
@@ -105,7 +106,7 @@ mod tests {
             [[inject]]\nname = 'none'\ndevice = 'disk1'\naction = 'unsupported'\nop = 'flush'\n";
         let plan = Plan::parse(Path::new("p"), text).unwrap();
         let mut summary = Summary::new(&plan);
-        let write = RequestShape { op: BlkOp::Write, lba: &[], memory: &[] };
+        let write = RequestShape { op: BlkOp::Write, lba: &[], memory: &[], ledger: &Ledger::new() };
         for index in 0..2 {
             let rules = DiskInjections::default();
             for rule in plan.disk_rules(index, 0) {

@@ -88,7 +88,7 @@ pub struct Injection {
 
 impl Injection {
     /// The name of the injection that has to fire before this one's matches count.
-    pub fn after(&self) -> Option<&str> {
+    fn after(&self) -> Option<&str> {
         match &self.ruled {
             Ruled::Nic(rule) => rule.after.as_deref(),
             Ruled::Disk(rule) => rule.after.as_deref(),
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(plan.nic_rules(0, 7), [Rule { name: "hang".into(), ..hang }]);
         assert_eq!(plan.nic_rules(1, 7), []);
         let rules = [0, 1].map(|index| plan.disk_rules(index, 7).pop().unwrap());
-        let what = RequestMatch { op: Some(BlkOp::Write), lba: Some(8..16), page: None };
+        let what = RequestMatch { lba: Some(8..16), ..BlkOp::Write.into() };
         assert_eq!(
             (&rules[0].what, rules[0].action, rules[0].name.as_str()),
             (&what, DiskAction::Status(1), "injection 2")
@@ -404,6 +404,16 @@ mod tests {
         let rules = plan(&text).unwrap().nic_rules(0, 1);
         assert_eq!((rules[0].after.as_deref(), rules[1].after.as_deref()), (None, Some("injection 2")));
         assert_eq!(rules[1].what, WqeMatch { address: Some(0x1000..0x3000), ..WqeMatch::default() });
+    }
+
+    #[test]
+    fn a_disk_s_requests_are_meant_by_the_page_under_test() {
+        let rule = |value| {
+            let text = format!("[[inject]]\ndevice = 'disk'\naction = 'torn-write'\nsectors = 1\nwatched = {value}\n");
+            plan(&text).map(|plan| plan.disk_rules(0, 1)[0].what.watched)
+        };
+        assert_eq!((rule("true"), rule("false")), (Ok(true), Ok(false)));
+        assert!(rule("1").unwrap_err().contains("line 5: \"watched\" must be"));
     }
 
     #[test]

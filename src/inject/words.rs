@@ -44,9 +44,9 @@ const ACCESS: &[&str] = &["qpn", "key", "address"];
 const COMPLETION: &[&str] = &["opcode", "qpn"];
 const EVENT: &[&str] = &["event"];
 const INTERRUPT: &[&str] = &["vector", "event"];
-const REQUEST: &[&str] = &["op", "lba", "page"];
+const REQUEST: &[&str] = &["op", "lba", "page", "watched"];
 /// Of transfers, whose kind the action says.
-const PLACE: &[&str] = &["lba", "page"];
+const PLACE: &[&str] = &["lba", "page", "watched"];
 const MS: (&str, &str) = ("ms", "milliseconds");
 const SECTORS: (&str, &str) = ("sectors", "sectors of 512 bytes");
 const FAILS: (&str, &str) = ("fails", "whether it is answered with an I/O error");
@@ -453,6 +453,7 @@ pub(crate) fn disk_match(keys: &mut Keys, word: &Word) -> Result<RequestMatch, M
                 what.op = keys.word(key, OPS.iter().map(|(name, _)| *name), find)?;
             }
             "lba" => what.lba = keys.range(key)?,
+            "watched" => what.watched = keys.flag(key)?,
             _ => what.page = keys.number(key)?,
         }
     }

@@ -241,6 +241,18 @@ fn a_request_that_is_reordered_comes_after_the_next() {
 }
 
 #[test]
+fn a_page_under_test_is_meant_wherever_it_is_written() {
+    let what = RequestMatch { watched: true, ..BlkOp::Write.into() };
+    let (mut driver, rule) = with(DiskRule::new(0, DiskAction::Status(S_IOERR)).on(what));
+    assert_eq!(driver.write_page(0, 1), S_OK);
+    driver.ledger.watch(DATA);
+    assert_eq!((driver.write_page(8, 2), driver.write_page(32, 3)), (S_IOERR, S_IOERR));
+    assert_eq!((driver.run(OUT, 8, &[(DATA + 4096, 4096)]), fired(&driver, rule)), (S_OK, 2));
+    driver.ledger.unwatch_all();
+    assert_eq!((driver.write_page(32, 4), fired(&driver, rule)), (S_OK, 2));
+}
+
+#[test]
 fn a_short_read_brings_its_first_sectors_and_says_how_many() {
     let (mut driver, rule) = with(DiskRule::new(1, DiskAction::Short { sectors: 3 }));
     driver.write_page(0, 1);

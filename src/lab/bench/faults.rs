@@ -120,6 +120,7 @@ mod tests {
     use std::path::Path;
 
     use blk::{BlkOp, DiskAction, DiskRule, RequestMatch, RequestShape};
+    use probe::ledger::Ledger;
 
     fn outcome(device: &str, action: &str, fired: u64) -> Outcome {
         let (name, device, action) = ("x".into(), device.into(), action.into());
@@ -133,7 +134,7 @@ mod tests {
         let injections = DiskInjections::default();
         let hide = DiskRule::new(0, DiskAction::HideFromLedger);
         let own = injections.add(hide.on(RequestMatch { op: Some(BlkOp::Read), ..Default::default() })).unwrap();
-        let write = RequestShape { op: BlkOp::Write, lba: &[], memory: &[] };
+        let write = RequestShape { op: BlkOp::Write, lba: &[], memory: &[], ledger: &Ledger::new() };
         let fails = || injections.consult(&write, |action| matches!(action, DiskAction::Status(_))).is_some();
         for _ in 0..2 {
             // From zero each time.

@@ -119,7 +119,7 @@ impl Plant {
             Plant::MissedWrite => DiskAction::HideFromLedger,
             _ => return None,
         };
-        Some(DiskRule::new(1, action).on(RequestMatch { op: Some(BlkOp::Write), page: Some(gpa), lba: None }))
+        Some(DiskRule::new(1, action).on(RequestMatch { page: Some(gpa), ..BlkOp::Write.into() }))
     }
 
     /// The rule of the NIC that is it.
@@ -272,7 +272,7 @@ impl Bench<'_> {
     /// Called when nothing is held any more, right before the umount.
     pub(super) fn plant_hang(&mut self) {
         if self.planted == Some(Plant::Hang) {
-            let writes = RequestMatch { op: Some(BlkOp::Write), page: None, lba: None };
+            let writes: RequestMatch = BlkOp::Write.into();
             // Not among the row's levers: nobody is to know what umount waits for.
             self.guest.fs_disk().arm(Lever::new(writes, HoldPoint::BeforeData, HANG));
         }

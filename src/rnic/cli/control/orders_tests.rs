@@ -6,7 +6,7 @@ use std::fs::File;
 use blk::{BlkOp, DiskAction, DiskConfig, RequestShape};
 use lab::machine::MachineConfig;
 use probe::MAX_RULES;
-use probe::ledger::Note;
+use probe::ledger::{Ledger, Note};
 
 use super::*;
 
@@ -60,7 +60,7 @@ impl Scene {
 
     /// Whether a write to a disk would fail.
     fn write_fails(&self, disk: usize) -> bool {
-        let write = RequestShape { op: BlkOp::Write, lba: &[], memory: &[] };
+        let write = RequestShape { op: BlkOp::Write, lba: &[], memory: &[], ledger: &Ledger::new() };
         let rules = self.machine.disks()[disk].injections();
         rules.consult(&write, |action| matches!(action, DiskAction::Status(_))).is_some()
     }

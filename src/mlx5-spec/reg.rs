@@ -77,6 +77,12 @@ layout! {
         PORT_RCV_CONSTRAINT_ERRORS: [0x0c 23:16],
         LINK_OVERRUN_ERRORS: [0x0c 7:0],
         VL_15_DROPPED: [0x10 15:0],
+        /// In words of 4 bytes.
+        PORT_XMIT_DATA: [0x14],
+        /// In words of 4 bytes.
+        PORT_RCV_DATA: [0x18],
+        PORT_XMIT_PKTS: [0x1c],
+        PORT_RCV_PKTS: [0x20],
         PORT_XMIT_WAIT: [0x24],
     }
 }

@@ -1,24 +1,159 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The port's link: up, unless somebody has pulled it or an injection has it down.
+//! The port: what has gone over it, and its link, which is up unless somebody has pulled it or an injection has it down.
 //!
 //! While it is down the port's state is DOWN and nothing goes over it, not even to itself: a message is sent again as often as its queue
 //! pair allows, and a datagram is lost. A reset ends what an injection does; it puts no cable back, which is none of the driver's.
 
+use std::ops::Sub;
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::Mutex;
 
 use mlx5_spec::eq::{eqe_port, event, port_change};
 use mlx5_spec::vport::{physical_state, port_state};
 
+use super::bus::Counter;
 use super::eq::Event;
 use super::fabric;
 use super::hca::Hca;
 use super::nic::NicHandle;
 
-/// The link of a device's one port.
+/// A device's one port.
 #[derive(Debug, Default)]
 pub struct Port {
     /// [`Cause`]s of its being down, as bits.
     down: AtomicU8,
+    /// What has gone over it.
+    pub traffic: Traffic,
+}
+
+/// Packets in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// How many.
+    pub packets: u64,
+    /// Their bytes from the local route header to the invariant CRC (IBTA 16.1.3.5, PortXmitData).
+    pub octets: u64,
+}
+
+impl Flow {
+    /// With so many octets more.
+    #[must_use]
+    pub fn with(self, octets: u64) -> Self {
+        Self { octets: self.octets + octets, ..self }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, octets: self.octets + other.octets }
+    }
+}
+
+impl Sub for Flow {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self { packets: self.packets - before.packets, octets: self.octets - before.octets }
+    }
+}
+
+/// What has gone over a port since the device was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// From it.
+    pub sent: Flow,
+    /// To it.
+    pub received: Flow,
+    /// Of both what it sent to itself.
+    pub loopback: Flow,
+    /// How often its link has gone down.
+    pub downs: u64,
+}
+
+impl Sub for Totals {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            sent: self.sent - before.sent,
+            received: self.received - before.received,
+            loopback: self.loopback - before.loopback,
+            downs: self.downs - before.downs,
+        }
+    }
+}
+
+/// Who reads the counters: each can begin anew without the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// QUERY_VPORT_COUNTER.
+    Vport = 0,
+    /// PPCNT.
+    Register = 1,
+}
+
+#[derive(Debug, Default)]
+struct FlowCounter {
+    packets: Counter,
+    octets: Counter,
+}
+
+impl FlowCounter {
+    fn add(&self, flow: Flow) {
+        self.packets.add(flow.packets);
+        self.octets.add(flow.octets);
+    }
+
+    fn get(&self) -> Flow {
+        Flow { packets: self.packets.get(), octets: self.octets.get() }
+    }
+}
+
+/// Counters of a port. No reset touches them.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    sent: FlowCounter,
+    received: FlowCounter,
+    loopback: FlowCounter,
+    downs: Counter,
+    /// When each [`Reader`] began anew.
+    cleared: [Mutex<Totals>; 2],
+}
+
+impl Traffic {
+    /// Counts what has gone out and come in.
+    pub fn add(&self, sent: Flow, received: Flow) {
+        self.sent.add(sent);
+        self.received.add(received);
+    }
+
+    /// Counts what the port has sent to itself.
+    pub fn add_loopback(&self, flow: Flow) {
+        self.add(flow, flow);
+        self.loopback.add(flow);
+    }
+
+    /// Since the device was made.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            sent: self.sent.get(),
+            received: self.received.get(),
+            loopback: self.loopback.get(),
+            downs: self.downs.get(),
+        }
+    }
+
+    /// Since `reader` began anew, which it does again now if it says `clear`.
+    pub fn seen_by(&self, reader: Reader, clear: bool) -> Totals {
+        let mut cleared = self.cleared[reader as usize].lock();
+        let now = self.totals();
+        let seen = now - *cleared;
+        if clear {
+            *cleared = now;
+        }
+        seen
+    }
 }
 
 /// Why a port is down.
@@ -82,6 +217,9 @@ pub fn set(hca: &Hca, cause: Cause, up: bool) -> bool {
         return true;
     }
     let change = if up { port_change::ACTIVE } else { port_change::DOWN };
+    if !up {
+        hca.port.traffic.downs.add(1);
+    }
     hca.async_event(Event::new(event::PORT_CHANGE, change).with(eqe_port::PORT_NUM, 1));
     if up {
         // Who waits for an answer may have one now: those here, and those who are connected to them.

@@ -25,6 +25,7 @@ mod objects;
 mod odp;
 mod plants;
 mod port;
+mod port_counters;
 mod power;
 mod public_reports;
 mod resets;

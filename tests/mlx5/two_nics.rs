@@ -15,16 +15,16 @@ use rnic_testdrive::{
 };
 
 const LEN: u64 = 64 << 10;
-const VA: u64 = 0x7000_0000_0000;
+pub const VA: u64 = 0x7000_0000_0000;
 
 /// One NIC's end: its driver, its queue pair, memory registered with it.
-struct Side {
-    driver: Arc<Driver>,
-    pd: u32,
-    cq: Arc<Cq>,
-    qp: Qp,
-    memory: Buffer,
-    mr: Mr,
+pub struct Side {
+    pub driver: Arc<Driver>,
+    pub pd: u32,
+    pub cq: Arc<Cq>,
+    pub qp: Qp,
+    pub memory: Buffer,
+    pub mr: Mr,
 }
 
 impl Side {
@@ -43,7 +43,7 @@ impl Side {
 
 /// Two NICs, a queue pair of each, connected. Their objects have the same numbers, so that one device's cannot pass for the other's
 /// unnoticed: the memory differs.
-fn sides(change: impl Fn(&mut QpSpec)) -> [Side; 2] {
+pub fn sides(change: impl Fn(&mut QpSpec)) -> [Side; 2] {
     let machines = Machine::with_nics(MachineConfig { ram_mib: 128, ..MachineConfig::default() }, 2);
     let sides: Vec<Side> = machines.into_iter().map(|machine| Side::new(machine, &change)).collect();
     let sides: [Side; 2] = sides.try_into().ok().unwrap();

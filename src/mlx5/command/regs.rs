@@ -3,8 +3,12 @@
 
 use super::request::{Reply, Request};
 use super::{CommandError, DriverSettings};
+use crate::port::{Reader, Traffic};
 use mlx5_spec::bits::Field;
-use mlx5_spec::reg::{access_in, access_out, ib_proto, ib_width, id, node_desc, op_mod, pmtu, ptys, pvlc};
+use mlx5_spec::reg::{
+    access_in, access_out, ib_port_counters, ib_proto, ib_width, id, node_desc, op_mod, pmtu, ppcnt, ppcnt_grp, ptys,
+    pvlc,
+};
 
 /// Bytes of the port's largest MTU.
 const MTU: u32 = 4096;
@@ -13,6 +17,8 @@ enum Register {
     /// Reads as these fields; writes are accepted and change nothing.
     Fixed(&'static [(Field, u32)]),
     NodeDescription,
+    /// Of the groups of counters it has that of InfiniBand ports; others stand at zero.
+    PortCounters,
 }
 
 const REGISTERS: &[(u32, usize, Register)] = &[
@@ -32,8 +38,7 @@ const REGISTERS: &[(u32, usize, Register)] = &[
     (id::PVLC, pvlc::SIZE, Register::Fixed(&[(pvlc::VL_HW_CAP, 4), (pvlc::VL_ADMIN, 4), (pvlc::VL_OPERATIONAL, 4)])),
     (id::NODE_DESC, node_desc::SIZE, Register::NodeDescription),
     (id::HOST_ENDIANNESS, 16, Register::Fixed(&[])),
-    // All counters stand at zero.
-    (id::PPCNT, 256, Register::Fixed(&[])),
+    (id::PPCNT, ppcnt::SIZE, Register::PortCounters),
 ];
 
 const PROTOCOLS: u32 = ib_proto::SDR | ib_proto::DDR | ib_proto::QDR | ib_proto::FDR10 | ib_proto::FDR | ib_proto::EDR;
@@ -55,19 +60,38 @@ pub fn access(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     // What the driver sent comes back with what the register says: port number and group are echoed.
     let mut answer = data.to_vec();
     match request.op_mod() {
-        op_mod::READ => read(register, request.settings, &mut answer),
+        op_mod::READ => read(register, request, &mut answer),
         op_mod::WRITE => write(register, request.settings, data),
         _ => return Err(CommandError::Param("op_mod is 0 or 1")),
     }
     Ok(Reply::new(access_out::REGISTER_DATA + size).with_bytes(access_out::REGISTER_DATA, &answer))
 }
 
-fn read(register: &Register, settings: &DriverSettings, answer: &mut [u8]) {
+fn read(register: &Register, request: &Request<'_>, answer: &mut [u8]) {
     match register {
         Register::Fixed(fields) => fields.iter().for_each(|(field, value)| field.set(answer, *value)),
         Register::NodeDescription => {
-            answer.iter_mut().zip(settings.node_desc).for_each(|(to, from)| *to = from);
+            answer.iter_mut().zip(request.settings.node_desc).for_each(|(to, from)| *to = from);
         }
+        Register::PortCounters => port_counters(&request.hca.port.traffic, answer),
+    }
+}
+
+/// Counters of the IBTA's PortCounters attribute stop at their highest value (16.1.3.5).
+fn port_counters(traffic: &Traffic, answer: &mut [u8]) {
+    use ib_port_counters as counters;
+    if ppcnt::GRP.get(answer) != ppcnt_grp::IB_PORT_COUNTERS {
+        return;
+    }
+    let seen = traffic.seen_by(Reader::Register, ppcnt::CLR.is_set(answer));
+    for (field, value, most) in [
+        (counters::LINK_DOWNED_COUNTER, seen.downs, 0xff),
+        (counters::PORT_XMIT_DATA, seen.sent.octets / 4, u64::from(u32::MAX)),
+        (counters::PORT_RCV_DATA, seen.received.octets / 4, u64::from(u32::MAX)),
+        (counters::PORT_XMIT_PKTS, seen.sent.packets, u64::from(u32::MAX)),
+        (counters::PORT_RCV_PKTS, seen.received.packets, u64::from(u32::MAX)),
+    ] {
+        field.plus(ppcnt::COUNTER_SET).set(answer, value.min(most) as u32);
     }
 }
 

@@ -5,7 +5,8 @@ use super::CommandError;
 use super::hca_cmds::IEEE_VENDOR_ID;
 use super::request::{Reply, Request};
 use crate::fabric::lid_of;
-use mlx5_spec::small::query_vport_counter_out;
+use crate::port::Reader;
+use mlx5_spec::small::{query_vport_counter_in, query_vport_counter_out};
 use mlx5_spec::vport::{
     GID_SIZE, PKEY_SIZE, WHOLE_TABLE, cap_mask1, hca_vport_context as context, modify_context_in, pkey,
     query_context_in, query_context_out, query_gid_in, query_gid_out, query_pkey_in, query_pkey_out,
@@ -116,8 +117,19 @@ pub fn query_pkey(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     Ok(reply)
 }
 
-/// QUERY_VPORT_COUNTER: all zero.
+/// QUERY_VPORT_COUNTER: what goes over the port is the vport's. Nothing fails, and nothing goes to a multicast group.
 pub fn query_counter(request: &mut Request<'_>) -> Result<Reply, CommandError> {
+    use query_vport_counter_out as out;
     check_port(request)?;
-    Ok(Reply::new(query_vport_counter_out::SIZE))
+    let clear = request.get(query_vport_counter_in::CLEAR) != 0;
+    let seen = request.hca.port.traffic.seen_by(Reader::Vport, clear);
+    let mut reply = Reply::new(out::SIZE);
+    for (flow, packets, octets) in [
+        (seen.received, out::RECEIVED_IB_UNICAST_PACKETS, out::RECEIVED_IB_UNICAST_OCTETS),
+        (seen.sent, out::TRANSMITTED_IB_UNICAST_PACKETS, out::TRANSMITTED_IB_UNICAST_OCTETS),
+        (seen.loopback, out::LOCAL_LOOPBACK_PACKETS, out::LOCAL_LOOPBACK_OCTETS),
+    ] {
+        reply = reply.with64(packets, flow.packets).with64(octets, flow.octets);
+    }
+    Ok(reply)
 }

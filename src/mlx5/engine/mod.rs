@@ -3,7 +3,7 @@
 //!
 //! * `wqe`: work requests, parsed. `receive`: how receive WQEs are taken.
 //! * `requester`: one queue pair's sending half and what it waits for; `execute` and `datagram`: one step of a message;
-//!   `transfer`: the copy; `completion`: CQEs; `diagnosis`: what they say of errors; `failure`: errors, page faults, flushing.
+//!   `transfer`: the copy; `wire`: what a message would be in packets; `completion`: CQEs; `diagnosis`: what they say of errors; `failure`: errors, page faults, flushing.
 //! * `worker`: an engine, a value that is run for a bounded while; `mailbox`: its mailbox.
 //! * [`EnginePolicy`]: who runs it. Here: the threads, and the vCPU that rang a doorbell.
 
@@ -29,6 +29,7 @@ mod psn;
 mod receive;
 mod requester;
 mod transfer;
+mod wire;
 mod work;
 mod worker;
 mod wqe;

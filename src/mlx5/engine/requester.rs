@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::diagnosis::Diagnosis;
 use super::failure::{Failure, injected};
 use super::receive::read_record;
+use super::wire::Tally;
 use super::work::{Cx, Effect, Peer, Step, Work, has_pkey, receives};
 use super::wqe::Kind;
 use crate::fabric;
@@ -99,6 +100,7 @@ impl Requester {
     pub fn turn(&mut self, cx: &mut Cx<'_>) -> Turn {
         let mut bytes = 0;
         let mut wqes = 0;
+        let mut tally = Tally::default();
         let turn = loop {
             if !self.refresh(cx.hca) {
                 break Turn::Gone;
@@ -125,6 +127,7 @@ impl Requester {
                     self.tell_placed(cx.hca);
                     wqes += 1;
                     bytes += moved;
+                    tally.add(cx.hca, &self.work);
                     self.retire();
                 }
                 Step::Idle => break Turn::Idle,
@@ -141,6 +144,7 @@ impl Requester {
         };
         cx.hca.counters.wqes.add(u64::from(wqes));
         cx.hca.counters.bytes.add(bytes);
+        tally.tell(cx.hca);
         let Work { qp, attrs, .. } = &self.work;
         qp.wqes.fetch_add(u64::from(wqes), Ordering::Relaxed);
         attrs.life.progress.sq_done.store(u32::from(self.work.index), Ordering::Relaxed);

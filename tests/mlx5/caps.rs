@@ -90,6 +90,7 @@ const GENERAL: &[Row] = &[
     ("CQ_OI", 1, "queues that ignore overruns", By("tests/mlx5/completion.rs::a_queue_that_ignores_overruns_goes_on")),
     ("ATOMIC", 1, "atomics", By("tests/mlx5/loopback.rs::atomics_of_many_queue_pairs_lose_nothing")),
     ("PG", 1, "on-demand paging", By("tests/mlx5/odp.rs::the_cycle_of_an_incoming_write")),
+    ("IMAICL", 1, "memory windows", By("tests/mlx5/windows.rs::a_window_gives_what_it_is_bound_to_and_no_more")),
     ("XRC", 1, "XRC", By("tests/mlx5/shared_receive.rs::xrc_messages_name_the_queue_that_they_land_in")),
     ("UD", 1, "datagrams", By("tests/mlx5/datagrams.rs::a_datagram_arrives_behind_the_room_for_a_grh")),
     ("UC", 1, "unreliable connections", By("tests/mlx5/datagrams.rs::an_unreliable_connection_writes_and_sends")),

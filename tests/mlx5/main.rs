@@ -38,3 +38,4 @@ mod standstill;
 mod states;
 mod taking;
 mod two_nics;
+mod windows;

@@ -48,6 +48,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::ATOMIC, 1),
     (cap::CQ_OI, 1),
     (cap::PG, 1),
+    (cap::IMAICL, 1),
     (cap::RC, 1),
     (cap::UC, 1),
     (cap::UD, 1),

@@ -135,7 +135,6 @@ const TRIES: &[(&str, Try)] = &[
     ("APM", Own(|driver| migrate(driver, opt_param_mask::PM_STATE, pm_state::ARMED), status::BAD_PARAM)),
     ("APM", Own(|driver| migrate(driver, opt_param_mask::PM_STATE, pm_state::MIGRATED), status::OK)),
     ("VECTOR_CALC", Type(0xb)),
-    ("IMAICL", Try::Wqe(opcode::LOCAL_INVAL)),
     ("SET_DETH_SQPN", Value(Opcode::CREATE_QP, qpc::DETH_SQPN.plus(QPC), 1)),
     ("UAR_4K", Nothing("the pages are of 4 KiB all the same")),
     ("PORT_SELECTION_CAP", Type(cap_type::PORT_SELECTION)),

@@ -29,6 +29,15 @@ pub enum CqError {
     Dead(u32),
 }
 
+/// A completion queue keeps its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResizeError {
+    /// Its entries and the one that tells of the change have no room in the one buffer or in the other.
+    Full,
+    /// It is in error, or its buffer is not in guest RAM.
+    Broken,
+}
+
 /// A completion queue.
 pub struct Cq {
     /// Its number.
@@ -43,19 +52,44 @@ pub struct Cq {
     pub uses: Uses,
     /// CQC as created, for QUERY_CQ.
     pub context: Mutex<Vec<u8>>,
+    ignore_overrun: bool,
+    record: u64,
+    state: Mutex<State>,
+}
+
+/// Where the entries lie.
+#[derive(Debug, Default)]
+struct Ring {
     log_size: u32,
     /// log2 of the bytes between entries: 6, or 7 for the padded kinds.
     log_stride: u32,
     /// Byte of the 64-byte entry within its stride: 64 for 128-byte CQEs.
     offset: u64,
-    ignore_overrun: bool,
-    record: u64,
     buffer: GuestBuffer,
-    state: Mutex<State>,
+}
+
+impl Ring {
+    /// `entry` as in [`CqSpec::entry`].
+    fn new(log_size: u32, entry: u32, buffer: GuestBuffer) -> Self {
+        let (log_stride, offset) = if entry == 0 { (6, 0) } else { (7, CQE_SIZE as u64) };
+        Self { log_size, log_stride, offset, buffer }
+    }
+
+    fn size(&self) -> u32 {
+        1 << self.log_size
+    }
+
+    /// Publishes entry `index`, with its owner bit.
+    fn write(&self, bus: &Bus, index: u32, entry: &mut [u8; CQE_SIZE]) -> Result<(), dma::DmaError> {
+        cqe::OWNER.set(entry, index >> self.log_size & 1);
+        let slot = u64::from(index & (self.size() - 1)) << self.log_stride;
+        self.buffer.publish(&bus.dma, slot + self.offset, entry)
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
+    ring: Ring,
     producer: u32,
     /// As last read from the doorbell record; wrapping like `producer`.
     consumer: u32,
@@ -73,6 +107,11 @@ struct State {
 }
 
 impl State {
+    /// Entries that are not consumed, as last looked at. Those that were put off have their place already.
+    fn used(&self) -> u32 {
+        self.producer.wrapping_add(self.late.len() as u32).wrapping_sub(self.consumer)
+    }
+
     /// The arm brings its event.
     fn disarm(&mut self) {
         self.armed = None;
@@ -121,26 +160,10 @@ impl Cq {
     /// An empty, unarmed queue.
     pub fn new(cqn: u32, spec: CqSpec) -> Self {
         let CqSpec { uar, eqn, log_size, entry, ignore_overrun, record, buffer, context } = spec;
-        let log_stride = if entry == 0 { 6 } else { 7 };
-        let offset = if entry == 0 { 0 } else { CQE_SIZE as u64 };
         let context = Mutex::new(context);
-        let state = Mutex::default();
+        let state = Mutex::new(State { ring: Ring::new(log_size, entry, buffer), ..State::default() });
         let (users, uses) = (Users::default(), Uses::default());
-        Self {
-            cqn,
-            uar,
-            eqn,
-            users,
-            uses,
-            context,
-            log_size,
-            log_stride,
-            offset,
-            ignore_overrun,
-            record,
-            buffer,
-            state,
-        }
+        Self { cqn, uar, eqn, users, uses, context, ignore_overrun, record, state }
     }
 
     /// Bytes of a buffer for this geometry.
@@ -192,8 +215,7 @@ impl Cq {
         mut entry: [u8; CQE_SIZE],
         solicited: bool,
     ) -> Result<bool, CqError> {
-        cqe::OWNER.set(&mut entry, state.producer >> self.log_size & 1);
-        self.write(bus, state.producer, &entry).map_err(|_| CqError::Dead(self.cqn))?;
+        state.ring.write(bus, state.producer, &mut entry).map_err(|_| CqError::Dead(self.cqn))?;
         state.producer = state.producer.wrapping_add(1);
         if solicited {
             state.solicited = Some(state.producer);
@@ -252,10 +274,9 @@ impl Cq {
         }
     }
 
-    /// Looks at the doorbell record only when the queue seems full. Entries that were put off have their place already.
+    /// Looks at the doorbell record only when the queue seems full.
     fn has_room(&self, bus: &Bus, state: &mut State) -> bool {
-        let (size, late) = (1u32 << self.log_size, state.late.len() as u32);
-        let has_room = |state: &State| state.producer.wrapping_add(late).wrapping_sub(state.consumer) < size;
+        let has_room = |state: &State| state.used() < state.ring.size();
         if self.ignore_overrun || has_room(state) {
             return true;
         }
@@ -294,9 +315,25 @@ impl Cq {
         cqc::CONSUMER_COUNTER.set(context, state.consumer);
     }
 
-    fn write(&self, bus: &Bus, index: u32, entry: &[u8; CQE_SIZE]) -> Result<(), dma::DmaError> {
-        let slot = u64::from(index & ((1 << self.log_size) - 1)) << self.log_stride;
-        self.buffer.publish(&bus.dma, slot + self.offset, entry)
+    /// Goes on in another buffer of 1 << `log_size` entries. The last entry in the old one says so, and brings no event: the driver takes
+    /// those before it along, each one place further on, which leaves the place of this one to be the first of them.
+    pub fn resize(&self, bus: &Bus, log_size: u32, entry: u32, buffer: GuestBuffer) -> Result<(), ResizeError> {
+        let mut state = self.state.lock();
+        if state.error {
+            return Err(ResizeError::Broken);
+        }
+        if !self.ignore_overrun {
+            self.read_record(bus, &mut state);
+            if state.used() >= state.ring.size().min(1 << log_size) {
+                return Err(ResizeError::Full);
+            }
+        }
+        let mut notice = [0; CQE_SIZE];
+        cqe::OPCODE.set(&mut notice, opcode::RESIZE_CQ);
+        state.ring.write(bus, state.producer, &mut notice).map_err(|_| ResizeError::Broken)?;
+        state.producer = state.producer.wrapping_add(1);
+        state.ring = Ring::new(log_size, entry, buffer);
+        Ok(())
     }
 }
 

@@ -88,6 +88,12 @@ const GENERAL: &[Row] = &[
         By("tests/mlx5/taking.rs::receive_wqes_with_a_signature_segment"),
     ),
     ("CQ_OI", 1, "queues that ignore overruns", By("tests/mlx5/completion.rs::a_queue_that_ignores_overruns_goes_on")),
+    (
+        "CQ_RESIZE",
+        1,
+        "completion queues of another size",
+        By("tests/mlx5/resize.rs::a_queue_goes_on_in_another_buffer"),
+    ),
     ("ATOMIC", 1, "atomics", By("tests/mlx5/loopback.rs::atomics_of_many_queue_pairs_lose_nothing")),
     ("PG", 1, "on-demand paging", By("tests/mlx5/odp.rs::the_cycle_of_an_incoming_write")),
     ("IMAICL", 1, "memory windows", By("tests/mlx5/windows.rs::a_window_gives_what_it_is_bound_to_and_no_more")),

@@ -29,6 +29,7 @@ mod port_counters;
 mod power;
 mod public_reports;
 mod resets;
+mod resize;
 mod retries;
 mod rule_three;
 mod scene;

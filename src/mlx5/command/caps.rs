@@ -47,6 +47,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::WQ_SIGNATURE, 1),
     (cap::ATOMIC, 1),
     (cap::CQ_OI, 1),
+    (cap::CQ_RESIZE, 1),
     (cap::PG, 1),
     (cap::IMAICL, 1),
     (cap::RC, 1),

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Completion queue commands (contract 6.2). Moderation and resizing are not offered.
+//! Completion queue commands (contract 6.2). Moderation is not offered.
 
 use super::CommandError;
 use super::fields;
 use super::request::{Reply, Request, at_most, find, hold, take};
-use crate::cq::{Cq, CqSpec};
+use crate::cq::{Cq, CqSpec, ResizeError};
 use crate::eq::About;
 use crate::later;
 use crate::limits::LOG_MAX_CQ_SIZE;
-use mlx5_spec::cq::{CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, query_in, query_out};
+use mlx5_spec::cq::{
+    CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, query_in, query_out, resize_select,
+};
 
 /// CREATE_CQ.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
@@ -55,14 +57,43 @@ pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CQC, &context))
 }
 
-/// MODIFY_CQ: nothing of what it could change is offered.
+/// MODIFY_CQ: another size, or nothing.
 pub fn modify(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    find(&request.hca.cqs, "CQ", request.get(modify_in::CQN))?;
-    if request.op_mod() != modify_op_mod::MODIFY {
-        return Err(CommandError::Param("resizing is not offered"));
+    let cq = find(&request.hca.cqs, "CQ", request.get(modify_in::CQN))?;
+    match (request.op_mod(), request.get(modify_in::FIELD_SELECT)) {
+        (modify_op_mod::RESIZE, select) => resize(request, &cq, select),
+        (modify_op_mod::MODIFY, 0) => Ok(Reply::ok()),
+        (modify_op_mod::MODIFY, _) => Err(CommandError::Param(fields::MODERATION)),
+        _ => Err(CommandError::Param("op_mod is 0 or 1")),
     }
-    match request.get(modify_in::FIELD_SELECT) {
-        0 => Ok(Reply::ok()),
-        _ => Err(CommandError::Param(fields::MODERATION)),
+}
+
+/// What the command does not select stays, and so does the size of an entry.
+fn resize(request: &mut Request<'_>, cq: &Cq, select: u32) -> Result<Reply, CommandError> {
+    let asked = request.part(modify_in::CQC, CQC_SIZE)?;
+    request.refuse_umem(modify_in::CQ_UMEM_VALID)?;
+    let mut context = cq.context.lock();
+    let mut next = context.clone();
+    for (bit, field) in [
+        (resize_select::LOG_SIZE, cqc::LOG_CQ_SIZE),
+        (resize_select::PAGE_OFFSET, cqc::PAGE_OFFSET),
+        (resize_select::PAGE_SIZE, cqc::LOG_PAGE_SIZE),
+    ] {
+        if select & bit != 0 {
+            field.set(&mut next, field.get(asked));
+        }
     }
+    let entry = cqc::CQE_SZ.get(&next);
+    if cqc::CQE_SZ.get(asked) != entry {
+        return Err(CommandError::Param("entries keep their size"));
+    }
+    let log_size = at_most(cqc::LOG_CQ_SIZE.get(&next), LOG_MAX_CQ_SIZE, "CQ size")?;
+    let (log_page, offset) = (cqc::LOG_PAGE_SIZE.get(&next), cqc::PAGE_OFFSET.get(&next));
+    let buffer = request.buffer(modify_in::PAS, log_page, offset, Cq::bytes(log_size, entry))?;
+    cq.resize(request.hca, log_size, entry, buffer).map_err(|error| match error {
+        ResizeError::Full => CommandError::Limit("what is in the queue"),
+        ResizeError::Broken => CommandError::Param("the queue is in error"),
+    })?;
+    *context = next;
+    Ok(Reply::ok())
 }

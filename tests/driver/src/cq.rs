@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use dma::Backoff;
 use mlx5_spec::cmd::Opcode;
-use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, create_in, create_out, dbr, destroy_in, opcode, syndrome};
+use mlx5_spec::cq::{
+    CQE_SIZE, cqc, cqe, create_in, create_out, dbr, destroy_in, modify_in, modify_op_mod, opcode, resize_select,
+    syndrome,
+};
 use mlx5_spec::uar;
 use probe::Patience;
 
@@ -104,13 +107,12 @@ pub struct Cq {
     /// Guest physical address of the doorbell record.
     pub record: u64,
     context: Arc<Context>,
-    log_size: u32,
-    buffer: Buffer,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
+    log_size: u32,
+    buffer: Buffer,
     consumer: u32,
     arm_sn: u32,
 }
@@ -119,10 +121,7 @@ impl Cq {
     /// CREATE_CQ.
     pub fn create(context: &Arc<Context>, spec: CqSpec) -> Result<Arc<Self>> {
         let guest = &context.machine.guest;
-        let buffer = guest.scattered((CQE_SIZE as u64) << spec.log_size);
-        for entry in 0..1u64 << spec.log_size {
-            buffer.write(entry * CQE_SIZE as u64 + cqe::OP_OWN as u64, &[(opcode::INVALID << 4 | 1) as u8]);
-        }
+        let buffer = empty(context, spec.log_size);
         let record = guest.page();
         guest.write(record, &[0; dbr::SIZE]);
         let at = create_in::CQC;
@@ -136,7 +135,39 @@ impl Cq {
         let cqn = create_out::CQN.get(&context.command(input)?);
         let CqSpec { log_size, uar, .. } = spec;
         let context = context.clone();
-        Ok(Arc::new(Self { cqn, uar, context, log_size, buffer, record, state: Mutex::default() }))
+        let state = Mutex::new(State { log_size, buffer, consumer: 0, arm_sn: 0 });
+        Ok(Arc::new(Self { cqn, uar, context, record, state }))
+    }
+
+    /// MODIFY_CQ with op_mod RESIZE: goes on in a buffer of 1 << `log_size` entries. Takes along what is not consumed, as drivers do: up to
+    /// the entry that tells of the change, each one place further on.
+    pub fn resize(&self, log_size: u32) -> Result<()> {
+        let mut state = self.lock();
+        let buffer = empty(&self.context, log_size);
+        let at = modify_in::CQC;
+        let input = Input::new(Opcode::MODIFY_CQ, modify_in::SIZE)
+            .op_mod(modify_op_mod::RESIZE)
+            .with(modify_in::CQN, self.cqn)
+            .with(modify_in::FIELD_SELECT, resize_select::LOG_SIZE)
+            .with(cqc::LOG_CQ_SIZE.plus(at), log_size)
+            .list(&buffer.pages);
+        self.context.command(input)?;
+        let mut next = State { log_size, buffer, consumer: state.consumer, arm_sn: state.arm_sn };
+        loop {
+            let Some(cqe) = self.peek(&state) else {
+                return Err(Error::Timeout("the entry that tells of the new size"));
+            };
+            state.consumer = state.consumer.wrapping_add(1);
+            if cqe.opcode() == opcode::RESIZE_CQ {
+                break;
+            }
+            let mut bytes = cqe.bytes;
+            cqe::OWNER.set(&mut bytes, state.consumer >> log_size & 1);
+            next.buffer.write(at_index(log_size, state.consumer), &bytes);
+        }
+        next.consumer = next.consumer.wrapping_add(1);
+        *state = next;
+        Ok(())
     }
 
     /// DESTROY_CQ.
@@ -222,24 +253,34 @@ impl Cq {
     fn peek(&self, state: &State) -> Option<Cqe> {
         self.op_own(state)?;
         let mut bytes = [0; CQE_SIZE];
-        self.buffer.read(self.at(state), &mut bytes);
+        state.buffer.read(at_index(state.log_size, state.consumer), &mut bytes);
         Some(Cqe { bytes })
     }
 
     /// The last byte of the next entry, if the entry is the driver's.
     fn op_own(&self, state: &State) -> Option<u8> {
-        let at = self.buffer.gpa(self.at(state) + cqe::OP_OWN as u64);
+        let at = state.buffer.gpa(at_index(state.log_size, state.consumer) + cqe::OP_OWN as u64);
         let op_own = self.context.machine.guest.observe_u8(at);
         let valid =
-            op_own >> 4 != opcode::INVALID as u8 && u32::from(op_own & 1) == state.consumer >> self.log_size & 1;
+            op_own >> 4 != opcode::INVALID as u8 && u32::from(op_own & 1) == state.consumer >> state.log_size & 1;
         valid.then_some(op_own)
-    }
-
-    fn at(&self, state: &State) -> u64 {
-        u64::from(state.consumer & ((1 << self.log_size) - 1)) * CQE_SIZE as u64
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
+}
+
+/// Where entry `index` lies.
+fn at_index(log_size: u32, index: u32) -> u64 {
+    u64::from(index & ((1 << log_size) - 1)) * CQE_SIZE as u64
+}
+
+/// A buffer of entries that are none.
+fn empty(context: &Context, log_size: u32) -> Buffer {
+    let buffer = context.machine.guest.scattered((CQE_SIZE as u64) << log_size);
+    for entry in 0..1u64 << log_size {
+        buffer.write(entry * CQE_SIZE as u64 + cqe::OP_OWN as u64, &[(opcode::INVALID << 4 | 1) as u8]);
+    }
+    buffer
 }

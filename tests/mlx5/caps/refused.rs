@@ -122,7 +122,6 @@ const TRIES: &[(&str, Try)] = &[
     ("ETH_NET_OFFLOADS", Command(0x900)),
     ("ETH_NET_OFFLOADS", Value(Opcode::CREATE_QP, qpc::ST.plus(QPC), service_type::RAW_ETH)),
     ("ROCE", Command(0x761)),
-    ("CQ_RESIZE", Own(|driver| modify_cq(driver, modify_op_mod::RESIZE, 1), status::BAD_PARAM)),
     ("CQ_MODERATION", Own(|driver| modify_cq(driver, modify_op_mod::MODIFY, modify_select::PERIOD), status::BAD_PARAM)),
     ("CQ_MODERATION", Own(|driver| modify_cq(driver, 0, modify_select::MAX_COUNT), status::BAD_PARAM)),
     ("CQ_MODERATION", Own(|driver| modify_cq(driver, 0, modify_select::PERIOD_MODE), status::BAD_PARAM)),

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use mlx5::NicConfig;
 use mlx5::hooks::{MomentKind, NicAction, NicMoments, NicRule, WqeMatch};
+use mlx5_spec::cmd::Opcode;
 use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::event;
 use mlx5_spec::odp::wqe_fault_type;
-use mlx5_spec::qp::{qpc, state};
+use mlx5_spec::qp::{qpc, service_type, state};
+use mlx5_spec::wqe::opcode;
 use rnic_testdrive::odp::FaultService;
 use rnic_testdrive::{
-    Access, Driver, Machine, MachineConfig, MkeySpec, OdpMr, PATIENCE, PageFault, Qp, QpSpec, Sge, Srq, Wqe,
+    Access, Driver, Machine, MachineConfig, MkeySpec, OdpMr, PATIENCE, PageFault, Qp, QpSpec, Sge, Srq, Wqe, XrcSpec,
 };
 
 use crate::scene::{LEN, Pair};
@@ -247,6 +249,49 @@ fn the_cycle_of_a_shared_receive_list() {
     pair.one_cq.wait_ok().unwrap();
     assert_eq!(pair.other_cq.wait_ok().unwrap().wqe_counter(), index);
     pair.assert_copied((&pair.local, 0), (&paged.memory, 0), 6000);
+}
+
+/// Each access that XRC offers, which meets an absent page, and the page fault that it must raise.
+#[test]
+fn the_cycles_of_xrc() {
+    let paged = Paged::new();
+    let (pair, driver) = (&paged.pair, &paged.pair.driver);
+    let xrcd = driver.alloc_number(Opcode::ALLOC_XRCD).unwrap();
+    let spec = XrcSpec { pd: pair.pd, xrcd, cqn: pair.other_cq.cqn, user_index: 0x77 };
+    let srq = Srq::create_xrc(&driver.context, spec, 3).unwrap();
+    let spec =
+        QpSpec { service: service_type::XRC, srq: Some(srq.srqn), xrcd, ..QpSpec::rc(driver, pair.pd, &pair.one_cq) };
+    let (from, _to) = Qp::pair(driver, spec.clone(), QpSpec { log_sq: 0, ..spec }).unwrap();
+    let (there, key) = ((pair.remote_mr.va, pair.remote_mr.key), paged.odp.mr.key);
+    let message = |code| Wqe::new(code).xrc(srq.srqn);
+    let wqe_fault = |kind, number| move |fault: &PageFault| matches!(fault, PageFault::Wqe { kind: k, number: n, .. } if (*k, *n) == (kind, number));
+    let rdma = |to_write| move |fault: &PageFault| matches!(fault, PageFault::Rdma { rkey, write, .. } if (*rkey, *write) == (key, to_write));
+    let requester = wqe_fault(wqe_fault_type::REQUESTER_SEND_OR_WRITE, from.qpn);
+    let answered = wqe_fault(wqe_fault_type::REQUESTER_READ_OR_ATOMIC, from.qpn);
+    let shared = wqe_fault(wqe_fault_type::SRQ, srq.srqn);
+    let run = |wqe: Wqe, is_meant: &dyn Fn(&PageFault) -> bool| {
+        from.post_one(wqe.signaled());
+        let fault = paged.fault();
+        assert!(is_meant(&fault), "{fault:?}");
+        paged.map(0, 1);
+        paged.resume(&fault);
+        pair.one_cq.wait_ok().unwrap();
+        paged.odp.zap(driver, 0, 1).unwrap();
+    };
+    let (here, absent) = (pair.local_mr.sge(0, 64), paged.sge(0, 64));
+    srq.post(&[pair.remote_mr.sge(0, 64)]).unwrap();
+    run(message(opcode::SEND).sge(absent), &requester);
+    pair.other_cq.wait_ok().unwrap();
+    srq.post(&[absent]).unwrap();
+    run(message(opcode::SEND).sge(here), &shared);
+    pair.other_cq.wait_ok().unwrap();
+    run(message(opcode::RDMA_WRITE).remote(there.0, there.1).sge(absent), &requester);
+    run(message(opcode::RDMA_WRITE).remote(VA, key).sge(here), &rdma(true));
+    run(message(opcode::RDMA_READ).remote(VA, key).sge(here), &rdma(false));
+    run(message(opcode::RDMA_READ).remote(there.0, there.1).sge(absent), &answered);
+    let add = |va, key| message(opcode::ATOMIC_FA).remote(va, key).segment(&[0; 16]);
+    run(add(VA, key).sge(pair.local_mr.sge(0, 8)), &rdma(true));
+    run(add(there.0, there.1).sge(paged.sge(0, 8)), &answered);
 }
 
 #[test]

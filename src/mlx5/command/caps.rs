@@ -79,9 +79,15 @@ const ATOMIC: &[(Field, u32)] = &[
 const RC_ODP: u32 =
     odp_transport::SEND | odp_transport::RECEIVE | odp_transport::WRITE | odp_transport::READ | odp_transport::ATOMIC;
 
-/// Drivers ask for shared receive queues by SET_HCA_CAP, the rest they expect to be on (contract 4.1, row 10).
-const ODP_MOST: &[(Field, u32)] =
-    &[(odp_caps::RC_ODP_CAPS, RC_ODP | odp_transport::SRQ_RECEIVE), (odp_caps::UD_ODP_CAPS, odp_transport::SEND)];
+/// The same of XRC, whose messages go to shared receive queues only.
+const XRC_ODP: u32 = RC_ODP & !odp_transport::RECEIVE | odp_transport::SRQ_RECEIVE;
+
+/// Drivers ask for shared receive queues and for all of XRC by SET_HCA_CAP, the rest they expect to be on (contract 4.1, row 10).
+const ODP_MOST: &[(Field, u32)] = &[
+    (odp_caps::RC_ODP_CAPS, RC_ODP | odp_transport::SRQ_RECEIVE),
+    (odp_caps::XRC_ODP_CAPS, XRC_ODP),
+    (odp_caps::UD_ODP_CAPS, odp_transport::SEND),
+];
 
 const ODP_INITIAL: &[(Field, u32)] = &[(odp_caps::RC_ODP_CAPS, RC_ODP), (odp_caps::UD_ODP_CAPS, odp_transport::SEND)];
 

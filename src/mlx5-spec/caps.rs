@@ -70,10 +70,13 @@ layout! {
         LOG_MAX_RA_RES_QP: [0x28 5:0],
         CC_QUERY_ALLOWED: [0x2c 30],
         CC_MODIFY_ALLOWED: [0x2c 29],
+        RTS2RTS_QP_COUNTERS_SET_ID: [0x2c 22],
         QCAM_REG: [0x2c 16],
         /// 8 << n GIDs.
         GID_TABLE_SIZE: [0x2c 15:0],
+        OUT_OF_SEQ_CNT: [0x30 31],
         VPORT_COUNTERS: [0x30 30],
+        RETRANSMISSION_Q_COUNTERS: [0x30 29],
         DEBUG: [0x30 28],
         MAX_QP_CNT: [0x30 25:16],
         /// 128 << n P_Keys.
@@ -90,6 +93,7 @@ layout! {
         PCAM_REG: [0x34 21],
         LOCAL_CA_ACK_DELAY: [0x34 20:16],
         PORT_MODULE_EVENT: [0x34 15],
+        ENHANCED_ERROR_Q_COUNTERS: [0x34 14],
         /// See `port_type`.
         PORT_TYPE: [0x34 9:8],
         NUM_PORTS: [0x34 7:0],

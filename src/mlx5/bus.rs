@@ -23,7 +23,7 @@ use pci::msix::Msix;
 use pci::rate_limit::RateLimit;
 use probe::ledger::Ledger;
 
-/// A count that only grows.
+/// A count that grows until it is taken.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -36,6 +36,11 @@ impl Counter {
     /// So far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// So far; it begins anew.
+    pub fn take(&self) -> u64 {
+        self.0.swap(0, Ordering::Relaxed)
     }
 }
 

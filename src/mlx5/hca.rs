@@ -13,10 +13,11 @@ use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
 use super::later;
 use super::levers::NicLevers;
-use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD};
+use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD, MAX_Q_COUNTERS};
 use super::mkey::{Ghosts, Mkey};
 use super::odp::{Offered, PageFaults};
 use super::port::Port;
+use super::q_counters::QCounters;
 use super::qp::{Qp, QpAttrs};
 use super::srq::Srq;
 use super::table::Table;
@@ -61,6 +62,8 @@ pub struct Hca {
     pub pds: Table<Users>,
     /// XRC domains.
     pub xrcds: Table<Users>,
+    /// Sets of Q counters.
+    pub q_counters: Table<QCounters>,
     /// UAR pages.
     pub uars: Table<Users>,
     /// QPNs of QP0 and QP1, once they exist (contract 6.3: packets to 0 and 1 go there).
@@ -107,6 +110,7 @@ impl Hca {
             queue_pages: BufferMemory::default(),
             pds: domains(LOG_MAX_PD),
             xrcds: domains(LOG_MAX_XRCD),
+            q_counters: Table::new(1, MAX_Q_COUNTERS, MAX_Q_COUNTERS as usize).charged(object::<QCounters>(0), memory),
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
             special: Mutex::default(),
             page_faults: PageFaults::default(),

@@ -49,6 +49,7 @@ impl NicHandle {
             "pds": numbers(&hca.pds.all()),
             "xrcds": numbers(&hca.xrcds.all()),
             "uars": numbers(&hca.uars.all()),
+            "q_counters": numbers(&hca.q_counters.all()),
             "page_faults": hca.page_faults.live().len(),
             "late": hca.later.held(),
             "gone": hca.health.is_gone(),

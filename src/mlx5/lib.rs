@@ -30,6 +30,7 @@ pub mod nic;
 pub mod odp;
 mod plug;
 pub mod port;
+pub mod q_counters;
 pub mod qp;
 #[cfg(test)]
 mod queue_tests;

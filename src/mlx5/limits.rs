@@ -35,3 +35,5 @@ pub const MAX_INDIRECTION: u32 = 4;
 pub const LOG_MAX_RD_ATOMIC: u32 = 4;
 /// log2 of the longest message in bytes.
 pub const LOG_MAX_MSG: u32 = 30;
+/// Sets of Q counters: their numbers have eight bits, and 0 is none.
+pub const MAX_Q_COUNTERS: u32 = 255;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::buffer::GuestBuffer;
 use super::cq::Cq;
 use super::engine::{Responder, Sequence};
+use super::q_counters::{Count, QCounters};
 use super::srq::Srq;
 use super::users::Uses;
 use mlx5_spec::qp::state;
@@ -79,6 +80,8 @@ pub struct QpAttrs {
     pub pkey_index: u16,
     /// XRC domain: a target serves the SRQs of its own.
     pub xrcd: u32,
+    /// Where what happens to it is counted.
+    pub counters: Option<Arc<QCounters>>,
     /// Guest physical address of the doorbell record: first the receive counter, then the send counter.
     pub record: u64,
 }
@@ -201,6 +204,15 @@ pub struct QpSpec {
     pub attrs: QpAttrs,
 }
 
+impl QpAttrs {
+    /// Counts something that has happened to it.
+    pub fn count(&self, what: Count) {
+        if let Some(counters) = &self.counters {
+            counters.add(what);
+        }
+    }
+}
+
 impl Default for QpAttrs {
     fn default() -> Self {
         Self {
@@ -228,6 +240,7 @@ impl Default for QpAttrs {
             qkey: 0,
             pkey_index: 0,
             xrcd: 0,
+            counters: None,
             record: 0,
         }
     }

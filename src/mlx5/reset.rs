@@ -13,7 +13,7 @@ use super::uar::UarDoorbells;
 /// Objects of all kinds that a driver has made and not destroyed.
 pub fn objects(hca: &Hca) -> usize {
     let queues = hca.eqs.len() + hca.cqs.len() + hca.qps.len() + hca.srqs.len();
-    queues + hca.mkeys.len() + hca.pds.len() + hca.xrcds.len() + hca.uars.len()
+    queues + hca.mkeys.len() + hca.pds.len() + hca.xrcds.len() + hca.uars.len() + hca.q_counters.len()
 }
 
 /// Destroys every object. The caller holds commands off.
@@ -39,6 +39,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     for table in [&hca.pds, &hca.xrcds, &hca.uars] {
         table.clear();
     }
+    hca.q_counters.clear();
     // Engines forget what they keep by QPN.
     qps.iter().for_each(|qp| hca.engines.kick(qp.uar, qp.qpn));
     // Peers may wait for a page of theirs.

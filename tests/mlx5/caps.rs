@@ -64,6 +64,36 @@ const GENERAL: &[Row] = &[
     ("LOG_MAX_KLM_LIST_SIZE", 16, "KLM lists of 2^16 entries", Run(shown::the_longest_klm_list)),
     ("LOG_MAX_RA_REQ_QP", 4, "a queue pair asks for 16 READs at once", Run(shown::sixteen_reads)),
     ("LOG_MAX_RA_RES_QP", 4, "a queue pair answers 16 READs at once", Run(shown::sixteen_reads)),
+    (
+        "RTS2RTS_QP_COUNTERS_SET_ID",
+        1,
+        "a queue pair at work gets another set of counters",
+        By("tests/mlx5/q_counters.rs::a_queue_pair_changes_its_set"),
+    ),
+    (
+        "OUT_OF_SEQ_CNT",
+        1,
+        "out_of_sequence",
+        By("tests/mlx5/q_counters.rs::what_is_out_of_sequence_counts_on_both_sides"),
+    ),
+    (
+        "RETRANSMISSION_Q_COUNTERS",
+        1,
+        "what is sent again counts",
+        By("tests/mlx5/q_counters.rs::what_is_out_of_sequence_counts_on_both_sides"),
+    ),
+    (
+        "MAX_QP_CNT",
+        255,
+        "so many sets of Q counters",
+        By("tests/mlx5/q_counters.rs::there_are_as_many_sets_as_offered"),
+    ),
+    (
+        "ENHANCED_ERROR_Q_COUNTERS",
+        1,
+        "errors count by their kind",
+        By("tests/mlx5/q_counters.rs::errors_count_by_their_kind_on_both_sides"),
+    ),
     ("VPORT_COUNTERS", 1, "QUERY_VPORT_COUNTER", Run(shown::port_counters)),
     (
         "IB_VIRT",

@@ -28,6 +28,7 @@ mod port;
 mod port_counters;
 mod power;
 mod public_reports;
+mod q_counters;
 mod resets;
 mod resize;
 mod retries;

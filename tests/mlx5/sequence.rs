@@ -24,7 +24,7 @@ fn write(pair: &Pair, len: u32) -> Wqe {
 }
 
 /// From RST to RTS again, with PSNs: what it sends from, what it expects.
-fn reconnect(qp: &Qp, peer: Peer, send: u32, expect: u32) {
+pub fn reconnect(qp: &Qp, peer: Peer, send: u32, expect: u32) {
     qp.to_reset().unwrap();
     qp.to_init().unwrap();
     begin(qp, peer, send, expect);

@@ -88,7 +88,7 @@ pub const QPC: &[Row] = &[
     ("LOG_SQ_SIZE", BUFFER),
     ("TS_FORMAT", Refused(qpc::TS_FORMAT, 2, "real-time timestamps are not offered")),
     ("RLKY", Kept("no reserved lkey is offered (QUERY_SPECIAL_CONTEXTS)")),
-    ("COUNTER_SET_ID", Refused(qpc::COUNTER_SET_ID, 1, "Q counters are not offered")),
+    ("COUNTER_SET_ID", Acted("tests/mlx5/q_counters.rs::a_set_counts_what_happens_to_its_queue_pairs")),
     ("UAR_PAGE", NAMES),
     ("USER_INDEX", LOOPBACK),
     ("LOG_PAGE_SIZE", BUFFER),

@@ -10,6 +10,7 @@ use super::request::{Reply, Request, at_most, find, hold};
 use crate::buffer::GuestBuffer;
 use crate::cq::Cq;
 use crate::limits::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
+use crate::q_counters::QCounters;
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use crate::srq::{Srq, SrqKind};
 use crate::users::Use;
@@ -128,6 +129,7 @@ pub struct Named {
     send_cq: Option<Arc<Cq>>,
     recv_cq: Option<Arc<Cq>>,
     srq: Option<Arc<Srq>>,
+    counters: Option<Arc<QCounters>>,
     /// All of them, domains and UAR page included.
     pub uses: Vec<Use>,
 }
@@ -169,7 +171,11 @@ impl Named {
         if from_shared && service == service_type::XRC && !sends {
             hold(&hca.xrcds, "XRC domain", qpc::XRCD.get(context), &mut uses)?;
         }
-        Ok(Self { send_cq, recv_cq, srq, uses })
+        let counters = match qpc::COUNTER_SET_ID.get(context) {
+            0 => None,
+            id => Some(hold(&hca.q_counters, "set of Q counters", id, &mut uses)?),
+        };
+        Ok(Self { send_cq, recv_cq, srq, counters, uses })
     }
 }
 
@@ -203,6 +209,7 @@ pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
     attrs.pkey_index = path(ads::PKEY_INDEX) as u16;
     attrs.record = qpc::DBR_ADDR.get(context);
     attrs.xrcd = qpc::XRCD.get(context);
+    attrs.counters = named.counters.clone();
 }
 
 /// DESTROY_QP: from any state. Once it is answered there is no access and no CQE of the queue pair any more.

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Objects that are little more than a number: PD, UAR page, XRC domain (contract 6.7).
+//! Objects that are little more than a number: PD, UAR page, XRC domain, set of Q counters (contract 6.7).
 
 use super::CommandError;
-use super::request::{Reply, Request, take};
+use super::request::{Reply, Request, find, take};
+use crate::q_counters::QCounters;
 use crate::table::Table;
 use crate::users::Users;
-use mlx5_spec::small::object;
+use mlx5_spec::small::{object, q_counter, query_q_counter_in, query_q_counter_out};
 
 type Outcome = Result<Reply, CommandError>;
 
 /// Tables keep objects, not their numbers: the number is told while it is made.
-fn alloc(table: &Table<Users>, what: &'static str) -> Result<u32, CommandError> {
+fn alloc<T: Default>(table: &Table<T>, what: &'static str) -> Result<u32, CommandError> {
     let mut number = 0;
     let made = table.insert(|fresh| {
         number = fresh;
-        Users::default()
+        T::default()
     });
     made.ok_or(CommandError::Exhausted(what))?;
     Ok(number)
@@ -61,4 +62,32 @@ pub fn alloc_xrcd(request: &mut Request<'_>) -> Outcome {
 /// DEALLOC_XRCD.
 pub fn dealloc_xrcd(request: &mut Request<'_>) -> Outcome {
     dealloc(request, &request.hca.xrcds, "XRC domain")
+}
+
+/// ALLOC_Q_COUNTER.
+pub fn alloc_q_counter(request: &mut Request<'_>) -> Outcome {
+    let id = alloc(&request.hca.q_counters, "set of Q counters")?;
+    Ok(Reply::new(q_counter::SIZE).with(q_counter::COUNTER_SET_ID, id))
+}
+
+/// DEALLOC_Q_COUNTER.
+pub fn dealloc_q_counter(request: &mut Request<'_>) -> Outcome {
+    let id = request.get(q_counter::COUNTER_SET_ID);
+    take::<QCounters>(&request.hca.q_counters, "set of Q counters", id).map(|_| Reply::ok())
+}
+
+/// QUERY_Q_COUNTER: one set of this vport's.
+pub fn query_q_counter(request: &mut Request<'_>) -> Outcome {
+    if request.get(query_q_counter_in::OTHER_VPORT) != 0 {
+        return Err(CommandError::Param("there is no other vport"));
+    }
+    if request.get(query_q_counter_in::AGGREGATE) != 0 {
+        return Err(CommandError::Param("sets are told one by one"));
+    }
+    let id = request.get(query_q_counter_in::COUNTER_SET_ID);
+    let set = find(&request.hca.q_counters, "set of Q counters", id)?;
+    let clear = request.get(query_q_counter_in::CLEAR) != 0;
+    let reply = Reply::new(query_q_counter_out::SIZE);
+    // They have 32 bits, and wrap.
+    Ok(set.read(clear).fold(reply, |reply, (field, count)| reply.with(field, count as u32)))
 }

@@ -72,6 +72,8 @@ const CONTEXT: Lengths = takes(qp_spec::modify_in::SIZE);
 
 const VPORT_COUNTER: Lengths = (small_spec::query_vport_counter_in::SIZE, small_spec::query_vport_counter_out::SIZE);
 
+const QUERY_Q_COUNTER: Lengths = (small_spec::query_q_counter_in::SIZE, small_spec::query_q_counter_out::SIZE);
+
 /// A command that is told more.
 const fn takes(input: usize) -> Lengths {
     (input, SHORT.1)
@@ -87,6 +89,8 @@ const QPN: Field = qp_spec::modify_in::QPN;
 const PD: Shows = &[("pd", NUMBER)];
 const UAR: Shows = &[("uar", NUMBER)];
 const XRCD: Shows = &[("xrcd", NUMBER)];
+const Q_COUNTER: Shows = &[("counter_set_id", small_spec::q_counter::COUNTER_SET_ID)];
+const QUERIED_Q_COUNTER: Shows = &[("counter_set_id", small_spec::query_q_counter_in::COUNTER_SET_ID)];
 const EQN: Shows = &[("eqn", eq_spec::destroy_in::EQN)];
 const CQN: Shows = &[("cqn", cq_spec::destroy_in::CQN)];
 const SRQN: Shows = &[("srqn", srq_spec::destroy_xrc_srq_in::XRC_SRQN)];
@@ -192,6 +196,9 @@ pub const COMMANDS: &[Command] = &[
     command(O::DEALLOC_UAR, SHORT, small::dealloc_uar, UAR, &[]),
     command(O::ALLOC_XRCD, SHORT, small::alloc_xrcd, &[], XRCD),
     command(O::DEALLOC_XRCD, SHORT, small::dealloc_xrcd, XRCD, &[]),
+    command(O::ALLOC_Q_COUNTER, SHORT, small::alloc_q_counter, &[], Q_COUNTER),
+    command(O::DEALLOC_Q_COUNTER, SHORT, small::dealloc_q_counter, Q_COUNTER, &[]),
+    command(O::QUERY_Q_COUNTER, QUERY_Q_COUNTER, small::query_q_counter, QUERIED_Q_COUNTER, &[]),
     // Event and completion queues (contract 6.1, 6.2).
     command(O::CREATE_EQ, LISTED, eq::create, SHOW_CREATE_EQ, EQN),
     command(O::DESTROY_EQ, SHORT, eq::destroy, EQN, &[]),

@@ -6,6 +6,7 @@ use super::wqe::Extra;
 use crate::cq::{Cq, CqError};
 use crate::hca::Hca;
 use crate::hooks::{NicKind, NicLedger};
+use crate::q_counters::Count;
 use crate::qp::Qp;
 use mlx5_spec::bits::Field;
 use mlx5_spec::cq::{CQE_SIZE, cqe, opcode, syndrome};
@@ -92,7 +93,15 @@ pub fn sent(
     let mut entry = entry(qp, place, opcode::REQ);
     cqe::SEND_OPCODE.set(&mut entry, opcode);
     cqe::BYTE_CNT.set(&mut entry, bytes as u32);
-    cq.push(hca, entry, event)
+    push(hca, cq, qp, entry, event)
+}
+
+fn push(hca: &Hca, cq: &Cq, qp: &Qp, entry: [u8; CQE_SIZE], solicited: bool) -> Result<(), CqError> {
+    let pushed = cq.push(hca, entry, solicited);
+    if let Err(CqError::Overrun(_)) = pushed {
+        qp.attrs().count(Count::CqOverflow);
+    }
+    pushed
 }
 
 /// For the ledger, while it watches anything.
@@ -120,7 +129,7 @@ pub fn received(hca: &Hca, cq: &Cq, qp: &Qp, place: Place, arrival: &Arrival) ->
     for (field, value) in fields {
         field.set(&mut entry, value);
     }
-    cq.push(hca, entry, arrival.solicited)
+    push(hca, cq, qp, entry, arrival.solicited)
 }
 
 /// Which half of a queue pair failed.
@@ -147,5 +156,8 @@ pub fn failed(hca: &Hca, cq: &Cq, qp: &Qp, place: Place, half: Half, why: Diagno
         log::debug!("QPN {:#x}: {half:?} completes in error {:#x}", qp.qpn, why.syndrome);
     }
     hca.counters.error_cqes.add(1);
-    cq.push(hca, entry, true)
+    if let Some(counters) = &qp.attrs().counters {
+        counters.add_error(matches!(half, Half::Requester(_)), why.syndrome);
+    }
+    push(hca, cq, qp, entry, true)
 }

@@ -15,6 +15,7 @@ use crate::command::port_gid;
 use crate::fabric;
 use crate::hca::Hca;
 use crate::mkey::Rights;
+use crate::q_counters::Count;
 use dma::Section;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
@@ -74,7 +75,11 @@ impl Work {
         let av = self.wqe.av;
         let mut responder = attrs.life.responder.try_lock().ok_or(Undelivered::Busy)?;
         let offer = responder.next(hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
-            NoWqe::NotReady | NoWqe::Misplaced => Undelivered::Dropped,
+            NoWqe::NotReady => {
+                attrs.count(Count::OutOfBuffer);
+                Undelivered::Dropped
+            }
+            NoWqe::Misplaced => Undelivered::Dropped,
             NoWqe::Broken => Undelivered::Failed(Failure::BROKEN_QUEUE),
         })?;
         if offer.wqe().room < packet.len() as u64 {

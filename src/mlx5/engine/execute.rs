@@ -15,6 +15,7 @@ use crate::hca::Hca;
 use crate::hooks::NicAction;
 use crate::later;
 use crate::mkey::{self, Access, Rights};
+use crate::q_counters::Count;
 use crate::srq::{Srq, SrqKind};
 use dma::Section;
 use mlx5_spec::cq::{opcode, syndrome};
@@ -65,6 +66,11 @@ impl Work {
         }
         // Packets but the last are as long as the path MTU, which both ends must agree on (IBTA 9.7.4.1.6).
         let misfit = self.wqe.total > u64::from(self.attrs.mtu.min(peer.attrs.mtu)) && self.attrs.mtu != peer.attrs.mtu;
+        match verdict {
+            Verdict::Ahead => peer.attrs.count(Count::OutOfSequence),
+            Verdict::Acknowledge | Verdict::Drop if !self.is_unreliable() => peer.attrs.count(Count::DuplicateRequest),
+            _ => {}
+        }
         match verdict {
             Verdict::Execute if !misfit => None,
             _ if self.is_unreliable() => Some(self.lost(cx, section)),
@@ -253,8 +259,10 @@ impl Work {
         let Some(mut responder) = peer.attrs.life.responder.try_lock() else { return Step::Busy };
         let offer = match responder.next(&peer.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
             Ok(offer) => offer,
-            Err(NoWqe::NotReady) if self.is_unreliable() => return self.lost(cx, section),
-            Err(NoWqe::NotReady) => return Step::NotReady,
+            Err(NoWqe::NotReady) => {
+                peer.attrs.count(Count::OutOfBuffer);
+                return if self.is_unreliable() { self.lost(cx, section) } else { Step::NotReady };
+            }
             Err(NoWqe::Broken) => return Step::Failed(Failure::BROKEN_QUEUE),
             Err(NoWqe::Misplaced) => return Step::Failed(Failure::INVALID_REQUEST),
         };

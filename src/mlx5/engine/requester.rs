@@ -20,6 +20,7 @@ use crate::hca::Hca;
 use crate::hooks::{MomentKind, NicMoments};
 use crate::levers::Gate;
 use crate::mkey::umr::{self, UmrError};
+use crate::q_counters::Count;
 use crate::qp::{Qp, QpAttrs};
 use dma::Backoff;
 use mlx5_spec::cq::syndrome;
@@ -128,6 +129,7 @@ impl Requester {
                     wqes += 1;
                     bytes += moved;
                     tally.add(cx.hca, &self.work);
+                    self.count_request();
                     self.retire();
                 }
                 Step::Idle => break Turn::Idle,
@@ -278,6 +280,17 @@ impl Requester {
         }
     }
 
+    /// The responder has had the current WQE's request.
+    fn count_request(&self) {
+        let Some(peer) = &self.work.peer else { return };
+        match self.work.wqe.kind {
+            Kind::Write => peer.attrs.count(Count::WriteRequests),
+            Kind::Read => peer.attrs.count(Count::ReadRequests),
+            Kind::CompareSwap | Kind::FetchAdd => peer.attrs.count(Count::AtomicRequests),
+            Kind::Nop | Kind::Umr | Kind::Send => {}
+        }
+    }
+
     /// Bytes of the message are in place: everything that counts attempts begins anew (IBTA 9.7.6.1.3).
     fn moved(&mut self, bytes: u64) {
         self.work.done += bytes;
@@ -297,7 +310,10 @@ impl Requester {
             Step::Missing(end, page) => self.raise(cx, end, page),
             Step::NotReady => self.not_ready(cx),
             Step::Silence => self.unanswered(),
-            Step::OutOfSequence => self.retry(cx),
+            Step::OutOfSequence => {
+                self.work.attrs.count(Count::SequenceNak);
+                self.retry(cx);
+            }
             Step::Invalidate(key) => self.invalidate(cx, key),
             Step::Failed(failure) => self.fail(cx, failure),
             Step::Moved(_) | Step::Finished(_) | Step::Again | Step::Idle | Step::Busy => {}

@@ -84,8 +84,6 @@ const TRIES: &[(&str, Try)] = &[
     ("CC_MODIFY_ALLOWED", Command(0x825)),
     ("QCAM_REG", Register(id::QCAM)),
     ("DEBUG", Type(0xd)),
-    ("MAX_QP_CNT", Command(Opcode::ALLOC_Q_COUNTER.0)),
-    ("MAX_QP_CNT", Value(Opcode::CREATE_QP, qpc::COUNTER_SET_ID.plus(QPC), 1)),
     ("VPORT_GROUP_MANAGER", Own(other_vport, status::BAD_PARAM)),
     ("VHCA_GROUP_MANAGER", Command(0xb0d)),
     ("ETH_VIRT", Command(0x754)),

@@ -11,7 +11,9 @@ use crate::engine::failure::{AtResponder, Failure, leave_service, receive_cq, te
 use crate::engine::receive::Responder;
 use crate::engine::work::Step;
 use crate::hca::Hca;
+use crate::q_counters::Count;
 use crate::qp::{Qp, QpAttrs};
+use mlx5_spec::cq::syndrome;
 use mlx5_spec::eq::event;
 use mlx5_spec::qp::state;
 
@@ -37,6 +39,11 @@ impl Requester {
         if let Some(((at, peer), responder)) = peer.as_ref().zip(responder).filter(|((at, _), _)| at.own || !unreliable)
         {
             ends.extend(fail_receive(peer, *at, responder));
+            match failure.requester.map(|why| why.syndrome) {
+                Some(syndrome::REMOTE_ACCESS_ERR) => peer.attrs.count(Count::Access),
+                Some(syndrome::REMOTE_INVAL_REQ_ERR) => peer.attrs.count(Count::InvalidRequest),
+                _ => {}
+            }
         }
         let lost = (failure.responder.is_some() && unreliable).then(|| self.work.lost(cx, &section));
         let failure = match lost {

@@ -13,6 +13,7 @@ use crate::engine::work::FaultEnd;
 use crate::hca::Hca;
 use crate::mkey::PageMissing;
 use crate::odp::FaultState;
+use crate::q_counters::Count;
 use mlx5_spec::cq::syndrome;
 
 /// What the current WQE waits for.
@@ -83,6 +84,7 @@ impl Requester {
             Wait::Ack(_) if self.timeout_code() == 0 => {}
             Wait::Ack(_) => {
                 self.wait = Wait::No;
+                self.work.attrs.count(Count::AckTimeout);
                 self.retry(cx);
                 return Some(Turn::Again);
             }
@@ -144,6 +146,7 @@ impl Requester {
     /// An RNR NAK (IBTA 9.7.5.2.8): waits at least as long as the responder asks for, as often as the requester may.
     pub(super) fn not_ready(&mut self, cx: &mut Cx<'_>) {
         cx.hca.counters.rnr_naks.add(1);
+        self.work.attrs.count(Count::RnrNak);
         if self.work.attrs.rnr_retry < 7 {
             match self.rnr_left.checked_sub(1) {
                 Some(left) => self.rnr_left = left,

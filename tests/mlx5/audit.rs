@@ -12,6 +12,7 @@ use mlx5::spec::qp::{
     PRIMARY_PATH, QPC_SIZE, ads, create_in as qp_create_in, create_out as qp_create_out, opt_param_mask, qpc, rq_type,
     service_type,
 };
+use mlx5::spec::small::query_special_contexts_out;
 use mlx5::spec::wqe::opcode;
 use rnic_testdrive::command::Input;
 use rnic_testdrive::mkey::mtt_words;
@@ -508,7 +509,8 @@ fn b01_implicit_paging_works_on_the_present_walk() {
     let driver = &pair.driver;
     driver.fault_eq().unwrap();
     pair.local.fill_pattern(9);
-    let null = mlx5::mkey::NULL_MKEY;
+    let told = driver.query(Input::new(Opcode::QUERY_SPECIAL_CONTEXTS, 16), query_special_contexts_out::SIZE).unwrap();
+    let null = query_special_contexts_out::NULL_MKEY.get(&told);
     let parent = MkeySpec {
         mode: access_mode::KSM,
         log_page: 30,

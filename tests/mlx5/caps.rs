@@ -61,6 +61,12 @@ const GENERAL: &[Row] = &[
     ("FORCE_TEARDOWN", 1, "an end by force", By("tests/mlx5/resets.rs::a_shutdown_takes_everything_down_at_once")),
     ("FIXED_BUFFER_SIZE", 1, "KSM keys", By("tests/mlx5/keys.rs::indirect_keys_lead_to_their_children")),
     ("UMR_EXTENDED_TRANSLATION_OFFSET", 1, "a UMR begins beyond 2^16 octwords", Run(shown::a_umr_far_into_its_table)),
+    (
+        "NULL_MKEY",
+        1,
+        "implicit paging: a key for what is absent in an indirect one",
+        By("tests/mlx5/audit.rs::b01_implicit_paging_works_on_the_present_walk"),
+    ),
     ("LOG_MAX_KLM_LIST_SIZE", 16, "KLM lists of 2^16 entries", Run(shown::the_longest_klm_list)),
     ("LOG_MAX_RA_REQ_QP", 4, "a queue pair asks for 16 READs at once", Run(shown::sixteen_reads)),
     ("LOG_MAX_RA_RES_QP", 4, "a queue pair answers 16 READs at once", Run(shown::sixteen_reads)),

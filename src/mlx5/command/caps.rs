@@ -31,6 +31,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::FIXED_BUFFER_SIZE, 1),
     (cap::FORCE_TEARDOWN, 1),
     (cap::UMR_EXTENDED_TRANSLATION_OFFSET, 1),
+    (cap::NULL_MKEY, 1),
     (cap::LOG_MAX_KLM_LIST_SIZE, limits::LOG_MAX_KLM_LIST),
     (cap::LOG_MAX_RA_REQ_QP, limits::LOG_MAX_RD_ATOMIC),
     (cap::LOG_MAX_RA_RES_QP, limits::LOG_MAX_RD_ATOMIC),

@@ -3,6 +3,7 @@
 
 use super::CommandError;
 use super::request::{Reply, Request};
+use crate::mkey::NULL_MKEY;
 use crate::reset;
 use mlx5_spec::small::{
     manage_pages_op_mod, query_adapter_out, query_issi_out, query_pages_out, query_special_contexts_out, set_issi_in,
@@ -99,9 +100,9 @@ pub fn query_adapter(_: &mut Request<'_>) -> Outcome {
     Ok(reply.with_bytes(query_adapter_out::VSD_CONTD_PSID.start, BOARD_ID))
 }
 
-/// QUERY_SPECIAL_CONTEXTS: none of these keys is offered. The terminator of old, 0x100, needs no capability (contract 8.6).
+/// QUERY_SPECIAL_CONTEXTS: of these keys only that of absent entries is offered. The terminator of old, 0x100, needs no capability (contract 8.6).
 pub fn query_special_contexts(_: &mut Request<'_>) -> Outcome {
-    Ok(Reply::new(query_special_contexts_out::SIZE))
+    Ok(Reply::new(query_special_contexts_out::SIZE).with(query_special_contexts_out::NULL_MKEY, NULL_MKEY))
 }
 
 /// NOP.

@@ -61,7 +61,11 @@ const QUESTIONS: &[Question] = &[
         query_special_contexts_out::SIZE,
         0..query_special_contexts_out::SIZE,
         (query_special_contexts_out::FIELDS, query_special_contexts_out::SPANS),
-        &[],
+        &[(
+            "NULL_MKEY",
+            Some(0x200),
+            "what absent entries name: tests/mlx5/audit.rs::b01_implicit_paging_works_on_the_present_walk",
+        )],
     ),
     (
         Opcode::QUERY_HCA_VPORT_CONTEXT,

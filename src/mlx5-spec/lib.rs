@@ -21,6 +21,8 @@ pub mod cq;
 pub mod eq;
 /// Initialization segment and health buffer (contract 2).
 pub mod init;
+/// Management datagrams and the records of subnet administration (contract 11).
+pub mod mad;
 /// Memory keys, translation entries, UMR (contract 6.6, 8).
 pub mod mkey;
 /// Page faults and their resumption (contract 9).

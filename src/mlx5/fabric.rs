@@ -20,6 +20,9 @@ pub trait Fabric: Send + Sync {
     fn port(&self, lid: u16) -> Option<Arc<Hca>>;
 }
 
+/// The LID behind which the subnet's administration stands: NIC 0's, whose programs and administration tell their datagrams apart.
+pub const SM_LID: u16 = 1;
+
 /// The LID of NIC `index` of a machine: 1, 2, ... (contract 11.2).
 pub fn lid_of(index: u8) -> u16 {
     u16::from(index) + 1

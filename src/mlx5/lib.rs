@@ -37,6 +37,7 @@ mod queue_tests;
 mod reset;
 pub mod srq;
 pub mod standstill;
+pub mod subnet;
 pub mod table;
 #[cfg(test)]
 mod testing;

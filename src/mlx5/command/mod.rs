@@ -40,6 +40,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::caps::Capabilities;
 pub use self::error::CommandError;
+pub use self::hca_cmds::IEEE_VENDOR_ID;
 pub use self::qp::retire as retire_qp;
 use self::queue::{Entry, Output, SLOTS, Undelivered};
 use self::request::{Reply, Request};

@@ -9,7 +9,9 @@
 use parking_lot::RwLock;
 use std::sync::{Arc, OnceLock, Weak};
 
+use crate::command::{node_guid, port_gid};
 use crate::hca::Hca;
+use crate::subnet::{PortFacts, Subnet};
 
 /// NICs that one local fabric joins.
 pub const MAX_NICS: usize = dma::MAX_DEVICES;
@@ -18,6 +20,12 @@ pub const MAX_NICS: usize = dma::MAX_DEVICES;
 pub trait Fabric: Send + Sync {
     /// The device whose port has this LID. Its engines and those of the asking device may move data of each other.
     fn port(&self, lid: u16) -> Option<Arc<Hca>>;
+
+    /// All of them, in the order of their LIDs.
+    fn ports(&self) -> Vec<Arc<Hca>>;
+
+    /// Who administers it.
+    fn subnet(&self) -> &Subnet;
 }
 
 /// The LID behind which the subnet's administration stands: NIC 0's, whose programs and administration tell their datagrams apart.
@@ -33,6 +41,7 @@ pub fn lid_of(index: u8) -> u16 {
 pub struct LocalFabric {
     /// By LID, from 1 on.
     ports: RwLock<[Weak<Hca>; MAX_NICS]>,
+    subnet: Subnet,
 }
 
 impl LocalFabric {
@@ -41,7 +50,7 @@ impl LocalFabric {
         let mut ports = self.ports.write();
         let Some(port) = ports.get_mut(usize::from(hca.index)) else { return false };
         *port = Arc::downgrade(hca);
-        hca.link.0.set(self.clone()).is_ok()
+        hca.link.fabric.set(self.clone()).is_ok()
     }
 }
 
@@ -49,15 +58,55 @@ impl Fabric for LocalFabric {
     fn port(&self, lid: u16) -> Option<Arc<Hca>> {
         self.ports.read().get(usize::from(lid.checked_sub(1)?))?.upgrade()
     }
+
+    fn ports(&self) -> Vec<Arc<Hca>> {
+        self.ports.read().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn subnet(&self) -> &Subnet {
+        &self.subnet
+    }
 }
 
 /// A device's way into its fabric; until it has joined one it hears only itself.
 #[derive(Default)]
-pub struct Link(OnceLock<Arc<dyn Fabric>>);
+pub struct Link {
+    fabric: OnceLock<Arc<dyn Fabric>>,
+    /// Of a port that is alone in its subnet.
+    alone: Subnet,
+}
+
+impl Link {
+    /// Who administers the subnet.
+    pub fn subnet(&self) -> &Subnet {
+        self.fabric.get().map_or(&self.alone, |fabric| fabric.subnet())
+    }
+}
+
+/// The devices of the subnet whose ports are up, that of `hca` among them.
+pub fn ports(hca: &Arc<Hca>) -> Vec<Arc<Hca>> {
+    let all = hca.link.fabric.get().map_or_else(|| vec![hca.clone()], |fabric| fabric.ports());
+    all.into_iter().filter(|there| there.port.is_up()).collect()
+}
+
+/// A port, as its subnet knows it.
+pub fn facts(hca: &Hca) -> PortFacts {
+    let identity = *hca.port.identity.lock();
+    let node_guid = node_guid(hca.index);
+    PortFacts {
+        lid: hca.lid(),
+        gid: port_gid(hca.index, 0),
+        node_guid,
+        port_guid: node_guid + 1,
+        device_id: hca.config.model.device_id(),
+        description: identity.node_desc,
+        cap_mask1: identity.cap_mask1,
+    }
+}
 
 /// The device behind `lid`, seen from `hca`; none while the port of one of them is down.
 pub fn resolve(hca: &Arc<Hca>, lid: u16) -> Option<Arc<Hca>> {
-    let there = if lid == hca.lid() { Some(hca.clone()) } else { hca.link.0.get()?.port(lid) };
+    let there = if lid == hca.lid() { Some(hca.clone()) } else { hca.link.fabric.get()?.port(lid) };
     there.filter(|there| carries(hca, there))
 }
 
@@ -73,7 +122,7 @@ pub fn kick(hca: &Hca, lid: u16, qpn: u32) {
             at.engines.kick(qp.uar, qpn);
         }
     };
-    match hca.link.0.get() {
+    match hca.link.fabric.get() {
         _ if lid == hca.lid() => kick(hca),
         Some(fabric) => fabric.port(lid).iter().for_each(|there| kick(there)),
         None => {}

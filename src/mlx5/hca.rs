@@ -15,6 +15,7 @@ use super::later;
 use super::levers::NicLevers;
 use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD, MAX_Q_COUNTERS};
 use super::mkey::{Ghosts, Mkey};
+use super::multicast::Multicast;
 use super::odp::{Offered, PageFaults};
 use super::port::Port;
 use super::q_counters::QCounters;
@@ -66,6 +67,8 @@ pub struct Hca {
     pub q_counters: Table<QCounters>,
     /// UAR pages.
     pub uars: Table<Users>,
+    /// Queue pairs that hear multicast groups.
+    pub multicast: Multicast,
     /// QPNs of QP0 and QP1, once they exist (contract 6.3: packets to 0 and 1 go there).
     pub special: Mutex<[Option<u32>; 2]>,
     /// Page faults that the driver works on.
@@ -112,6 +115,7 @@ impl Hca {
             xrcds: domains(LOG_MAX_XRCD),
             q_counters: Table::new(1, MAX_Q_COUNTERS, MAX_Q_COUNTERS as usize).charged(object::<QCounters>(0), memory),
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
+            multicast: Multicast::default(),
             special: Mutex::default(),
             page_faults: PageFaults::default(),
             paging: Offered::default(),

@@ -21,7 +21,7 @@ impl NicHandle {
     /// Numbers, states and indices of all objects, and counters. The device goes on meanwhile: the parts are not of one instant.
     pub fn inspect(&self) -> Value {
         let hca = &**self.hca();
-        let settings = settings(&self.command_unit().between_commands());
+        let settings = settings(hca, &self.command_unit().between_commands());
         json!({
             "nic": hca.index,
             "model": format!("{:?}", hca.config.model),
@@ -49,6 +49,7 @@ impl NicHandle {
             "pds": numbers(&hca.pds.all()),
             "xrcds": numbers(&hca.xrcds.all()),
             "uars": numbers(&hca.uars.all()),
+            "multicast_groups": hca.multicast.len(),
             "q_counters": numbers(&hca.q_counters.all()),
             "page_faults": hca.page_faults.live().len(),
             "late": hca.later.held(),
@@ -71,14 +72,15 @@ impl NicHandle {
     }
 }
 
-fn settings(settings: &DriverSettings) -> Value {
+fn settings(hca: &Hca, settings: &DriverSettings) -> Value {
+    let identity = *hca.port.identity.lock();
     json!({
         "issi": settings.issi,
         "enabled": settings.enabled,
         "initialized": settings.initialized,
         "command_queue": settings.queue.map(|at| format!("{at:#x}")),
-        "cap_mask1": format!("{:#x}", settings.cap_mask1),
-        "node_desc": String::from_utf8_lossy(&settings.node_desc).trim_end_matches('\0').to_owned(),
+        "cap_mask1": format!("{:#x}", identity.cap_mask1),
+        "node_desc": String::from_utf8_lossy(&identity.node_desc).trim_end_matches('\0').to_owned(),
     })
 }
 

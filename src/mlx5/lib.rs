@@ -26,6 +26,7 @@ pub mod later;
 pub mod levers;
 pub mod limits;
 pub mod mkey;
+pub mod multicast;
 pub mod nic;
 pub mod odp;
 mod plug;

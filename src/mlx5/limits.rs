@@ -37,3 +37,7 @@ pub const LOG_MAX_RD_ATOMIC: u32 = 4;
 pub const LOG_MAX_MSG: u32 = 30;
 /// Sets of Q counters: their numbers have eight bits, and 0 is none.
 pub const MAX_Q_COUNTERS: u32 = 255;
+/// log2 of the multicast groups that queue pairs can be attached to.
+pub const LOG_MAX_MCG: u32 = 10;
+/// Queue pairs that can be attached to one of them.
+pub const MAX_QP_MCG: u32 = 240;

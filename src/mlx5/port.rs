@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parking_lot::Mutex;
 
 use mlx5_spec::eq::{eqe_port, event, port_change};
-use mlx5_spec::vport::{physical_state, port_state};
+use mlx5_spec::vport::{cap_mask1, physical_state, port_state};
 
 use super::bus::Counter;
 use super::eq::Event;
@@ -25,6 +25,26 @@ pub struct Port {
     down: AtomicU8,
     /// What has gone over it.
     pub traffic: Traffic,
+    /// What its driver says of it.
+    pub identity: Mutex<Identity>,
+}
+
+/// What a driver says of a port and its node, which the subnet tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Capability mask, as MODIFY_HCA_VPORT_CONTEXT left it.
+    pub cap_mask1: u32,
+    /// NODE_DESC, a zero-padded string.
+    pub node_desc: [u8; 64],
+}
+
+impl Default for Identity {
+    /// Before a driver has said anything.
+    fn default() -> Self {
+        let mut node_desc = [0; 64];
+        node_desc.iter_mut().zip(b"rnic emulated ConnectX-5").for_each(|(to, from)| *to = *from);
+        Self { cap_mask1: cap_mask1::SYS_IMAGE_GUID, node_desc }
+    }
 }
 
 /// Packets in one direction.
@@ -219,6 +239,7 @@ pub fn set(hca: &Hca, cause: Cause, up: bool) -> bool {
     let change = if up { port_change::ACTIVE } else { port_change::DOWN };
     if !up {
         hca.port.traffic.downs.add(1);
+        hca.link.subnet().leave_all(&fabric::facts(hca).gid);
     }
     hca.async_event(Event::new(event::PORT_CHANGE, change).with(eqe_port::PORT_NUM, 1));
     if up {

@@ -80,6 +80,8 @@ pub struct QpAttrs {
     pub pkey_index: u16,
     /// XRC domain: a target serves the SRQs of its own.
     pub xrcd: u32,
+    /// Does not hear what it sends to a group that it is attached to.
+    pub deaf_to_itself: bool,
     /// Where what happens to it is counted.
     pub counters: Option<Arc<QCounters>>,
     /// Guest physical address of the doorbell record: first the receive counter, then the send counter.
@@ -240,6 +242,7 @@ impl Default for QpAttrs {
             qkey: 0,
             pkey_index: 0,
             xrcd: 0,
+            deaf_to_itself: false,
             counters: None,
             record: 0,
         }

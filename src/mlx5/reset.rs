@@ -13,7 +13,13 @@ use super::uar::UarDoorbells;
 /// Objects of all kinds that a driver has made and not destroyed.
 pub fn objects(hca: &Hca) -> usize {
     let queues = hca.eqs.len() + hca.cqs.len() + hca.qps.len() + hca.srqs.len();
-    queues + hca.mkeys.len() + hca.pds.len() + hca.xrcds.len() + hca.uars.len() + hca.q_counters.len()
+    queues
+        + hca.mkeys.len()
+        + hca.pds.len()
+        + hca.xrcds.len()
+        + hca.uars.len()
+        + hca.q_counters.len()
+        + hca.multicast.len()
 }
 
 /// Destroys every object. The caller holds commands off.
@@ -40,6 +46,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
         table.clear();
     }
     hca.q_counters.clear();
+    hca.multicast.clear();
     // Engines forget what they keep by QPN.
     qps.iter().for_each(|qp| hca.engines.kick(qp.uar, qp.qpn));
     // Peers may wait for a page of theirs.

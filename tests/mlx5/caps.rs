@@ -131,6 +131,12 @@ const GENERAL: &[Row] = &[
         By("tests/mlx5/resize.rs::a_queue_goes_on_in_another_buffer"),
     ),
     ("ATOMIC", 1, "atomics", By("tests/mlx5/loopback.rs::atomics_of_many_queue_pairs_lose_nothing")),
+    (
+        "BLOCK_LB_MC",
+        1,
+        "who sends to its own group need not hear it",
+        By("tests/mlx5/multicast.rs::a_group_is_heard_by_who_is_attached"),
+    ),
     ("PG", 1, "on-demand paging", By("tests/mlx5/odp.rs::the_cycle_of_an_incoming_write")),
     ("IMAICL", 1, "memory windows", By("tests/mlx5/windows.rs::a_window_gives_what_it_is_bound_to_and_no_more")),
     ("XRC", 1, "XRC", By("tests/mlx5/shared_receive.rs::xrc_messages_name_the_queue_that_they_land_in")),
@@ -141,6 +147,8 @@ const GENERAL: &[Row] = &[
     ("LOG_BF_REG_SIZE", 9, "doorbell registers 512 bytes apart", Run(shown::every_doorbell_register)),
     ("MAX_WQE_SZ_SQ", 1008, "send WQEs of 1008 bytes", Run(shown::largest_wqes)),
     ("MAX_WQE_SZ_RQ", 512, "receive WQEs of 512 bytes", Run(shown::largest_wqes)),
+    ("MAX_QP_MCG", 240, "so many queue pairs hear a group", By(GROUPS_ARE_BOUNDED)),
+    ("LOG_MAX_MCG", 10, "groups that queue pairs hear", By(GROUPS_ARE_BOUNDED)),
     ("LOG_MAX_PD", 16, "so many protection domains at once", Run(shown::as_many_objects_as_offered)),
     ("LOG_MAX_XRCD", 16, "so many XRC domains at once", Run(shown::as_many_objects_as_offered)),
     ("LOG_MAX_RMP", 16, "so many RMPs at once", Run(shown::as_many_objects_as_offered)),
@@ -182,6 +190,7 @@ const ODP: &[Row] = &[
     ("UD_ODP_CAPS.SEND", 1, "a datagram's gather list pages", Run(shown::a_datagram_from_an_absent_page)),
 ];
 
+const GROUPS_ARE_BOUNDED: &str = "tests/mlx5/multicast.rs::groups_are_as_many_as_offered";
 const SHARED_ON_DEMAND: &str = "RC_ODP_CAPS.SRQ_RECEIVE";
 const XRC_ON_DEMAND: &str = "tests/mlx5/odp.rs::the_cycles_of_xrc";
 

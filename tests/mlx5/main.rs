@@ -21,6 +21,7 @@ mod ledger;
 mod lengths;
 mod lives;
 mod loopback;
+mod multicast;
 mod objects;
 mod odp;
 mod plants;

@@ -76,7 +76,7 @@ pub const QPC: &[Row] = &[
     ("PM_STATE", NO_MIGRATION),
     ("END_PADDING_MODE", Kept("it pads writes on the host's bus, which no driver sees")),
     ("WQ_SIGNATURE", Acted("tests/mlx5/taking.rs::receive_wqes_with_a_signature_segment")),
-    ("BLOCK_LB_MC", Refused(qpc::BLOCK_LB_MC, 1, "multicast groups are not offered")),
+    ("BLOCK_LB_MC", Acted("tests/mlx5/multicast.rs::a_group_is_heard_by_who_is_attached")),
     ("LATENCY_SENSITIVE", Kept("a hint")),
     ("DRAIN_SIGERR", Refused(qpc::DRAIN_SIGERR, 1, NO_SIGNATURES)),
     ("PD", NAMES),

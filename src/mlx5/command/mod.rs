@@ -54,6 +54,7 @@ use super::hooks::inject::{self, CommandTime};
 use super::hooks::{NicAction, WqeShape};
 use super::init_segment::InitSegment;
 use super::later;
+use super::port::Identity;
 use super::uar::UarDoorbells;
 use mlx5_spec::cmd::{ENTRY_SIZE, Opcode, delivery, in_header};
 use mlx5_spec::eq::{eqe_cmd, event};
@@ -76,26 +77,13 @@ pub struct DriverSettings {
     pub initialized: bool,
     /// Capabilities as SET_HCA_CAP left them.
     pub caps: Capabilities,
-    /// Port capability mask as MODIFY_HCA_VPORT_CONTEXT left it.
-    pub cap_mask1: u32,
-    /// NODE_DESC, a zero-padded string.
-    pub node_desc: [u8; 64],
     /// Counts queue pairs' lives; never goes back, so that no engine takes a new queue pair for an old one of the same number.
     incarnations: u64,
 }
 
 impl DriverSettings {
     fn new(config: &NicConfig, incarnations: u64) -> Self {
-        Self {
-            queue: None,
-            issi: 0,
-            enabled: false,
-            initialized: false,
-            caps: Capabilities::new(config),
-            cap_mask1: vport::INITIAL_CAP_MASK1,
-            node_desc: regs::initial_node_desc(),
-            incarnations,
-        }
+        Self { queue: None, issi: 0, enabled: false, initialized: false, caps: Capabilities::new(config), incarnations }
     }
 
     fn phase(&self) -> Phase {
@@ -121,6 +109,7 @@ impl DriverSettings {
     pub fn reset(&mut self, hca: &Hca) {
         *self = Self::new(&hca.config, self.incarnations);
         hca.paging.put(self.caps.paging());
+        *hca.port.identity.lock() = Identity::default();
     }
 }
 

@@ -209,6 +209,7 @@ pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
     attrs.pkey_index = path(ads::PKEY_INDEX) as u16;
     attrs.record = qpc::DBR_ADDR.get(context);
     attrs.xrcd = qpc::XRCD.get(context);
+    attrs.deaf_to_itself = qpc::BLOCK_LB_MC.is_set(context);
     attrs.counters = named.counters.clone();
 }
 
@@ -218,6 +219,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let qp = hca.qps.remove(qpn).ok_or(CommandError::NoSuch { what: "queue pair", number: qpn })?;
     hca.change_qp(&qp, retire);
     qp.uses.end();
+    hca.multicast.forget(qpn);
     if qp.layout.log_sq_size.is_some() {
         request.doorbells.populate(qp.uar, false);
     }

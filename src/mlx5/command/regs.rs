@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Registers behind ACCESS_REG (contract 4.3).
 
+use super::CommandError;
 use super::request::{Reply, Request};
-use super::{CommandError, DriverSettings};
+use crate::hca::Hca;
 use crate::port::{Reader, Traffic};
 use mlx5_spec::bits::Field;
 use mlx5_spec::reg::{
@@ -43,13 +44,6 @@ const REGISTERS: &[(u32, usize, Register)] = &[
 
 const PROTOCOLS: u32 = ib_proto::SDR | ib_proto::DDR | ib_proto::QDR | ib_proto::FDR10 | ib_proto::FDR | ib_proto::EDR;
 
-/// NODE_DESC before a driver has set it.
-pub fn initial_node_desc() -> [u8; 64] {
-    let mut text = [0; 64];
-    text.iter_mut().zip(b"rnic emulated ConnectX-5").for_each(|(to, from)| *to = *from);
-    text
-}
-
 /// ACCESS_REG.
 pub fn access(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let wanted = request.get(access_in::REGISTER_ID);
@@ -61,7 +55,7 @@ pub fn access(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let mut answer = data.to_vec();
     match request.op_mod() {
         op_mod::READ => read(register, request, &mut answer),
-        op_mod::WRITE => write(register, request.settings, data),
+        op_mod::WRITE => write(register, request.hca, data),
         _ => return Err(CommandError::Param("op_mod is 0 or 1")),
     }
     Ok(Reply::new(access_out::REGISTER_DATA + size).with_bytes(access_out::REGISTER_DATA, &answer))
@@ -71,7 +65,7 @@ fn read(register: &Register, request: &Request<'_>, answer: &mut [u8]) {
     match register {
         Register::Fixed(fields) => fields.iter().for_each(|(field, value)| field.set(answer, *value)),
         Register::NodeDescription => {
-            answer.iter_mut().zip(request.settings.node_desc).for_each(|(to, from)| *to = from);
+            answer.iter_mut().zip(request.hca.port.identity.lock().node_desc).for_each(|(to, from)| *to = from);
         }
         Register::PortCounters => port_counters(&request.hca.port.traffic, answer),
     }
@@ -95,8 +89,8 @@ fn port_counters(traffic: &Traffic, answer: &mut [u8]) {
     }
 }
 
-fn write(register: &Register, settings: &mut DriverSettings, data: &[u8]) {
+fn write(register: &Register, hca: &Hca, data: &[u8]) {
     if let Register::NodeDescription = register {
-        settings.node_desc.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        hca.port.identity.lock().node_desc.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
     }
 }

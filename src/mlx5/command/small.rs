@@ -6,7 +6,8 @@ use super::request::{Reply, Request, find, take};
 use crate::q_counters::QCounters;
 use crate::table::Table;
 use crate::users::Users;
-use mlx5_spec::small::{object, q_counter, query_q_counter_in, query_q_counter_out};
+use mlx5_spec::qp::service_type;
+use mlx5_spec::small::{mcg_in, object, q_counter, query_q_counter_in, query_q_counter_out};
 
 type Outcome = Result<Reply, CommandError>;
 
@@ -90,4 +91,30 @@ pub fn query_q_counter(request: &mut Request<'_>) -> Outcome {
     let reply = Reply::new(query_q_counter_out::SIZE);
     // They have 32 bits, and wrap.
     Ok(set.read(clear).fold(reply, |reply, (field, count)| reply.with(field, count as u32)))
+}
+
+/// The queue pair and the group that a command names.
+fn multicast(request: &Request<'_>) -> Result<(u32, [u8; 16]), CommandError> {
+    let qpn = request.get(mcg_in::QPN);
+    let qp = find(&request.hca.qps, "queue pair", qpn)?;
+    let gid = request.part(mcg_in::MULTICAST_GID.start, 16)?;
+    if qp.service != service_type::UD {
+        return Err(CommandError::Param("only datagrams go to groups"));
+    }
+    let gid: [u8; 16] = gid.try_into().unwrap_or_default();
+    if gid[0] == 0xff { Ok((qpn, gid)) } else { Err(CommandError::Param("it is no multicast GID")) }
+}
+
+/// ATTACH_TO_MCG.
+pub fn attach(request: &mut Request<'_>) -> Outcome {
+    let (qpn, group) = multicast(request)?;
+    let attached = request.hca.multicast.attach(&group, qpn);
+    if attached { Ok(Reply::ok()) } else { Err(CommandError::Exhausted("room in multicast groups")) }
+}
+
+/// DETACH_FROM_MCG.
+pub fn detach(request: &mut Request<'_>) -> Outcome {
+    let (qpn, group) = multicast(request)?;
+    let detached = request.hca.multicast.detach(&group, qpn);
+    if detached { Ok(Reply::ok()) } else { Err(CommandError::NoSuch { what: "attachment of queue pair", number: qpn }) }
 }

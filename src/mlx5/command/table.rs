@@ -91,6 +91,7 @@ const UAR: Shows = &[("uar", NUMBER)];
 const XRCD: Shows = &[("xrcd", NUMBER)];
 const Q_COUNTER: Shows = &[("counter_set_id", small_spec::q_counter::COUNTER_SET_ID)];
 const QUERIED_Q_COUNTER: Shows = &[("counter_set_id", small_spec::query_q_counter_in::COUNTER_SET_ID)];
+const MCG: Shows = &[("qpn", small_spec::mcg_in::QPN)];
 const EQN: Shows = &[("eqn", eq_spec::destroy_in::EQN)];
 const CQN: Shows = &[("cqn", cq_spec::destroy_in::CQN)];
 const SRQN: Shows = &[("srqn", srq_spec::destroy_xrc_srq_in::XRC_SRQN)];
@@ -199,6 +200,8 @@ pub const COMMANDS: &[Command] = &[
     command(O::ALLOC_Q_COUNTER, SHORT, small::alloc_q_counter, &[], Q_COUNTER),
     command(O::DEALLOC_Q_COUNTER, SHORT, small::dealloc_q_counter, Q_COUNTER, &[]),
     command(O::QUERY_Q_COUNTER, QUERY_Q_COUNTER, small::query_q_counter, QUERIED_Q_COUNTER, &[]),
+    command(O::ATTACH_TO_MCG, takes(small_spec::mcg_in::SIZE), small::attach, MCG, &[]),
+    command(O::DETACH_FROM_MCG, takes(small_spec::mcg_in::SIZE), small::detach, MCG, &[]),
     // Event and completion queues (contract 6.1, 6.2).
     command(O::CREATE_EQ, LISTED, eq::create, SHOW_CREATE_EQ, EQN),
     command(O::DESTROY_EQ, SHORT, eq::destroy, EQN, &[]),

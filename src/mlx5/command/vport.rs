@@ -12,8 +12,6 @@ use mlx5_spec::vport::{
     query_context_in, query_context_out, query_gid_in, query_gid_out, query_pkey_in, query_pkey_out,
 };
 
-/// Capability mask before anybody changed it.
-pub const INITIAL_CAP_MASK1: u32 = cap_mask1::SYS_IMAGE_GUID;
 /// What MODIFY_HCA_VPORT_CONTEXT may change: ib_umad, ib_cm and ib_srpt each set one (contract 11.1).
 const CHANGEABLE_CAP_MASK1: u32 = cap_mask1::SM | cap_mask1::CM_SUP | cap_mask1::DEVICE_MGMT;
 /// GIDs of the port: what gid_table_size says.
@@ -53,7 +51,7 @@ pub fn query_context(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         (context::PORT_PHYSICAL_STATE, physical),
         (context::PORT_STATE, state),
         (context::VPORT_STATE, state),
-        (context::CAP_MASK1, request.settings.cap_mask1),
+        (context::CAP_MASK1, request.hca.port.identity.lock().cap_mask1),
         // Bit 16 must be changeable, or ib_cm stays away from the port (contract T13).
         (context::CAP_MASK1_FIELD_SELECT, CHANGEABLE_CAP_MASK1),
         (context::LID, u32::from(request.hca.lid())),
@@ -73,7 +71,7 @@ pub fn modify_context(request: &mut Request<'_>) -> Result<Reply, CommandError> 
     let at = modify_context_in::HCA_VPORT_CONTEXT;
     let select = request.get(context::CAP_MASK1_FIELD_SELECT.plus(at)) & CHANGEABLE_CAP_MASK1;
     let value = request.get(context::CAP_MASK1.plus(at));
-    let mask = &mut request.settings.cap_mask1;
+    let mask = &mut request.hca.port.identity.lock().cap_mask1;
     *mask = *mask & !select | value & select;
     Ok(Reply::ok())
 }

@@ -10,18 +10,21 @@ use super::receive::NoWqe;
 
 use super::transfer::{Piece, Plan, Route, gather};
 use super::work::{Cx, FaultEnd, Peer, Step, Work, has_pkey, receives};
-use super::wqe::Grh;
+use super::wqe::{Extra, Grh};
 use crate::command::port_gid;
 use crate::fabric;
 use crate::hca::Hca;
 use crate::mkey::Rights;
 use crate::q_counters::Count;
+use crate::subnet;
 use dma::Section;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
 
 /// Bytes of the longest datagram: the port's MTU.
 const MAX_DATAGRAM: u64 = 4096;
+/// The first LID of multicast (IBTA 4.1.3).
+const FIRST_MULTICAST: u16 = 0xc000;
 /// The one P_Key of the port, at index 0 (contract 11.2).
 const PKEY: u32 = 0xffff;
 
@@ -35,17 +38,29 @@ enum Undelivered {
     Busy,
 }
 
+/// A datagram that arrives somewhere.
+struct Packet<'a> {
+    /// With the room for a GRH before it.
+    bytes: &'a [u8],
+    /// What its completion tells, but for what depends on who gets it.
+    arrival: Arrival,
+}
+
 impl Work {
     /// Sends the current WQE's datagram.
     pub fn datagram(&self, cx: &mut Cx<'_>, section: &Section<'_>) -> Step {
-        let total = self.wqe.total;
+        let (total, av) = (self.wqe.total, self.wqe.av);
         if total > MAX_DATAGRAM {
             return Step::Failed(Failure::diagnosed(Diagnosis::DATAGRAM_LENGTH));
         }
-        let Some(peer) = &self.peer else { return self.lost(cx, section) };
+        let to_group = av.dlid >= FIRST_MULTICAST;
+        let to_administration = av.dlid == fabric::SM_LID && av.dqpn == 1 && self.qp.service == service_type::QP1;
+        if self.peer.is_none() && !to_group && !to_administration {
+            return self.lost(cx, section);
+        }
         // What its sender cannot read takes nothing from the receiver.
         let mut packet = cx.scratch.packet();
-        packet.extend(match self.wqe.av.grh {
+        packet.extend(match av.grh {
             Some(grh) => grh_bytes(&grh, port_gid(cx.hca.index, grh.sgid_index), total),
             None => [0; GRH_SIZE],
         });
@@ -53,15 +68,113 @@ impl Work {
         let read = gather(cx.hca, section, (cx.scratch, self.mover()), (&from, total), &mut packet);
         let step = match read {
             Err(stop) => stopped(stop, FaultEnd::Local, FaultEnd::Receive),
-            Ok(()) => match self.deliver_packet(cx, section, peer, &packet) {
-                Ok(()) => self.finish(cx.hca, total, 0),
-                Err(Undelivered::Dropped) => self.finish(cx.hca, 0, 0),
-                Err(Undelivered::Failed(failure)) => Step::Failed(failure),
-                Err(Undelivered::Busy) => Step::Busy,
-            },
+            Ok(()) => {
+                let sent = if to_group {
+                    self.to_group(cx, section, &packet)
+                } else if to_administration && subnet::is_administration(&packet[GRH_SIZE..]) {
+                    self.to_administration(cx, section, &packet[GRH_SIZE..])
+                } else if let Some(peer) = &self.peer {
+                    self.deliver_packet(cx, section, peer, &self.packet(cx.hca, &packet))
+                } else {
+                    Err(Undelivered::Dropped)
+                };
+                match sent {
+                    Ok(()) => self.finish(cx.hca, total, 0),
+                    Err(Undelivered::Dropped) => self.finish(cx.hca, 0, 0),
+                    Err(Undelivered::Failed(failure)) => Step::Failed(failure),
+                    Err(Undelivered::Busy) => Step::Busy,
+                }
+            }
         };
         cx.scratch.keep(packet);
         step
+    }
+
+    fn packet<'a>(&self, hca: &Hca, bytes: &'a [u8]) -> Packet<'a> {
+        let av = self.wqe.av;
+        let arrival = Arrival {
+            bytes: bytes.len() as u64,
+            source_qpn: self.source_qpn(),
+            slid: hca.lid(),
+            sl: av.sl,
+            path_bits: av.path_bits,
+            grh: av.grh.is_some(),
+            solicited: self.wqe.solicited,
+            ..Arrival::send(self.wqe.extra)
+        };
+        Packet { bytes, arrival }
+    }
+
+    /// To each queue pair that hears the group. One that another engine has gets it at a later look; the others have had it then.
+    fn to_group(&self, cx: &mut Cx<'_>, section: &Section<'_>, bytes: &[u8]) -> Result<(), Undelivered> {
+        let packet = self.packet(cx.hca, bytes);
+        let mut outcome = Ok(());
+        for peer in self.audience(cx.hca) {
+            let number = (peer.hca.index, peer.qp.qpn);
+            if self.heard.borrow().contains(&number) {
+                continue;
+            }
+            let _visit = peer.visit(cx);
+            // It may have changed before the section of its device began.
+            if !peer.in_force() {
+                continue;
+            }
+            // What one receiver makes of it is nobody else's affair; its own failure is that of a datagram that was dropped.
+            match self.deliver_packet(cx, section, &peer, &packet) {
+                Err(Undelivered::Busy) => outcome = Err(Undelivered::Busy),
+                _ => self.heard.borrow_mut().push(number),
+            }
+        }
+        outcome
+    }
+
+    /// Who hears the group that the datagram names: what is attached to it here, and elsewhere where the port has joined it (IBTA 10.5).
+    fn audience(&self, hca: &Arc<Hca>) -> Vec<Peer> {
+        let Some(grh) = self.wqe.av.grh.filter(|_| has_pkey(&self.attrs) && hca.port.is_up()) else {
+            return Vec::new();
+        };
+        let joined = hca.link.subnet().listeners(&grh.dgid).unwrap_or_default();
+        let there = fabric::ports(hca).into_iter();
+        let there = there.filter(|there| Arc::ptr_eq(there, hca) || joined.contains(&port_gid(there.index, 0)));
+        let qkey = if self.wqe.av.qkey >> 31 == 1 { self.attrs.qkey } else { self.wqe.av.qkey };
+        let attached = there.flat_map(|there| {
+            let qpns = there.multicast.attached(&grh.dgid).into_iter();
+            qpns.filter_map(|qpn| {
+                let qp = there.qps.get(qpn)?;
+                let attrs = qp.attrs();
+                let itself = Arc::ptr_eq(&qp, &self.qp) && attrs.deaf_to_itself;
+                let taken = attrs.qkey == qkey && receives(&attrs) && has_pkey(&attrs) && !itself;
+                taken.then(|| Peer { hca: there.clone(), qp, attrs })
+            })
+            .collect::<Vec<_>>()
+        });
+        attached.collect()
+    }
+
+    /// To the subnet's administration, whose answers come at once.
+    fn to_administration(&self, cx: &mut Cx<'_>, section: &Section<'_>, request: &[u8]) -> Result<(), Undelivered> {
+        let Some(request) = request.first_chunk().filter(|_| cx.hca.port.is_up()) else {
+            return Err(Undelivered::Dropped);
+        };
+        let asker = Peer { hca: cx.hca.clone(), qp: self.qp.clone(), attrs: self.attrs.clone() };
+        // It answers once: whoever has the queue pair is waited for before it is asked.
+        drop(asker.attrs.life.responder.try_lock().ok_or(Undelivered::Busy)?);
+        let ports: Vec<_> = fabric::ports(cx.hca).iter().map(|there| fabric::facts(there)).collect();
+        for answer in cx.hca.link.subnet().handle(&ports, &fabric::facts(cx.hca), request) {
+            let bytes = [&[0; GRH_SIZE], &answer[..]].concat();
+            let arrival = Arrival {
+                bytes: bytes.len() as u64,
+                source_qpn: 1,
+                slid: fabric::SM_LID,
+                ..Arrival::send(Extra::None)
+            };
+            // A queue pair without a receive WQE has lost its answer, and asks again.
+            match self.deliver_packet(cx, section, &asker, &Packet { bytes: &bytes, arrival }) {
+                Err(Undelivered::Failed(failure)) => return Err(Undelivered::Failed(failure)),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Places `packet`, which begins with the room for the GRH, and completes it.
@@ -70,9 +183,8 @@ impl Work {
         cx: &mut Cx<'_>,
         section: &Section<'_>,
         Peer { hca, qp: to, attrs }: &Peer,
-        packet: &[u8],
+        Packet { bytes: packet, arrival }: &Packet<'_>,
     ) -> Result<(), Undelivered> {
-        let av = self.wqe.av;
         let mut responder = attrs.life.responder.try_lock().ok_or(Undelivered::Busy)?;
         let offer = responder.next(hca, to, attrs, attrs.srq.as_ref()).map_err(|none| match none {
             NoWqe::NotReady => {
@@ -86,7 +198,7 @@ impl Work {
             return Err(Undelivered::Dropped);
         }
         // Without a GRH its room stays as it is.
-        let skip = if av.grh.is_some() { 0 } else { GRH_SIZE };
+        let skip = if arrival.grh { 0 } else { GRH_SIZE };
         let part = match packet.get(skip..).filter(|bytes| !bytes.is_empty()) {
             None => Ok(None),
             Some(bytes) => {
@@ -109,17 +221,8 @@ impl Work {
             None => Ok(()),
         });
         copied.map_err(|_| Undelivered::Failed(Failure::RECEIVE))?;
-        let arrival = Arrival {
-            bytes: packet.len() as u64,
-            word: if to.service == service_type::QP1 { PKEY } else { Arrival::send(self.wqe.extra).word },
-            source_qpn: self.source_qpn(),
-            slid: cx.hca.lid(),
-            sl: av.sl,
-            path_bits: av.path_bits,
-            grh: av.grh.is_some(),
-            solicited: self.wqe.solicited,
-            ..Arrival::send(self.wqe.extra)
-        };
+        let word = if to.service == service_type::QP1 { PKEY } else { arrival.word };
+        let arrival = Arrival { word, ..*arrival };
         let place = Place { counter: recv.index, owner: to.user_index };
         let told = attrs.recv_cq.as_ref().is_some_and(|cq| received(hca, cq, to, place, &arrival).is_ok());
         if !told {

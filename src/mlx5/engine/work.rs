@@ -2,7 +2,7 @@
 //! The send WQE in hand, and what one step of it comes to. A step is a function from [`Work`] to [`Step`]: it moves data and writes CQEs,
 //! and changes nothing here. Only the requester does, which alone decides what a [`Step`] means.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use super::failure::Failure;
@@ -134,6 +134,8 @@ pub struct Work {
     pub invalidated: Option<Arc<Life>>,
     /// Injections have been asked about this WQE.
     pub planned: Cell<bool>,
+    /// Who has had its message, of those that hear its multicast group: (device, QPN).
+    pub heard: RefCell<Vec<(u8, u32)>>,
 }
 
 impl Work {
@@ -152,6 +154,7 @@ impl Work {
             effect: Effect::Due,
             invalidated: None,
             planned: Cell::new(false),
+            heard: RefCell::default(),
         }
     }
 

@@ -41,6 +41,7 @@ impl Requester {
         (work.wqe.bytes, work.wqe.opcode, work.wqe.kind) = (BLOCK, 0, Kind::Nop);
         (work.done, work.effect, work.invalidated) = (0, Effect::Due, None);
         work.planned.set(false);
+        work.heard.get_mut().clear();
         self.passed_gate = false;
         self.begin_attempts();
     }

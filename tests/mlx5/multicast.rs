@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use mlx5_spec::caps::cmd_hca_cap as cap;
 use mlx5_spec::cmd::{Opcode, status};
-use mlx5_spec::cq::cqe;
+use mlx5_spec::cq::{cqe, opcode, syndrome};
 use mlx5_spec::mad::{MAD_SIZE, attribute, class, join_state, mad, mc_member_record as member, method, path_record};
-use mlx5_spec::qp::service_type;
+use mlx5_spec::qp::{qpc, service_type, state};
 use mlx5_spec::small::mcg_in;
 use mlx5_spec::wqe::{AV_SIZE, GRH_SIZE, av};
 use rnic_testdrive::command::Input;
@@ -121,6 +121,26 @@ fn a_group_is_heard_by_who_is_attached() {
     second.qp.to_reset().unwrap();
     second.qp.destroy().unwrap();
     assert_eq!(driver.machine.nic.hca().multicast.attached(&BROADCAST), [sender.qp.qpn]);
+}
+
+#[test]
+fn a_listener_that_fails_fails_alone() {
+    let driver = Driver::probe(&machine()).unwrap();
+    let ears: Vec<Ear> = (0..3).map(|_| Ear::new(&driver, |_| ())).collect();
+    let [sender, good, bad] = &ears[..] else { panic!() };
+    for ear in [bad, good] {
+        assert_eq!(mcg(&driver, Opcode::ATTACH_TO_MCG, ear.qp.qpn, &BROADCAST), status::OK);
+    }
+    good.listens(2);
+    // A key of another's domain.
+    bad.qp.receive(&[good.mr.sge(32 << 10, 1024)]);
+    sender.memory.fill_pattern(5);
+    for at in 0..2 {
+        sender.qp.run(to_group(&BROADCAST, MLID).sge(sender.mr.sge(0, 64))).unwrap();
+        assert_eq!(good.hears(at, 64), sender.memory.bytes(0, 64));
+    }
+    assert_eq!(bad.cq.wait().unwrap().outcome(), (opcode::RESP_ERR, syndrome::LOCAL_PROT_ERR));
+    driver.until("its end", || bad.qp.queried(qpc::STATE) == Ok(state::ERR)).unwrap();
 }
 
 #[test]

@@ -119,10 +119,15 @@ impl Work {
             if !peer.in_force() {
                 continue;
             }
-            // What one receiver makes of it is nobody else's affair; its own failure is that of a datagram that was dropped.
-            match self.deliver_packet(cx, section, &peer, &packet) {
-                Err(Undelivered::Busy) => outcome = Err(Undelivered::Busy),
-                _ => self.heard.borrow_mut().push(number),
+            let delivered = self.deliver_packet(cx, section, &peer, &packet);
+            if let Err(Undelivered::Busy) = delivered {
+                outcome = Err(Undelivered::Busy);
+                continue;
+            }
+            self.heard.borrow_mut().push(number);
+            // What one receiver makes of it is nobody else's affair.
+            if let Err(Undelivered::Failed(Failure { responder: Some(at), .. })) = delivered {
+                self.broken.borrow_mut().push((peer.clone(), at));
             }
         }
         outcome

@@ -129,6 +129,7 @@ impl Requester {
                     wqes += 1;
                     bytes += moved;
                     tally.add(cx.hca, &self.work);
+                    self.fail_listeners(cx);
                     self.count_request();
                     self.retire();
                 }

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use super::failure::Failure;
+use super::failure::{AtResponder, Failure};
 use super::psn::{self, Part};
 use super::transfer::{Late, Mover, Route, Scratch};
 use super::wqe::{Kind, MAX_SEND_WQE, Seg, SendWqe, umr_key};
@@ -136,6 +136,8 @@ pub struct Work {
     pub planned: Cell<bool>,
     /// Who has had its message, of those that hear its multicast group: (device, QPN).
     pub heard: RefCell<Vec<(u8, u32)>>,
+    /// Those of them whose receive WQE cannot be completed well: what they see of it, once the section has ended.
+    pub broken: RefCell<Vec<(Peer, AtResponder)>>,
 }
 
 impl Work {
@@ -155,6 +157,7 @@ impl Work {
             invalidated: None,
             planned: Cell::new(false),
             heard: RefCell::default(),
+            broken: RefCell::default(),
         }
     }
 

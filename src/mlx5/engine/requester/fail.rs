@@ -61,6 +61,21 @@ impl Requester {
         ends.into_iter().for_each(|end| end.settle(cx));
     }
 
+    /// Those who hear a multicast group and have no good place for what it says fail each for itself. Outside of any section.
+    pub(super) fn fail_listeners(&mut self, cx: &Cx<'_>) {
+        for (peer, at) in self.work.broken.take() {
+            let responder = peer.attrs.life.responder.lock();
+            let section = cx.hca.quiesce.enter(cx.engine);
+            let visit = peer.visit(cx);
+            let end = if peer.in_force() { fail_receive(&peer, at, responder) } else { None };
+            drop(visit);
+            drop(section);
+            if let Some(end) = end {
+                end.settle(cx);
+            }
+        }
+    }
+
     /// The send WQE is completed in error and its queue pair leaves service, with an event of its own if it cannot be told (IBTA 11.6.3.1).
     fn fail_send(&self, hca: &Arc<Hca>, failure: Failure, unreliable: bool) -> Option<End> {
         let work = &self.work;

@@ -119,6 +119,52 @@ layout! {
         RMAC_31_0: [0x28],
     }
 
+    /// Context of a DC target.
+    dctc: 256 {
+        STATE: [0x00 27:24],
+        USER_INDEX: [0x04 23:0],
+        CQN: [0x08 23:0],
+        COUNTER_SET_ID: [0x0c 31:24],
+        ATOMIC_MODE: [0x0c 23:20],
+        RRE: [0x0c 19],
+        RWE: [0x0c 18],
+        RAE: [0x0c 17],
+        ATOMIC_LIKE_WRITE_EN: [0x0c 16],
+        LATENCY_SENSITIVE: [0x0c 15],
+        RLKY: [0x0c 14],
+        FREE_AR: [0x0c 13],
+        CS_RES: [0x10 23:16],
+        MIN_RNR_NAK: [0x10 12:8],
+        SRQN_XRQN: [0x14 23:0],
+        PD: [0x18 23:0],
+        TCLASS: [0x1c 31:24],
+        FLOW_LABEL: [0x1c 19:0],
+        DC_ACCESS_KEY: [u64 0x20],
+        MTU: [0x28 26:24],
+        PORT: [0x28 23:16],
+        PKEY_INDEX: [0x28 15:0],
+        MY_ADDR_INDEX: [0x2c 23:16],
+        HOP_LIMIT: [0x2c 7:0],
+        DC_ACCESS_KEY_VIOLATION_COUNT: [0x30],
+        ECE: [0x3c],
+    }
+
+    /// CREATE_DCT.
+    create_dct_in: 0x110 {
+        DCTC: [part 0x10 dctc],
+    }
+
+    /// CREATE_DCT's reply; DESTROY_DCT, DRAIN_DCT and QUERY_DCT.
+    dct: 16 {
+        DCTN: [0x08 23:0],
+        ECE: [0x0c],
+    }
+
+    /// QUERY_DCT's reply.
+    query_dct_out: 0x110 {
+        DCTC: [part 0x10 dctc],
+    }
+
     /// CREATE_QP.
     create_in: 0x110 {
         INPUT_QPN: [0x08 23:0],

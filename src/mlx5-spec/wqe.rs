@@ -79,6 +79,8 @@ layout! {
     /// Address vector of UD, QP0 and QP1.
     av: 48 {
         QKEY: [0x00],
+        /// Where a DC initiator has its target's key.
+        DC_KEY: [also u64 0x00],
         /// All 48 bytes are there.
         EXTENDED: [0x08 31],
         DQPN: [0x08 23:0],

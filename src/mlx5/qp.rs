@@ -80,6 +80,8 @@ pub struct QpAttrs {
     pub pkey_index: u16,
     /// XRC domain: a target serves the SRQs of its own.
     pub xrcd: u32,
+    /// Of a DC target: the key that initiators must name.
+    pub dc_key: u64,
     /// Does not hear what it sends to a group that it is attached to.
     pub deaf_to_itself: bool,
     /// Where what happens to it is counted.
@@ -242,6 +244,7 @@ impl Default for QpAttrs {
             qkey: 0,
             pkey_index: 0,
             xrcd: 0,
+            dc_key: 0,
             deaf_to_itself: false,
             counters: None,
             record: 0,

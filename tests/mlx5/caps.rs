@@ -130,6 +130,7 @@ const GENERAL: &[Row] = &[
         "completion queues of another size",
         By("tests/mlx5/resize.rs::a_queue_goes_on_in_another_buffer"),
     ),
+    ("DCT", 1, "DC", By("tests/mlx5/dc.rs::messages_of_many_initiators_come_to_one_target")),
     ("ATOMIC", 1, "atomics", By("tests/mlx5/loopback.rs::atomics_of_many_queue_pairs_lose_nothing")),
     (
         "BLOCK_LB_MC",
@@ -173,6 +174,7 @@ const ATOMIC: &[Row] = &[
     ("ATOMIC_OPERATIONS.COMPARE_SWAP", 1, "compare and swap", By(ATOMICS)),
     ("ATOMIC_OPERATIONS.FETCH_ADD", 1, "fetch and add", By(ATOMICS)),
     ("ATOMIC_SIZE_QP", 8, "operands of 8 bytes, and no other size", By(ATOMICS)),
+    ("ATOMIC_SIZE_DC", 8, "the same with DC", By("tests/mlx5/dc.rs::every_operation_goes_to_a_target")),
 ];
 
 const ODP: &[Row] = &[
@@ -187,16 +189,22 @@ const ODP: &[Row] = &[
     ("XRC_ODP_CAPS.READ", 1, "a READ's source pages, with XRC", By(XRC_ON_DEMAND)),
     ("XRC_ODP_CAPS.ATOMIC", 1, "an atomic's target pages, with XRC", By(XRC_ON_DEMAND)),
     ("XRC_ODP_CAPS.SRQ_RECEIVE", 1, "a shared queue's list pages, with XRC", By(XRC_ON_DEMAND)),
+    ("DC_ODP_CAPS.SEND", 1, "a gather list pages, with DC", By(DC_ON_DEMAND)),
+    ("DC_ODP_CAPS.WRITE", 1, "a WRITE's target pages, with DC", By(DC_ON_DEMAND)),
+    ("DC_ODP_CAPS.READ", 1, "a READ's source pages, with DC", By(DC_ON_DEMAND)),
+    ("DC_ODP_CAPS.ATOMIC", 1, "an atomic's target pages, with DC", By(DC_ON_DEMAND)),
+    ("DC_ODP_CAPS.SRQ_RECEIVE", 1, "a shared queue's list pages, with DC", By(DC_ON_DEMAND)),
     ("UD_ODP_CAPS.SEND", 1, "a datagram's gather list pages", Run(shown::a_datagram_from_an_absent_page)),
 ];
 
 const GROUPS_ARE_BOUNDED: &str = "tests/mlx5/multicast.rs::groups_are_as_many_as_offered";
 const SHARED_ON_DEMAND: &str = "RC_ODP_CAPS.SRQ_RECEIVE";
+const DC_ON_DEMAND: &str = "tests/mlx5/dc.rs::the_cycles_of_dc";
 const XRC_ON_DEMAND: &str = "tests/mlx5/odp.rs::the_cycles_of_xrc";
 
 /// Whether it is off until a driver asks for it (contract 4.1, row 10).
 fn is_asked_for(name: &str) -> bool {
-    name == SHARED_ON_DEMAND || name.starts_with("XRC_ODP_CAPS.")
+    name == SHARED_ON_DEMAND || ["XRC_ODP_CAPS.", "DC_ODP_CAPS."].iter().any(|of| name.starts_with(of))
 }
 
 /// A capability structure: its type, its fields with where they lie, its rows.

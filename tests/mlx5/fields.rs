@@ -4,20 +4,20 @@
 use std::path::Path;
 
 use mlx5::command::fields::Fate::{Acted, Kept, Part, Refused, Reported};
-use mlx5::command::fields::{ADS, CQC, EQC, MKC, QPC, RMPC, Row, WQ, XRC_SRQC};
+use mlx5::command::fields::{ADS, CQC, DCTC, EQC, MKC, QPC, RMPC, Row, WQ, XRC_SRQC};
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::{Opcode, status};
 use mlx5_spec::cq::cqc;
 use mlx5_spec::eq::eqc;
 use mlx5_spec::mkey::mkc;
-use mlx5_spec::qp::{ads, qpc};
+use mlx5_spec::qp::{ads, dctc, qpc};
 use mlx5_spec::srq::{rmpc, wq, xrc_srqc};
 use mlx5_spec::{cmd, cq, eq, mkey, qp, srq};
-use rnic_testdrive::{Driver, Qp, QpSpec};
+use rnic_testdrive::{Driver, Qp, QpSpec, Srq};
 
 use crate::scene::machine;
 
-const TABLES: [(&str, &[&str], &[Row]); 8] = [
+const TABLES: [(&str, &[&str], &[Row]); 9] = [
     ("QPC", qpc::FIELDS, QPC),
     ("ADS", ads::FIELDS, ADS),
     ("CQC", cqc::FIELDS, CQC),
@@ -26,6 +26,7 @@ const TABLES: [(&str, &[&str], &[Row]); 8] = [
     ("RMPC", rmpc::FIELDS, RMPC),
     ("WQ", wq::FIELDS, WQ),
     ("XRC_SRQC", xrc_srqc::FIELDS, XRC_SRQC),
+    ("DCTC", dctc::FIELDS, DCTC),
 ];
 
 #[test]
@@ -93,8 +94,14 @@ pub fn carriers(driver: &Driver) -> Vec<Carrier> {
     let queue = queue.map(|(field, value)| (field.plus(at_srq), value));
     let create_xrc = make(Opcode::CREATE_XRC_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
     let create_srq = make(Opcode::CREATE_SRQ, srq::create_xrc_srq_in::SIZE, &queue, &page);
+    let at_dct = qp::create_dct_in::DCTC;
+    let shared = Srq::create(&driver.context, pd, 4).unwrap();
+    let target = [(dctc::PD, pd), (dctc::CQN, cqn), (dctc::SRQN_XRQN, shared.srqn), (dctc::MTU, 5)];
+    let target = target.map(|(field, value)| (field.plus(at_dct), value));
+    let create_dct = make(Opcode::CREATE_DCT, qp::create_dct_in::SIZE, &target, &[]);
     let path = at + qp::PRIMARY_PATH;
     vec![
+        (Opcode::CREATE_DCT, create_dct, vec![(at_dct, DCTC)]),
         (Opcode::CREATE_QP, create_qp, vec![(at, QPC), (path, ADS)]),
         (Opcode::CREATE_CQ, create_cq, vec![(cq::create_in::CQC, CQC)]),
         (Opcode::CREATE_EQ, create_eq, vec![(eq::create_in::EQC, EQC)]),
@@ -152,7 +159,16 @@ fn buffers_in_umem_objects_are_refused() {
 /// Where the fields of a table lie, and how they are asked for: CREATE and QUERY, where each has the context, layout, table.
 type Echo = (Opcode, usize, Opcode, usize, &'static [(usize, usize)], &'static [&'static str], &'static [Row]);
 
-const ECHOES: [Echo; 7] = [
+const ECHOES: [Echo; 8] = [
+    (
+        Opcode::CREATE_DCT,
+        qp::create_dct_in::DCTC,
+        Opcode::QUERY_DCT,
+        qp::query_dct_out::DCTC,
+        dctc::SPANS,
+        dctc::FIELDS,
+        DCTC,
+    ),
     (Opcode::CREATE_QP, qp::create_in::QPC, Opcode::QUERY_QP, qp::query_out::QPC, qpc::SPANS, qpc::FIELDS, QPC),
     (Opcode::CREATE_CQ, cq::create_in::CQC, Opcode::QUERY_CQ, cq::query_out::CQC, cqc::SPANS, cqc::FIELDS, CQC),
     (Opcode::CREATE_EQ, eq::create_in::EQC, Opcode::QUERY_EQ, eq::query_out::EQC, eqc::SPANS, eqc::FIELDS, EQC),

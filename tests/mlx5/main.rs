@@ -10,6 +10,7 @@ mod caps;
 mod commands;
 mod completion;
 mod datagrams;
+mod dc;
 mod errors;
 mod fields;
 mod health;

@@ -346,7 +346,7 @@ fn services_and_receive_queues_that_are_not_offered_are_refused() {
     let scene = Scene::new(&machine());
     let kind_of_rq = 2;
     for (field, value) in
-        [(qpc::ST, service_type::DCI), (qpc::ST, service_type::RAW_ETH), (qpc::ST, 0xff), (qpc::RQ_TYPE, kind_of_rq)]
+        [(qpc::ST, service_type::DCT), (qpc::ST, service_type::RAW_ETH), (qpc::ST, 0xff), (qpc::RQ_TYPE, kind_of_rq)]
     {
         assert_eq!(refused(scene.create(&[(field, value)])), Some(status::BAD_PARAM), "{field:?} = {value}");
     }

@@ -60,7 +60,7 @@ fn a_queue_pair_goes_through_its_states_and_back() {
 #[test]
 fn a_service_that_is_not_offered_is_refused() {
     let pair = Pair::new();
-    for service in [service_type::DCI, 0xff] {
+    for service in [service_type::DCT, 0xff] {
         let spec = QpSpec { service, ..QpSpec::rc(&pair.driver, pair.pd, &pair.one_cq) };
         assert!(Qp::create(&pair.driver.context, spec).is_err(), "{service:#x}");
     }

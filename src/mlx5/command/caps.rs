@@ -51,6 +51,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::CQE_VERSION, 1),
     (cap::UMR_FENCE, umr_fence::NONE),
     (cap::WQ_SIGNATURE, 1),
+    (cap::DCT, 1),
     (cap::ATOMIC, 1),
     (cap::CQ_OI, 1),
     (cap::CQ_RESIZE, 1),
@@ -82,19 +83,21 @@ const ATOMIC: &[(Field, u32)] = &[
     (atomic_caps::SUPPORTED_ATOMIC_REQ_8B_ENDIANNESS_MODE_1, 1),
     (atomic_caps::ATOMIC_OPERATIONS, atomic_operations::COMPARE_SWAP | atomic_operations::FETCH_ADD),
     (atomic_caps::ATOMIC_SIZE_QP, 8),
+    (atomic_caps::ATOMIC_SIZE_DC, 8),
 ];
 
 /// What of RC pages on demand before a driver asks: all but shared receive queues.
 const RC_ODP: u32 =
     odp_transport::SEND | odp_transport::RECEIVE | odp_transport::WRITE | odp_transport::READ | odp_transport::ATOMIC;
 
-/// The same of XRC, whose messages go to shared receive queues only.
-const XRC_ODP: u32 = RC_ODP & !odp_transport::RECEIVE | odp_transport::SRQ_RECEIVE;
+/// The same of XRC and DC, whose messages go to shared receive queues only.
+const SHARED_ODP: u32 = RC_ODP & !odp_transport::RECEIVE | odp_transport::SRQ_RECEIVE;
 
-/// Drivers ask for shared receive queues and for all of XRC by SET_HCA_CAP, the rest they expect to be on (contract 4.1, row 10).
+/// Drivers ask for shared receive queues and for all of XRC and DC by SET_HCA_CAP, the rest they expect to be on (contract 4.1, row 10).
 const ODP_MOST: &[(Field, u32)] = &[
     (odp_caps::RC_ODP_CAPS, RC_ODP | odp_transport::SRQ_RECEIVE),
-    (odp_caps::XRC_ODP_CAPS, XRC_ODP),
+    (odp_caps::XRC_ODP_CAPS, SHARED_ODP),
+    (odp_caps::DC_ODP_CAPS, SHARED_ODP),
     (odp_caps::UD_ODP_CAPS, odp_transport::SEND),
 ];
 

@@ -10,7 +10,7 @@ use mlx5_spec::bits::Field;
 use mlx5_spec::cq::cqc;
 use mlx5_spec::eq::eqc;
 use mlx5_spec::mkey::mkc;
-use mlx5_spec::qp::{ads, qpc};
+use mlx5_spec::qp::{ads, dctc, qpc};
 use mlx5_spec::srq::{rmpc, wq, xrc_srqc};
 
 /// What becomes of a field.
@@ -278,4 +278,34 @@ pub const XRC_SRQC: &[Row] = &[
     ("LWM", STATE),
     ("WQE_CNT", Kept("the device's own; a driver's value has no effect")),
     ("DBR_ADDR", XRC),
+];
+
+/// DCTC.
+pub const DCTC: &[Row] = &[
+    ("STATE", Reported("tests/mlx5/dc.rs::a_target_is_drained_and_gone")),
+    ("USER_INDEX", Acted("tests/mlx5/dc.rs::messages_of_many_initiators_come_to_one_target")),
+    ("CQN", NAMES),
+    ("COUNTER_SET_ID", Acted("tests/mlx5/dc.rs::messages_of_many_initiators_come_to_one_target")),
+    ("ATOMIC_MODE", Refused(dctc::ATOMIC_MODE, 2, "operands of 8 bytes are the only ones")),
+    ("RRE", Acted("tests/mlx5/dc.rs::a_target_refuses_what_it_forbids_and_goes_on")),
+    ("RWE", Acted("tests/mlx5/dc.rs::a_target_refuses_what_it_forbids_and_goes_on")),
+    ("RAE", Acted("tests/mlx5/dc.rs::a_target_refuses_what_it_forbids_and_goes_on")),
+    ("ATOMIC_LIKE_WRITE_EN", Kept("it is about order among operations, and all of a queue pair are in order")),
+    ("LATENCY_SENSITIVE", Kept("a hint")),
+    ("RLKY", Kept("the reserved key is not offered")),
+    ("FREE_AR", Kept("there is one path")),
+    ("CS_RES", Refused(dctc::CS_RES, 1, NO_SCATTER)),
+    ("MIN_RNR_NAK", Acted("tests/mlx5/dc.rs::who_finds_no_receive_wqe_waits_for_one")),
+    ("SRQN_XRQN", NAMES),
+    ("PD", NAMES),
+    ("TCLASS", Kept("what answers are sent with")),
+    ("FLOW_LABEL", Kept("what answers are sent with")),
+    ("DC_ACCESS_KEY", Acted("tests/mlx5/dc.rs::a_target_that_is_not_named_well_does_not_answer")),
+    ("MTU", Acted("tests/mlx5/dc.rs::a_target_is_drained_and_gone")),
+    ("PORT", Refused(dctc::PORT, 2, "there is one port")),
+    ("PKEY_INDEX", Acted("tests/mlx5/dc.rs::a_target_that_is_not_named_well_does_not_answer")),
+    ("MY_ADDR_INDEX", Kept("what answers are sent with")),
+    ("HOP_LIMIT", Kept("what answers are sent with")),
+    ("DC_ACCESS_KEY_VIOLATION_COUNT", Kept("violations are not counted")),
+    ("ECE", Refused(dctc::ECE, 1, "ECE is not offered")),
 ];

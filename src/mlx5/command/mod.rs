@@ -10,6 +10,7 @@
 
 mod caps;
 mod cq;
+mod dct;
 mod eq;
 mod error;
 pub mod fields;

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::CommandError;
 use super::fields;
-use super::request::{Reply, Request, at_most, find, hold};
+use super::request::{Reply, Request, at_most, hold};
 use crate::buffer::GuestBuffer;
 use crate::cq::Cq;
+use crate::hca::Hca;
 use crate::limits::{LOG_MAX_QP_SIZE, MAX_RECV_WQE};
 use crate::q_counters::QCounters;
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
@@ -22,11 +23,12 @@ use mlx5_spec::qp::{
 };
 
 /// Services that can be created.
-const SERVICES: [u32; 7] = [
+const SERVICES: [u32; 8] = [
     service_type::RC,
     service_type::UC,
     service_type::UD,
     service_type::XRC,
+    service_type::DCI,
     service_type::QP0,
     service_type::QP1,
     service_type::REG_UMR,
@@ -216,9 +218,8 @@ pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
 /// DESTROY_QP: from any state. Once it is answered there is no access and no CQE of the queue pair any more.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let (hca, qpn) = (request.hca, request.get(destroy_in::QPN));
-    let qp = hca.qps.remove(qpn).ok_or(CommandError::NoSuch { what: "queue pair", number: qpn })?;
-    hca.change_qp(&qp, retire);
-    qp.uses.end();
+    let qp = find_qp(hca, qpn)?;
+    remove(hca, &qp);
     hca.multicast.forget(qpn);
     if qp.layout.log_sq_size.is_some() {
         request.doorbells.populate(qp.uar, false);
@@ -229,6 +230,19 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::ok())
 }
 
+/// Takes a queue pair, or a DC target, out of its table and out of service.
+pub fn remove(hca: &Hca, qp: &Qp) {
+    hca.qps.remove(qp.qpn);
+    hca.change_qp(qp, retire);
+    qp.uses.end();
+}
+
+/// The queue pair `qpn`, which is no DC target: those share its number space and have commands of their own.
+pub fn find_qp(hca: &Hca, qpn: u32) -> Result<Arc<Qp>, CommandError> {
+    let qp = hca.qps.get(qpn).filter(|qp| qp.service != service_type::DCT);
+    qp.ok_or(CommandError::NoSuch { what: "queue pair", number: qpn })
+}
+
 /// Into RST, for good: nothing that it named is held any longer. No living queue pair has this incarnation.
 pub fn retire(attrs: &mut QpAttrs) {
     let generation = attrs.generation;
@@ -237,7 +251,7 @@ pub fn retire(attrs: &mut QpAttrs) {
 
 /// QUERY_QP.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let qp = find(&request.hca.qps, "queue pair", request.get(query_in::QPN))?;
+    let qp = find_qp(request.hca, request.get(query_in::QPN))?;
     let mut context = qp.context.lock().clone();
     let attrs = qp.attrs();
     qpc::STATE.set(&mut context, attrs.state);

@@ -4,8 +4,8 @@
 //! The driver zeroes the context for every command and fills only what the verbs call had, so that nothing else may be copied.
 
 use super::CommandError;
-use super::qp::{Named, load, refuse, refuse_ece};
-use super::request::{Reply, Request, find};
+use super::qp::{Named, find_qp, load, refuse, refuse_ece};
+use super::request::{Reply, Request};
 use mlx5_spec::bits::{Field, Field64};
 use mlx5_spec::cmd::{Opcode, in_header};
 use mlx5_spec::qp::{
@@ -16,7 +16,7 @@ use mlx5_spec::qp::{
 /// Services for which a rule holds: bit n = service type n.
 type Services = u32;
 
-const RC: Services = 1 << service_type::RC | 1 << service_type::XRC;
+const RC: Services = 1 << service_type::RC | 1 << service_type::XRC | 1 << service_type::DCI;
 const UC: Services = 1 << service_type::UC;
 const DATAGRAM: Services = 1 << service_type::UD | 1 << service_type::QP0 | 1 << service_type::QP1;
 const UMR: Services = 1 << service_type::REG_UMR;
@@ -199,7 +199,7 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let transition = TRANSITIONS.iter().find(|transition| transition.opcode == opcode);
     let transition = transition.ok_or(CommandError::Unsupported(opcode))?;
     let qpn = request.get(modify_in::QPN);
-    let qp = find(&request.hca.qps, "queue pair", qpn)?;
+    let qp = find_qp(request.hca, qpn)?;
     let asked = request.part(modify_in::QPC, QPC_SIZE)?;
     refuse(request, modify_in::QPC)?;
     refuse_ece(request, modify_in::ECE)?;
@@ -232,14 +232,14 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 
 /// 2ERR, from any state: the engine flushes (contract 7.8).
 pub fn to_error(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let qp = find(&request.hca.qps, "queue pair", request.get(to_state_in::QPN))?;
+    let qp = find_qp(request.hca, request.get(to_state_in::QPN))?;
     request.hca.change_qp(&qp, |attrs| attrs.state = state::ERR);
     Ok(Reply::ok())
 }
 
 /// 2RST, from any state: when it is answered nothing of the queue pair is in flight and no CQE of it follows.
 pub fn to_reset(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let qp = find(&request.hca.qps, "queue pair", request.get(to_state_in::QPN))?;
+    let qp = find_qp(request.hca, request.get(to_state_in::QPN))?;
     let incarnation = request.settings.incarnation();
     request.hca.change_qp(&qp, |attrs| {
         attrs.state = state::RST;

@@ -2,6 +2,7 @@
 //! Objects that are little more than a number: PD, UAR page, XRC domain, set of Q counters (contract 6.7).
 
 use super::CommandError;
+use super::qp::find_qp;
 use super::request::{Reply, Request, find, take};
 use crate::q_counters::QCounters;
 use crate::table::Table;
@@ -96,7 +97,7 @@ pub fn query_q_counter(request: &mut Request<'_>) -> Outcome {
 /// The queue pair and the group that a command names.
 fn multicast(request: &Request<'_>) -> Result<(u32, [u8; 16]), CommandError> {
     let qpn = request.get(mcg_in::QPN);
-    let qp = find(&request.hca.qps, "queue pair", qpn)?;
+    let qp = find_qp(request.hca, qpn)?;
     let gid = request.part(mcg_in::MULTICAST_GID.start, 16)?;
     if qp.service != service_type::UD {
         return Err(CommandError::Param("only datagrams go to groups"));

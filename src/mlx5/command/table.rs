@@ -2,7 +2,7 @@
 //! Every command that this device has: opcode, handler, least input and output, what the command log shows. Anything else is BAD_OP.
 
 use super::request::{Reply, Request};
-use super::{CommandError, caps, cq, eq, hca_cmds, mkey, odp, qp, qp_modify, regs, small, srq, vport};
+use super::{CommandError, caps, cq, dct, eq, hca_cmds, mkey, odp, qp, qp_modify, regs, small, srq, vport};
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::{
@@ -92,6 +92,12 @@ const XRCD: Shows = &[("xrcd", NUMBER)];
 const Q_COUNTER: Shows = &[("counter_set_id", small_spec::q_counter::COUNTER_SET_ID)];
 const QUERIED_Q_COUNTER: Shows = &[("counter_set_id", small_spec::query_q_counter_in::COUNTER_SET_ID)];
 const MCG: Shows = &[("qpn", small_spec::mcg_in::QPN)];
+const DCTN: Shows = &[("dctn", qp_spec::dct::DCTN)];
+const SHOW_CREATE_DCT: Shows = &[
+    ("pd", qp_spec::dctc::PD.plus(qp_spec::create_dct_in::DCTC)),
+    ("cqn", qp_spec::dctc::CQN.plus(qp_spec::create_dct_in::DCTC)),
+    ("srqn", qp_spec::dctc::SRQN_XRQN.plus(qp_spec::create_dct_in::DCTC)),
+];
 const EQN: Shows = &[("eqn", eq_spec::destroy_in::EQN)];
 const CQN: Shows = &[("cqn", cq_spec::destroy_in::CQN)];
 const SRQN: Shows = &[("srqn", srq_spec::destroy_xrc_srq_in::XRC_SRQN)];
@@ -223,6 +229,11 @@ pub const COMMANDS: &[Command] = &[
     command(O::SQD_RTS_QP, CONTEXT, qp_modify::transition, SHOW_MODIFY_QP, &[]),
     command(O::TO_ERR_QP, SHORT, qp_modify::to_error, THIS_QP, &[]),
     command(O::TO_RST_QP, SHORT, qp_modify::to_reset, THIS_QP, &[]),
+    // DC targets.
+    command(O::CREATE_DCT, takes(qp_spec::create_dct_in::SIZE), dct::create, SHOW_CREATE_DCT, DCTN),
+    command(O::DESTROY_DCT, SHORT, dct::destroy, DCTN, &[]),
+    command(O::DRAIN_DCT, SHORT, dct::drain, DCTN, &[]),
+    command(O::QUERY_DCT, gives(qp_spec::query_dct_out::SIZE), dct::query, DCTN, &[]),
     // Shared receive queues (contract 6.5).
     command(O::CREATE_RMP, LISTED, srq::create_rmp, SHOW_CREATE_RMP, RMPN),
     command(O::DESTROY_RMP, SHORT, srq::destroy_rmp, RMPN, &[]),

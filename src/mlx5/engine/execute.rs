@@ -9,8 +9,9 @@ use super::failure::{Failure, receive_cq, stopped};
 use super::psn::Verdict;
 use super::receive::NoWqe;
 use super::transfer::{At, Atomic, CHUNK, End, Piece, Plan, Stop, atomic, transfer};
-use super::work::{Cx, FaultEnd, Peer, Step, Work};
+use super::work::{Cx, FaultEnd, Peer, Step, Work, has_pkey, receives};
 use super::wqe::{Extra, Kind, Seg};
+use crate::fabric;
 use crate::hca::Hca;
 use crate::hooks::NicAction;
 use crate::later;
@@ -51,6 +52,10 @@ impl Work {
 
     /// What the responder makes of the packet's number and length before it looks into it. `None`: go on.
     fn arrives(&self, cx: &Cx<'_>, section: &Section<'_>, peer: &Peer) -> Option<Step> {
+        // Initiator and target agree on numbers message by message: none is lost here.
+        if self.is_dynamic() {
+            return None;
+        }
         let (part, initial) = (self.part(), peer.attrs.next_rcv_psn);
         let was = peer.attrs.life.expected.get();
         let mut expected = was;
@@ -87,7 +92,7 @@ impl Work {
 
     /// The responder's side of what a step brought. A READ was counted when it was asked for.
     fn arrived(&self, peer: &Peer, step: &Step) {
-        if self.wqe.kind == Kind::Read {
+        if self.wqe.kind == Kind::Read || self.is_dynamic() {
             return;
         }
         let was = peer.attrs.life.expected.get();
@@ -127,6 +132,15 @@ impl Work {
     /// The WQE's list.
     pub fn list(&self, rights: Rights) -> End<'_> {
         End::List { segs: &self.wqe.segs, wqe: &self.bytes[..], pd: self.attrs.pd, qpn: self.qp.qpn, rights }
+    }
+
+    /// The DC target that the WQE names by LID, number and key.
+    pub fn dc_target(&self, hca: &Arc<Hca>) -> Option<Peer> {
+        let there = fabric::resolve(hca, self.wqe.av.dlid).filter(|_| has_pkey(&self.attrs))?;
+        let qp = there.qps.get(self.wqe.av.dqpn).filter(|qp| qp.service == service_type::DCT)?;
+        let attrs = qp.attrs();
+        let answers = receives(&attrs) && has_pkey(&attrs) && attrs.dc_key == self.wqe.dc_key;
+        answers.then_some(Peer { hca: there, qp, attrs })
     }
 
     /// `len` bytes of what the WQE names at the responder. The protection domain is the queue pair's or, with XRC, that of the SRQ in the
@@ -256,7 +270,7 @@ impl Work {
             }
         };
         let Ok(srq) = self.shared_queue(peer) else { return Step::Failed(Failure::INVALID_REQUEST) };
-        let Some(mut responder) = peer.attrs.life.responder.try_lock() else { return Step::Busy };
+        let Some(mut responder) = self.receiving(peer).responder.try_lock() else { return Step::Busy };
         let offer = match responder.next(&peer.hca, &peer.qp, &peer.attrs, srq.as_ref()) {
             Ok(offer) => offer,
             Err(NoWqe::NotReady) => {

@@ -260,6 +260,10 @@ impl Requester {
 
     /// Looks up the connected peer. None: nobody there answers (IBTA 9.7.5.1: such packets are dropped).
     fn find_peer(&mut self, hca: &Arc<Hca>) {
+        if self.work.is_dynamic() {
+            self.work.peer = self.work.dc_target(hca);
+            return;
+        }
         let Work { qp, attrs, peer, .. } = &mut self.work;
         if !peer.as_ref().is_some_and(Peer::in_force) {
             *peer = fabric::resolve(hca, attrs.remote_lid).and_then(|there| {

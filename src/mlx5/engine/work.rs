@@ -171,6 +171,17 @@ impl Work {
         self.qp.service == service_type::UC
     }
 
+    /// DC initiator: each message has its own target.
+    pub fn is_dynamic(&self) -> bool {
+        self.qp.service == service_type::DCI
+    }
+
+    /// Whose receiving half its messages go through. Of a DC target each initiator has its own, which is the one that it does not need
+    /// for itself: messages of several initiators arrive in pieces between each other.
+    pub fn receiving<'a>(&'a self, peer: &'a Peer) -> &'a Arc<Life> {
+        if self.is_dynamic() { &self.attrs.life } else { &peer.attrs.life }
+    }
+
     /// UD, QP0, QP1.
     pub fn is_datagram(&self) -> bool {
         matches!(self.qp.service, service_type::UD | service_type::QP0 | service_type::QP1)

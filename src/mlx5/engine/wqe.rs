@@ -96,7 +96,7 @@ impl Seg {
     }
 }
 
-/// Destination of a datagram (contract 7.3, AV).
+/// Destination of a datagram, or of a DC initiator's message (contract 7.3, AV).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Av {
     /// Q_Key; the queue pair's own if the high bit is set.
@@ -149,6 +149,8 @@ pub struct SendWqe {
     pub operands: (u64, u64),
     /// Destination of a datagram.
     pub av: Av,
+    /// Key of the target that a DC initiator means.
+    pub dc_key: u64,
     /// SRQ at the responder, of XRC.
     pub srqn: u32,
     /// Gather or scatter list.
@@ -197,7 +199,7 @@ fn kind_of(code: u32) -> Option<(Kind, u8)> {
 /// Whether a queue pair of service `service` executes `kind` (IBTA table 38; UMR: contract 8.4).
 fn suits(service: u32, kind: Kind, extra: u8) -> bool {
     match service {
-        service_type::RC | service_type::XRC => true,
+        service_type::RC | service_type::XRC | service_type::DCI => true,
         service_type::UC => matches!(kind, Kind::Nop | Kind::Send | Kind::Write) && extra != 2,
         service_type::UD | service_type::QP0 | service_type::QP1 => {
             matches!(kind, Kind::Nop | Kind::Send) && extra != 2
@@ -245,10 +247,11 @@ impl SendWqe {
             self.srqn = xrc::XRC_SRQN.get(wqe.get(at..at + xrc::SIZE)?);
             at += xrc::SIZE;
         }
-        if matches!(service, service_type::UD | service_type::QP0 | service_type::QP1) {
+        if matches!(service, service_type::UD | service_type::QP0 | service_type::QP1 | service_type::DCI) {
             let bytes = wqe.get(at..)?;
             let size = if av::EXTENDED.is_set(bytes) { AV_SIZE } else { AV_BASE_SIZE };
             self.av = parse_av(bytes.get(..size)?);
+            self.dc_key = av::DC_KEY.get(bytes);
             at += size;
         }
         if matches!(self.kind, Kind::Write | Kind::Read | Kind::CompareSwap | Kind::FetchAdd) {

@@ -8,16 +8,17 @@ use mlx5_spec::caps::odp_caps;
 use mlx5_spec::qp::service_type;
 
 /// The words of the capability structure, and whose they are. QP0, QP1 and UMR queue pairs have none.
-const WORDS: [(Field, u32); 4] = [
+const WORDS: [(Field, u32); 5] = [
     (odp_caps::RC_ODP_CAPS, service_type::RC),
     (odp_caps::UC_ODP_CAPS, service_type::UC),
     (odp_caps::UD_ODP_CAPS, service_type::UD),
     (odp_caps::XRC_ODP_CAPS, service_type::XRC),
+    (odp_caps::DC_ODP_CAPS, service_type::DCI),
 ];
 
 /// The words in force. Commands and resets write them, engines read them.
 #[derive(Debug, Default)]
-pub struct Offered([AtomicU32; 4]);
+pub struct Offered([AtomicU32; 5]);
 
 impl Offered {
     /// Takes the words of a capability structure.

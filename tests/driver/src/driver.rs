@@ -39,6 +39,7 @@ const ASYNC_EVENTS: &[u32] = &[
     event::SRQ_CATAS_ERROR,
     event::SRQ_LAST_WQE,
     event::SRQ_RQ_LIMIT,
+    event::DCT_DRAINED,
 ];
 
 /// How to probe.

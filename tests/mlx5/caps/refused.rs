@@ -111,9 +111,6 @@ const TRIES: &[(&str, Try)] = &[
     ("SHO", Mask(umr_mask::EN_SIGERR)),
     ("SHO", Try::Wqe(opcode::SET_PSV)),
     ("SHO", Try::Wqe(opcode::CHECK_PSV)),
-    ("DCT", Command(0x710)),
-    ("DCT", Value(Opcode::CREATE_QP, qpc::ST.plus(QPC), service_type::DCI)),
-    ("DCT", Value(Opcode::CREATE_QP, qpc::ST.plus(QPC), 6)),
     ("QOS", Command(0x782)),
     ("ETH_NET_OFFLOADS", Command(Opcode::CREATE_SQ.0)),
     ("ETH_NET_OFFLOADS", Command(0x900)),
@@ -337,6 +334,7 @@ fn what_nobody_knows_is_refused() {
     }
     let services = [
         service_type::RC,
+        service_type::DCI,
         service_type::UC,
         service_type::UD,
         service_type::XRC,

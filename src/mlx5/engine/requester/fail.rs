@@ -15,7 +15,7 @@ use crate::q_counters::Count;
 use crate::qp::{Qp, QpAttrs};
 use mlx5_spec::cq::syndrome;
 use mlx5_spec::eq::event;
-use mlx5_spec::qp::state;
+use mlx5_spec::qp::{service_type, state};
 
 impl Requester {
     /// Completes the current WQE in error and takes the queue pairs out of service. Outside of any section.
@@ -24,7 +24,8 @@ impl Requester {
         self.abandon(cx.hca);
         let peer = failure.responder.zip(self.work.peer.clone());
         // Before the section, which must not wait for whoever has it.
-        let responder = peer.as_ref().map(|(_, peer)| peer.attrs.life.responder.lock());
+        let receiving = peer.as_ref().map(|(_, peer)| self.work.receiving(peer).clone());
+        let responder = receiving.as_ref().map(|life| life.responder.lock());
         let section = cx.hca.quiesce.enter(cx.engine);
         let visit = peer.as_ref().and_then(|(_, peer)| peer.visit(cx));
         if !self.work.in_force() || peer.as_ref().is_some_and(|(_, peer)| !peer.in_force()) {
@@ -119,9 +120,13 @@ fn fail_receive(
     at: AtResponder,
     mut responder: MutexGuard<'_, Responder>,
 ) -> Option<End> {
+    // A DC target serves others, and goes on.
+    let stays = qp.service == service_type::DCT;
     let mut event = at.event;
-    let left = leave_service(qp, attrs, state::ERR);
-    if let Some((syndrome, (counter, srqn))) = at.cqe.zip(responder.held()) {
+    let left = !stays && leave_service(qp, attrs, state::ERR);
+    // Nobody flushes for it what its initiator leaves behind.
+    let cqe = at.cqe.or(stays.then_some(syndrome::WR_FLUSH_ERR));
+    if let Some((syndrome, (counter, srqn))) = cqe.zip(responder.held()) {
         let place = Place { counter, owner: receive_owner(hca, qp, srqn) };
         let told = receive_cq(hca, attrs, srqn)
             .is_some_and(|cq| failed(hca, &cq, qp, place, Half::Responder, Diagnosis::receive(syndrome)).is_ok());

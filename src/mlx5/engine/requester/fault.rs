@@ -63,7 +63,7 @@ impl Requester {
     fn aborts(&self, cx: &Cx<'_>) -> bool {
         let Some(peer) = self.work.peer.as_ref().filter(|_| self.work.done == 0) else { return false };
         // Before the section, which must not wait for whoever has it.
-        let mut responder = peer.attrs.life.responder.lock();
+        let mut responder = self.work.receiving(peer).responder.lock();
         let Some((counter, srqn @ Some(_))) = responder.held() else { return false };
         let mine = |action| matches!(action, NicAction::AbortOnFault);
         let _sections = cx.enter(&peer.hca);
@@ -118,7 +118,7 @@ fn fault(work: &Work, end: FaultEnd, page: PageMissing) -> Option<Fault> {
         }
         FaultEnd::Receive => {
             let peer = work.peer.as_ref()?;
-            let (wqe_index, srqn) = peer.attrs.life.responder.lock().held()?;
+            let (wqe_index, srqn) = work.receiving(peer).responder.lock().held()?;
             let (wq_type, number) = match srqn {
                 Some(srqn) => (wqe_fault_type::SRQ, srqn),
                 None => (wqe_fault_type::RESPONDER, peer.qp.qpn),

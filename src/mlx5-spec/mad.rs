@@ -4,6 +4,10 @@
 
 /// Bytes of a management datagram.
 pub const MAD_SIZE: usize = mad::SIZE;
+/// Where performance management's attributes begin in a datagram (IBTA 16.1.1).
+pub const PERFORMANCE_DATA: usize = 64;
+/// Performance management's `class_port_info::CAPABILITY_MASK`: the extended counters count packets of each kind (IBTA 16.1.3.1).
+pub const EXTENDED_WIDTH: u32 = 1 << 9;
 
 layout! {
     /// The header of every management datagram, and with RMPP's and administration's the whole of one of those (IBTA 13.4.3, 13.6.2, 15.2.1).
@@ -149,6 +153,32 @@ layout! {
         RESP_TIME_VALUE: [0x38 28:24],
     }
 
+    /// PortCounters, at `PERFORMANCE_DATA` of a datagram (IBTA 16.1.3.5). Counters stop at their largest values; data counts words of 4 bytes.
+    port_counters: 44 {
+        PORT_SELECT: [0x00 23:16],
+        /// Which ones a Set begins anew.
+        COUNTER_SELECT: [0x00 15:0],
+        LINK_DOWNED: [0x04 7:0],
+        PORT_XMIT_DATA: [0x18],
+        PORT_RCV_DATA: [0x1c],
+        PORT_XMIT_PKTS: [0x20],
+        PORT_RCV_PKTS: [0x24],
+    }
+
+    /// PortCountersExtended, at the same place (IBTA 16.1.4.11).
+    port_counters_extended: 72 {
+        PORT_SELECT: [0x00 23:16],
+        COUNTER_SELECT: [0x00 15:0],
+        PORT_XMIT_DATA: [u64 0x08],
+        PORT_RCV_DATA: [u64 0x10],
+        PORT_XMIT_PKTS: [u64 0x18],
+        PORT_RCV_PKTS: [u64 0x20],
+        PORT_UNICAST_XMIT_PKTS: [u64 0x28],
+        PORT_UNICAST_RCV_PKTS: [u64 0x30],
+        PORT_MULTICAST_XMIT_PKTS: [u64 0x38],
+        PORT_MULTICAST_RCV_PKTS: [u64 0x40],
+    }
+
     /// ServiceRecord (IBTA 15.2.5.14).
     service_record: 176 {
         SERVICE_ID: [u64 0x00],
@@ -207,6 +237,12 @@ values! {
         SERVICE_RECORD = 0x31,
         PATH_RECORD = 0x35,
         MC_MEMBER_RECORD = 0x38,
+    }
+
+    /// `mad::ATTRIBUTE_ID` of performance management.
+    performance_attribute: u32 {
+        PORT_COUNTERS = 0x12,
+        PORT_COUNTERS_EXTENDED = 0x1d,
     }
 
     /// `mad::RMPP_TYPE`.

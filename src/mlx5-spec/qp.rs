@@ -120,7 +120,7 @@ layout! {
     }
 
     /// Context of a DC target.
-    dctc: 256 {
+    dctc: 0x70 {
         STATE: [0x00 27:24],
         USER_INDEX: [0x04 23:0],
         CQN: [0x08 23:0],
@@ -150,7 +150,7 @@ layout! {
     }
 
     /// CREATE_DCT.
-    create_dct_in: 0x110 {
+    create_dct_in: 0x80 {
         DCTC: [part 0x10 dctc],
     }
 
@@ -161,7 +161,7 @@ layout! {
     }
 
     /// QUERY_DCT's reply.
-    query_dct_out: 0x110 {
+    query_dct_out: 0x80 {
         DCTC: [part 0x10 dctc],
     }
 

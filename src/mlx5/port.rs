@@ -111,6 +111,8 @@ pub enum Reader {
     Vport = 0,
     /// PPCNT.
     Register = 1,
+    /// Performance management of the subnet.
+    Subnet = 2,
 }
 
 #[derive(Debug, Default)]
@@ -138,7 +140,7 @@ pub struct Traffic {
     loopback: FlowCounter,
     downs: Counter,
     /// When each [`Reader`] began anew.
-    cleared: [Mutex<Totals>; 2],
+    cleared: [Mutex<Totals>; 3],
 }
 
 impl Traffic {

@@ -25,6 +25,7 @@ mod loopback;
 mod multicast;
 mod objects;
 mod odp;
+mod performance;
 mod plants;
 mod port;
 mod port_counters;

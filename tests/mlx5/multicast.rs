@@ -47,7 +47,7 @@ fn to_group(gid: &[u8; 16], mlid: u16) -> Wqe {
 }
 
 /// A queue pair for datagrams with memory of its own, and a completion queue that tells of nothing else.
-struct Ear {
+pub struct Ear {
     cq: Arc<Cq>,
     qp: Qp,
     memory: Buffer,
@@ -159,31 +159,44 @@ fn groups_are_as_many_as_offered() {
 }
 
 /// QP1 of a NIC, as ib_mad has it.
-fn gsi(driver: &Arc<Driver>) -> Ear {
+pub fn gsi(driver: &Arc<Driver>) -> Ear {
     Ear::new(driver, |spec| (spec.service, spec.qkey) = (service_type::QP1, 0x8001_0000))
 }
 
-/// Asks the administration and gives back the answer's data.
-fn asked(gsi: &Ear, what: u32, how: u32, mask: u64, fill: impl FnOnce(&mut [u8])) -> (u32, Vec<u8>) {
+/// The request `(version and class, attribute, method)`.
+pub fn request((version, of): (u32, u32), what: u32, how: u32) -> Vec<u8> {
     let mut request = vec![0; MAD_SIZE];
     for (field, value) in [
         (mad::BASE_VERSION, 1),
-        (mad::MGMT_CLASS, class::SUBN_ADM),
-        (mad::CLASS_VERSION, 2),
+        (mad::MGMT_CLASS, of),
+        (mad::CLASS_VERSION, version),
         (mad::METHOD, how),
         (mad::ATTRIBUTE_ID, what),
     ] {
         field.set(&mut request, value);
     }
-    mad::COMPONENT_MASK.set(&mut request, mask);
-    fill(&mut request[mad::DATA..]);
-    gsi.memory.write(32 << 10, &request);
+    request
+}
+
+/// What comes back for `request` from QP1 of the port with `lid`.
+pub fn answered(gsi: &Ear, lid: u16, request: &[u8]) -> Vec<u8> {
+    gsi.memory.write(32 << 10, request);
     gsi.qp.receive(&[gsi.mr.sge(0, 512)]);
-    gsi.qp.post_one(Wqe::send().datagram(1, 1, 0x8001_0000).sge(gsi.mr.sge(32 << 10, MAD_SIZE as u32)).signaled());
+    let wqe = Wqe::send().datagram(1, lid, 0x8001_0000);
+    gsi.qp.post_one(wqe.sge(gsi.mr.sge(32 << 10, MAD_SIZE as u32)).signaled());
     let both = [gsi.cq.wait_ok().unwrap(), gsi.cq.wait_ok().unwrap()];
     let got = both.iter().find(|cqe| cqe.byte_count() == 296).unwrap();
-    assert_eq!((cqe::RQPN.get(&got.bytes), cqe::SLID.get(&got.bytes), got.immediate() & 0xffff), (1, 1, 0xffff));
-    let answer = gsi.memory.bytes(GRH_SIZE as u64, MAD_SIZE as u64);
+    assert_eq!((cqe::RQPN.get(&got.bytes), cqe::SLID.get(&got.bytes)), (1, lid.into()));
+    assert_eq!(got.immediate() & 0xffff, 0xffff);
+    gsi.memory.bytes(GRH_SIZE as u64, MAD_SIZE as u64)
+}
+
+/// Asks the administration and gives back the answer's data.
+fn asked(gsi: &Ear, what: u32, how: u32, mask: u64, fill: impl FnOnce(&mut [u8])) -> (u32, Vec<u8>) {
+    let mut request = request((2, class::SUBN_ADM), what, how);
+    mad::COMPONENT_MASK.set(&mut request, mask);
+    fill(&mut request[mad::DATA..]);
+    let answer = answered(gsi, 1, &request);
     (mad::STATUS.get(&answer), answer[mad::DATA..].to_vec())
 }
 

@@ -50,7 +50,7 @@ fn a_queue_is_no_smaller_than_what_is_in_it() {
     let indices = complete(&pair, 4);
     let refused = |size| pair.one_cq.resize(size).unwrap_err().status();
     // The entry that tells of it is the fifth.
-    assert_eq!(refused(2), Some(status::EXCEED_LIM));
+    assert_eq!(refused(2), Some(status::BAD_SIZE_OUTS_CQES));
     assert_eq!(log_size(&pair, &pair.one_cq), first);
     for index in indices {
         assert_eq!(pair.one_cq.wait_ok().unwrap().wqe_counter(), index);

@@ -91,7 +91,7 @@ fn resize(request: &mut Request<'_>, cq: &Cq, select: u32) -> Result<Reply, Comm
     let (log_page, offset) = (cqc::LOG_PAGE_SIZE.get(&next), cqc::PAGE_OFFSET.get(&next));
     let buffer = request.buffer(modify_in::PAS, log_page, offset, Cq::bytes(log_size, entry))?;
     cq.resize(request.hca, log_size, entry, buffer).map_err(|error| match error {
-        ResizeError::Full => CommandError::Limit("what is in the queue"),
+        ResizeError::Full => CommandError::Outstanding,
         ResizeError::Broken => CommandError::Param("the queue is in error"),
     })?;
     *context = next;

@@ -67,6 +67,9 @@ pub enum CommandError {
     /// More than the capabilities say.
     #[error("{0} is beyond the limit")]
     Limit(&'static str),
+    /// A completion queue would be smaller than what is in it.
+    #[error("more completions are in the queue than would fit")]
+    Outstanding,
     /// The number space or the memory for it is used up.
     #[error("no {0} is left")]
     Exhausted(&'static str),
@@ -96,6 +99,7 @@ impl CommandError {
             Self::Early(_) => status::BAD_SYS_STATE,
             Self::QpState { .. } => status::BAD_QP_STATE,
             Self::Limit(_) => status::EXCEED_LIM,
+            Self::Outstanding => status::BAD_SIZE_OUTS_CQES,
             Self::Exhausted(_) => status::NO_RES,
             Self::Index { .. } => status::BAD_INDEX,
             Self::Injected(status) => *status,

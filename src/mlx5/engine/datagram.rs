@@ -16,7 +16,7 @@ use crate::fabric;
 use crate::hca::Hca;
 use crate::mkey::Rights;
 use crate::q_counters::Count;
-use crate::subnet;
+use crate::subnet::{self, Mad};
 use dma::Section;
 use mlx5_spec::qp::service_type;
 use mlx5_spec::wqe::GRH_SIZE;
@@ -54,8 +54,9 @@ impl Work {
             return Step::Failed(Failure::diagnosed(Diagnosis::DATAGRAM_LENGTH));
         }
         let to_group = av.dlid >= FIRST_MULTICAST;
-        let to_administration = av.dlid == fabric::SM_LID && av.dqpn == 1 && self.qp.service == service_type::QP1;
-        if self.peer.is_none() && !to_group && !to_administration {
+        let managing = av.dqpn == 1 && self.qp.service == service_type::QP1;
+        let to_administration = managing && av.dlid == fabric::SM_LID;
+        if self.peer.is_none() && !to_group && !managing {
             return self.lost(cx, section);
         }
         // What its sender cannot read takes nothing from the receiver.
@@ -73,6 +74,8 @@ impl Work {
                     self.to_group(cx, section, &packet)
                 } else if to_administration && subnet::is_administration(&packet[GRH_SIZE..]) {
                     self.to_administration(cx, section, &packet[GRH_SIZE..])
+                } else if managing && subnet::is_performance(&packet[GRH_SIZE..]) {
+                    self.to_port(cx, section, &packet[GRH_SIZE..])
                 } else if let Some(peer) = &self.peer {
                     self.deliver_packet(cx, section, peer, &self.packet(cx.hca, &packet))
                 } else {
@@ -158,25 +161,43 @@ impl Work {
 
     /// To the subnet's administration, whose answers come at once.
     fn to_administration(&self, cx: &mut Cx<'_>, section: &Section<'_>, request: &[u8]) -> Result<(), Undelivered> {
+        let ports: Vec<_> = fabric::ports(cx.hca).iter().map(|there| fabric::facts(there)).collect();
+        let (hca, subnet) = (cx.hca.clone(), cx.hca.link.subnet());
+        self.answered(cx, section, request, |mad| subnet.handle(&ports, &fabric::facts(&hca), mad))
+    }
+
+    /// To the port that is addressed, which tells its counters by itself.
+    fn to_port(&self, cx: &mut Cx<'_>, section: &Section<'_>, request: &[u8]) -> Result<(), Undelivered> {
+        let there = fabric::resolve(cx.hca, self.wqe.av.dlid).ok_or(Undelivered::Dropped)?;
+        self.answered(cx, section, request, |mad| vec![subnet::performance(&there.port.traffic, mad)])
+    }
+
+    /// What answers a management datagram comes back to its sender at once, from the LID that it was sent to.
+    fn answered(
+        &self,
+        cx: &mut Cx<'_>,
+        section: &Section<'_>,
+        request: &[u8],
+        answers: impl FnOnce(&Mad) -> Vec<Mad>,
+    ) -> Result<(), Undelivered> {
         let Some(request) = request.first_chunk().filter(|_| cx.hca.port.is_up()) else {
             return Err(Undelivered::Dropped);
         };
         let asker = Peer { hca: cx.hca.clone(), qp: self.qp.clone(), attrs: self.attrs.clone() };
-        // It answers once: whoever has the queue pair is waited for before it is asked.
+        // Who answers does it once: whoever has the queue pair is waited for before it is asked.
         drop(asker.attrs.life.responder.try_lock().ok_or(Undelivered::Busy)?);
-        let ports: Vec<_> = fabric::ports(cx.hca).iter().map(|there| fabric::facts(there)).collect();
-        for answer in cx.hca.link.subnet().handle(&ports, &fabric::facts(cx.hca), request) {
+        for answer in answers(request) {
             let bytes = [&[0; GRH_SIZE], &answer[..]].concat();
             let arrival = Arrival {
                 bytes: bytes.len() as u64,
                 source_qpn: 1,
-                slid: fabric::SM_LID,
+                slid: self.wqe.av.dlid,
                 ..Arrival::send(Extra::None)
             };
             // A queue pair without a receive WQE has lost its answer, and asks again.
-            match self.deliver_packet(cx, section, &asker, &Packet { bytes: &bytes, arrival }) {
-                Err(Undelivered::Failed(failure)) => return Err(Undelivered::Failed(failure)),
-                Ok(()) | Err(_) => {}
+            let delivered = self.deliver_packet(cx, section, &asker, &Packet { bytes: &bytes, arrival });
+            if let Err(Undelivered::Failed(failure)) = delivered {
+                return Err(Undelivered::Failed(failure));
             }
         }
         Ok(())

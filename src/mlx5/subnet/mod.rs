@@ -5,10 +5,12 @@
 //! It is a function from a datagram and the ports to the datagrams that answer it; what moves them is the engines' matter.
 //!
 //! * `groups`: multicast groups and their members.
+//! * `performance`: a port's counters, told over the subnet.
 //! * `records`: what is told of ports, paths and services.
 //! * `reply`: one record, or a table of them in segments (RMPP).
 
 mod groups;
+mod performance;
 mod records;
 mod reply;
 #[cfg(test)]
@@ -18,6 +20,7 @@ use parking_lot::Mutex;
 
 use groups::Groups;
 use mlx5_spec::mad::{MAD_SIZE, attribute, class, class_port_info, mad, method, rmpp_flags, rmpp_type, status};
+pub use performance::{is_performance, performance};
 use records::Services;
 use reply::{Transfers, answer, table};
 

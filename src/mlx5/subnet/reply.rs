@@ -22,7 +22,8 @@ pub(super) fn answer(request: &Mad, status: u32, record: &[u8]) -> Mad {
     reply
 }
 
-fn head(request: &Mad) -> Mad {
+/// What an answer begins with.
+pub(super) fn head(request: &Mad) -> Mad {
     let mut reply = [0; MAD_SIZE];
     reply[..mad::DATA].copy_from_slice(&request[..mad::DATA]);
     // A Set is answered by what a Get would be.

@@ -31,6 +31,19 @@ layout! {
         CAPABILITY: [part 0x10..0x1010],
     }
 
+    /// Device memory (MEMIC): where in BAR0, and how much.
+    device_mem_cap: 256 {
+        MEMIC: [0x00 31],
+        LOG_MIN_MEMIC_ALLOC_SIZE: [0x04 20:16],
+        /// Beyond 64 bytes.
+        LOG_MAX_MEMIC_ADDR_ALIGNMENT: [0x04 7:0],
+        MEMIC_BAR_START_ADDR: [u64 0x08],
+        MEMIC_BAR_SIZE: [0x10],
+        MAX_MEMIC_SIZE: [0x14],
+        /// Atomic operations by an address of their own, a bit each.
+        MEMIC_OPERATIONS: [0x40],
+    }
+
     /// General capabilities: those of contract 5.1, and of 5.2 that keep features away.
     cmd_hca_cap: 256 {
         PAGE_REQUEST_DISABLE: [0x00 25],
@@ -222,6 +235,7 @@ values! {
         GENERAL = 0x0,
         ODP = 0x2,
         ATOMIC = 0x3,
+        DEVICE_MEMORY = 0xf,
         HCA_CAP_2 = 0x20,
         PORT_SELECTION = 0x25,
     }

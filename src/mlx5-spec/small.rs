@@ -99,6 +99,28 @@ layout! {
         MULTICAST_GID: [bytes 0x10..0x20],
     }
 
+    /// ALLOC_MEMIC.
+    alloc_memic_in: 32 {
+        /// Beyond 64 bytes.
+        LOG_MEMIC_ADDR_ALIGNMENT: [0x0c 7:0],
+        /// Where in BAR0 it may be, and how far that goes.
+        RANGE_START_ADDR: [u64 0x10],
+        RANGE_SIZE: [0x18],
+        MEMIC_SIZE: [0x1c],
+    }
+
+    /// ALLOC_MEMIC's reply.
+    alloc_memic_out: 16 {
+        /// In BAR0.
+        MEMIC_START_ADDR: [u64 0x08],
+    }
+
+    /// DEALLOC_MEMIC.
+    dealloc_memic_in: 32 {
+        MEMIC_START_ADDR: [u64 0x10],
+        MEMIC_SIZE: [0x18],
+    }
+
     /// ALLOC_Q_COUNTER's reply and DEALLOC_Q_COUNTER.
     q_counter: 16 {
         COUNTER_SET_ID: [0x08 7:0],

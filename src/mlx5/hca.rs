@@ -9,6 +9,7 @@ use super::NicConfig;
 use super::buffer::BufferMemory;
 use super::bus::Bus;
 use super::cq::Cq;
+use super::device_memory::DeviceMemory;
 use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
 use super::later;
@@ -67,6 +68,8 @@ pub struct Hca {
     pub q_counters: Table<QCounters>,
     /// UAR pages.
     pub uars: Table<Users>,
+    /// Memory of its own.
+    pub device_memory: Arc<DeviceMemory>,
     /// Queue pairs that hear multicast groups.
     pub multicast: Multicast,
     /// QPNs of QP0 and QP1, once they exist (contract 6.3: packets to 0 and 1 go there).
@@ -88,11 +91,11 @@ impl Deref for Hca {
 }
 
 impl Hca {
-    /// An HCA without objects; its engines are not started.
+    /// An HCA without objects; its engines are not started. `dma` reaches its own memory too ([`dma::Reach`]).
     pub fn new(
         index: u8,
         config: NicConfig,
-        dma: DmaTarget,
+        (dma, device_memory): (DmaTarget, Arc<DeviceMemory>),
         ledger: Arc<Ledger>,
         msix: Arc<Msix>,
     ) -> std::io::Result<Self> {
@@ -115,6 +118,7 @@ impl Hca {
             xrcds: domains(LOG_MAX_XRCD),
             q_counters: Table::new(1, MAX_Q_COUNTERS, MAX_Q_COUNTERS as usize).charged(object::<QCounters>(0), memory),
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
+            device_memory,
             multicast: Multicast::default(),
             special: Mutex::default(),
             page_faults: PageFaults::default(),

@@ -50,6 +50,7 @@ impl NicHandle {
             "xrcds": numbers(&hca.xrcds.all()),
             "uars": numbers(&hca.uars.all()),
             "multicast_groups": hca.multicast.len(),
+            "device_memory_allocations": hca.device_memory.len(),
             "q_counters": numbers(&hca.q_counters.all()),
             "page_faults": hca.page_faults.live().len(),
             "late": hca.later.held(),

@@ -13,6 +13,7 @@ pub mod buffer;
 pub mod bus;
 pub mod command;
 pub mod cq;
+pub mod device_memory;
 pub mod engine;
 pub mod eq;
 pub mod fabric;
@@ -51,10 +52,10 @@ pub use mlx5_spec as spec;
 pub use nic::{Nic, NicError, NicHandle};
 pub use plug::{NicPlug, PluggedNic};
 
-/// 4 KiB UAR pages that BAR0 has room for, the first 16 being the initialization segment's.
-pub const UAR_PAGES: u32 = 8192;
 /// Bytes of BAR0.
-pub const BAR0_SIZE: u64 = UAR_PAGES as u64 * 4096;
+pub const BAR0_SIZE: u64 = 32 << 20;
+/// 4 KiB UAR pages, the first 16 being the initialization segment's. Behind them is device memory.
+pub const UAR_PAGES: u32 = ((BAR0_SIZE - device_memory::SIZE) / 4096) as u32;
 /// MSI-X vectors offered.
 pub const VECTORS: u16 = 64;
 

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::command::{CommandUnit, Worker};
+use super::device_memory::DeviceMemory;
 use super::engine::Engines;
 use super::hca::Hca;
 use super::health;
 use super::init_segment::{InitSegment, Order};
 use super::uar::{self, UarDoorbells, UarRegisters};
 use super::{BAR0_SIZE, Model, NicConfig, VECTORS, reset};
-use dma::{BusMaster, DmaTarget, Ram};
+use dma::{BusMaster, DmaTarget, Ram, Reach};
 use mlx5_spec::init::COMMAND_DOORBELL;
 use pci::capability::{Capability, ID_VENDOR, PortType};
 use pci::config::{BarSpec, ConfigError, ConfigSpace, Identity};
@@ -91,7 +92,9 @@ impl Nic {
         host: Arc<dyn DoorbellHost>,
     ) -> Result<(Self, NicHandle), NicError> {
         let master = Arc::new(BusMaster::default());
-        let dma = DmaTarget::new(requester, ram, master.clone());
+        let own = Arc::new(DeviceMemory::new()?);
+        let reach = Reach { guest: ram, own: own.bytes.clone() };
+        let dma = DmaTarget::new(requester, Arc::new(reach), master.clone());
         let (place, msix_size) = MsixPlace::own_bar(MSIX_BAR, VECTORS);
         let msix = Arc::new(Msix::new(VECTORS, place, router));
         let mut space = ConfigSpace::new(identity(&config), master.clone());
@@ -104,7 +107,7 @@ impl Nic {
             space.add_capability(&vendor_gateway())?;
         }
 
-        let hca = Arc::new(Hca::new(index, config, dma, ledger, msix)?);
+        let hca = Arc::new(Hca::new(index, config, (dma, own), ledger, msix)?);
         hca.health.attach(master);
         let unit = CommandUnit::new(hca.clone(), Arc::new(UarDoorbells::new(host)))?;
         Engines::start(&hca)?;
@@ -236,7 +239,7 @@ impl PciDevice for Nic {
         match bar {
             _ if !self.is_there() => {}
             MSIX_BAR => self.hca.msix.read(offset, data),
-            uar::BAR => self.read_segment(offset, data),
+            uar::BAR if !self.hca.device_memory.read(offset, data) => self.read_segment(offset, data),
             _ => {}
         }
     }

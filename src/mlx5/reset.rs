@@ -20,6 +20,7 @@ pub fn objects(hca: &Hca) -> usize {
         + hca.uars.len()
         + hca.q_counters.len()
         + hca.multicast.len()
+        + hca.device_memory.len()
 }
 
 /// Destroys every object. The caller holds commands off.
@@ -47,6 +48,7 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     }
     hca.q_counters.clear();
     hca.multicast.clear();
+    hca.device_memory.clear();
     // Engines forget what they keep by QPN.
     qps.iter().for_each(|qp| hca.engines.kick(qp.uar, qp.qpn));
     // Peers may wait for a page of theirs.

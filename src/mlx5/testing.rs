@@ -7,8 +7,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::NicConfig;
 use super::buffer::{Geometry, GuestBuffer};
+use super::device_memory::DeviceMemory;
 use super::hca::Hca;
-use dma::{BusMaster, DmaTarget, GuestRam};
+use dma::{BusMaster, DmaTarget, GuestRam, Reach};
 use pci::msix::{Msix, MsixPlace};
 use pci::testing::FakeRouter;
 use probe::ledger::Ledger;
@@ -37,8 +38,10 @@ impl Bench {
             msix.write(vector * 16, &[0xfee0_0000u64.to_le_bytes()].concat());
             msix.write(vector * 16 + 8, &[0; 8]);
         }
-        let dma = DmaTarget::new(8, ram.clone(), master.clone());
-        let hca = Arc::new(Hca::new(0, NicConfig::default(), dma, Ledger::new(), msix).unwrap());
+        let own = Arc::new(DeviceMemory::new().unwrap());
+        let reach = Reach { guest: ram.clone(), own: own.bytes.clone() };
+        let dma = DmaTarget::new(8, Arc::new(reach), master.clone());
+        let hca = Arc::new(Hca::new(0, NicConfig::default(), (dma, own), Ledger::new(), msix).unwrap());
         Self { hca, router, master, ram }
     }
 

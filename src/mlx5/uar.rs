@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::UAR_PAGES;
 use super::cq::ArmDoorbell;
 use super::engine::Engines;
 use super::hca::{FIRST_UAR, Hca};
@@ -29,7 +30,7 @@ fn arms_strictly(hca: &Hca) -> bool {
 /// The UAR page of an offset in BAR0, and the offset within it.
 pub fn page_of(offset: u64) -> Option<(u32, u64)> {
     let page = u32::try_from(offset / PAGE_SIZE).ok()?;
-    (page >= FIRST_UAR).then_some((page, offset % PAGE_SIZE))
+    (FIRST_UAR..UAR_PAGES).contains(&page).then_some((page, offset % PAGE_SIZE))
 }
 
 /// The UAR pages' registers. Any number of vCPUs write them at once, and none holds the function's lock meanwhile: one may run an engine.
@@ -47,11 +48,14 @@ impl UarRegisters {
 
 impl DirectWrites for UarRegisters {
     fn write(&self, bar: u8, offset: u64, data: &[u8]) -> bool {
-        let Some((page, inside)) = page_of(offset).filter(|_| bar == BAR) else { return false };
+        if bar != BAR || offset < u64::from(FIRST_UAR) * PAGE_SIZE {
+            return false;
+        }
         // Whether it is time to be there again is asked at its other registers.
-        if self.hca.health.is_gone() {
+        if self.hca.health.is_gone() || self.hca.device_memory.write(offset, data) {
             return true;
         }
+        let Some((page, inside)) = page_of(offset) else { return false };
         if !write(&self.hca, page, inside, data)
             && let Some(count) = self.nonsense.next()
         {

@@ -18,7 +18,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mlx5::NicConfig;
-use mlx5_spec::caps::{self, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap, odp_caps, odp_transport};
+use mlx5_spec::caps::{
+    self, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap, device_mem_cap, odp_caps, odp_transport,
+};
 use mlx5_spec::cmd::status;
 use rnic_testdrive::driver::query_caps;
 use rnic_testdrive::{Machine, MachineConfig};
@@ -107,6 +109,12 @@ const GENERAL: &[Row] = &[
         "the port answers vport commands",
         By("tests/mlx5/answers.rs::the_port_is_active_and_has_its_tables"),
     ),
+    (
+        "DEVICE_MEMORY",
+        1,
+        "memory of the device's own",
+        By("tests/mlx5/device_memory.rs::what_is_sent_there_is_read_through_the_bar"),
+    ),
     ("LOCAL_CA_ACK_DELAY", 16, "answers within 268 ms", Not("it is a time, and no test asserts one")),
     ("NUM_PORTS", 1, "port 1 and no other", Run(shown::port_one_only)),
     ("LOG_MAX_MSG", 30, "messages of 1 GiB", By("tests/mlx5/public_reports.rs::c25d_the_longest_message")),
@@ -177,6 +185,19 @@ const ATOMIC: &[Row] = &[
     ("ATOMIC_SIZE_DC", 8, "the same with DC", By("tests/mlx5/dc.rs::every_operation_goes_to_a_target")),
 ];
 
+const BOUNDED_MEMORY: &str = "tests/mlx5/device_memory.rs::keys_and_allocations_keep_to_their_bounds";
+const MAPPED_MEMORY: &str = "tests/mlx5/device_memory.rs::what_is_sent_there_is_read_through_the_bar";
+const ALL_MEMORY: &str = "tests/mlx5/device_memory.rs::a_reset_frees_it";
+
+const DEVICE_MEMORY: &[Row] = &[
+    ("MEMIC", 1, "memory that programs map and keys name", By(MAPPED_MEMORY)),
+    ("LOG_MIN_MEMIC_ALLOC_SIZE", 6, "in steps of 64 bytes", By(BOUNDED_MEMORY)),
+    ("LOG_MAX_MEMIC_ADDR_ALIGNMENT", 6, "aligned to 4096 bytes if asked", By(BOUNDED_MEMORY)),
+    ("MEMIC_BAR_START_ADDR", mlx5::device_memory::BAR_OFFSET, "it lies behind the UAR pages", By(MAPPED_MEMORY)),
+    ("MEMIC_BAR_SIZE", 256 << 10, "so much of BAR0 is of it", By(ALL_MEMORY)),
+    ("MAX_MEMIC_SIZE", 256 << 10, "all of it at once", By(ALL_MEMORY)),
+];
+
 const ODP: &[Row] = &[
     ("RC_ODP_CAPS.SEND", 1, "a gather list pages", By("tests/mlx5/odp.rs::the_cycle_of_a_send")),
     ("RC_ODP_CAPS.RECEIVE", 1, "a receive list pages", By("tests/mlx5/odp.rs::the_cycle_of_a_receive_list")),
@@ -210,10 +231,11 @@ fn is_asked_for(name: &str) -> bool {
 /// A capability structure: its type, its fields with where they lie, its rows.
 type Kind = (u32, &'static [&'static str], &'static [(usize, usize)], &'static [Row]);
 
-const KINDS: [Kind; 3] = [
+const KINDS: [Kind; 4] = [
     (cap_type::GENERAL, cmd_hca_cap::FIELDS, cmd_hca_cap::SPANS, GENERAL),
     (cap_type::ATOMIC, atomic_caps::FIELDS, atomic_caps::SPANS, ATOMIC),
     (cap_type::ODP, odp_caps::FIELDS, odp_caps::SPANS, ODP),
+    (cap_type::DEVICE_MEMORY, device_mem_cap::FIELDS, device_mem_cap::SPANS, DEVICE_MEMORY),
 ];
 
 /// The name of a bit of a field whose bits each offer something.

@@ -360,6 +360,6 @@ fn doorbells_before_rts_are_remembered() {
 #[test]
 fn a_key_of_a_mode_that_is_not_offered_is_refused() {
     let pair = Pair::new();
-    let spec = MkeySpec { mode: access_mode::MEMIC, ..MkeySpec::physical(pair.pd, Access::ALL) };
+    let spec = MkeySpec { mode: access_mode::SW_ICM, ..MkeySpec::physical(pair.pd, Access::ALL) };
     assert!(pair.driver.create_mkey(&spec).is_err());
 }

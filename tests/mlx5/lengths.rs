@@ -39,6 +39,8 @@ const LENGTHS: &[(Opcode, usize, usize)] = &[
     (Opcode::ALLOC_Q_COUNTER, 0x10, 0x10),
     (Opcode::DEALLOC_Q_COUNTER, 0x10, 0x10),
     (Opcode::QUERY_Q_COUNTER, 0x20, 0x100),
+    (Opcode::ALLOC_MEMIC, 0x20, 0x10),
+    (Opcode::DEALLOC_MEMIC, 0x20, 0x10),
     (Opcode::ATTACH_TO_MCG, 0x20, 0x10),
     (Opcode::DETACH_FROM_MCG, 0x20, 0x10),
     (Opcode::ALLOC_PD, 0x10, 0x10),

@@ -11,6 +11,7 @@ mod commands;
 mod completion;
 mod datagrams;
 mod dc;
+mod device_memory;
 mod errors;
 mod fields;
 mod health;

@@ -5,11 +5,11 @@
 
 use super::CommandError;
 use super::request::{Reply, Request};
-use crate::{NicConfig, limits};
+use crate::{NicConfig, device_memory, limits};
 use mlx5_spec::bits::Field;
 use mlx5_spec::caps::{
-    CAP_SIZE, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap as cap, odp_caps, odp_transport,
-    port_type, query_in, query_out, set_in, umr_fence,
+    CAP_SIZE, atomic_caps, atomic_operations, cap_mode, cap_type, cmd_hca_cap as cap, device_mem_cap, odp_caps,
+    odp_transport, port_type, query_in, query_out, set_in, umr_fence,
 };
 
 /// Port capabilities: GIDs are 8 << this, P_Keys 128 << this.
@@ -44,6 +44,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::ENHANCED_ERROR_Q_COUNTERS, 1),
     (cap::PKEY_TABLE_SIZE, TABLE_SIZE_CODE),
     (cap::IB_VIRT, 1),
+    (cap::DEVICE_MEMORY, 1),
     (cap::LOCAL_CA_ACK_DELAY, 16),
     (cap::PORT_TYPE, port_type::IB),
     (cap::NUM_PORTS, 1),
@@ -86,6 +87,14 @@ const ATOMIC: &[(Field, u32)] = &[
     (atomic_caps::ATOMIC_SIZE_DC, 8),
 ];
 
+const DEVICE_MEMORY: &[(Field, u32)] = &[
+    (device_mem_cap::MEMIC, 1),
+    (device_mem_cap::LOG_MIN_MEMIC_ALLOC_SIZE, device_memory::LOG_GRAIN),
+    (device_mem_cap::LOG_MAX_MEMIC_ADDR_ALIGNMENT, device_memory::LOG_MOST_ALIGNMENT),
+    (device_mem_cap::MEMIC_BAR_SIZE, device_memory::SIZE as u32),
+    (device_mem_cap::MAX_MEMIC_SIZE, device_memory::SIZE as u32),
+];
+
 /// What of RC pages on demand before a driver asks: all but shared receive queues.
 const RC_ODP: u32 =
     odp_transport::SEND | odp_transport::RECEIVE | odp_transport::WRITE | odp_transport::READ | odp_transport::ATOMIC;
@@ -124,7 +133,10 @@ impl Capabilities {
         let mut general = structure(GENERAL);
         cap::PG.set(&mut general, u32::from(config.odp));
         let atomic = structure(ATOMIC);
-        let mut kinds = vec![(cap_type::GENERAL, general, general), (cap_type::ATOMIC, atomic, atomic)];
+        let mut memory = structure(DEVICE_MEMORY);
+        device_mem_cap::MEMIC_BAR_START_ADDR.set(&mut memory, device_memory::BAR_OFFSET);
+        let kinds = [(cap_type::GENERAL, general), (cap_type::ATOMIC, atomic), (cap_type::DEVICE_MEMORY, memory)];
+        let mut kinds = kinds.map(|(kind, most)| (kind, most, most)).to_vec();
         if config.odp {
             kinds.push((cap_type::ODP, structure(ODP_MOST), structure(ODP_INITIAL)));
         }
@@ -189,6 +201,8 @@ pub fn set(request: &mut Request<'_>) -> Result<Reply, CommandError> {
             }
             mode.set(current, mode.get(asked));
         }
+        // Nothing of it can be set.
+        cap_type::DEVICE_MEMORY => {}
         // Bits beyond what is offered are not given.
         _ => {
             ODP_MOST.iter().for_each(|(field, most)| field.set(current, field.get(asked) & most));

@@ -23,6 +23,12 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     if mkc::LOG_PAGE_SIZE.get(context) > mkc::LOG_PAGE_SIZE_4_0.max() {
         return Err(CommandError::Param("pages of 2^32 bytes and more are not offered"));
     }
+    if mode == access_mode::MEMIC {
+        let (start, len) = (mkc::START_ADDR.get(context), mkc::LEN.get(context));
+        let there = request.hca.device_memory.seen_at(start, len).is_some();
+        // Numbers that nothing has been allocated under name nothing.
+        there.then_some(()).ok_or(CommandError::NoSuch { what: "device memory", number: start as u32 })?;
+    }
     if mode == access_mode::KLM {
         at_most(mkc::TRANSLATIONS_OCTWORD_SIZE.get(context), 1 << LOG_MAX_KLM_LIST, "KLM list")?;
     }

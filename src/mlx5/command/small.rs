@@ -3,12 +3,16 @@
 
 use super::CommandError;
 use super::qp::find_qp;
-use super::request::{Reply, Request, find, take};
+use super::request::{Reply, Request, at_most, find, take};
+use crate::device_memory::{self, LOG_MOST_ALIGNMENT};
 use crate::q_counters::QCounters;
 use crate::table::Table;
 use crate::users::Users;
 use mlx5_spec::qp::service_type;
-use mlx5_spec::small::{mcg_in, object, q_counter, query_q_counter_in, query_q_counter_out};
+use mlx5_spec::small::{
+    alloc_memic_in, alloc_memic_out, dealloc_memic_in, mcg_in, object, q_counter, query_q_counter_in,
+    query_q_counter_out,
+};
 
 type Outcome = Result<Reply, CommandError>;
 
@@ -104,6 +108,26 @@ fn multicast(request: &Request<'_>) -> Result<(u32, [u8; 16]), CommandError> {
     }
     let gid: [u8; 16] = gid.try_into().unwrap_or_default();
     if gid[0] == 0xff { Ok((qpn, gid)) } else { Err(CommandError::Param("it is no multicast GID")) }
+}
+
+/// ALLOC_MEMIC. A range without room is EAGAIN for drivers, who try the next.
+pub fn alloc_memic(request: &mut Request<'_>) -> Outcome {
+    let range = (request.get64(alloc_memic_in::RANGE_START_ADDR), u64::from(request.get(alloc_memic_in::RANGE_SIZE)));
+    let (len, log) = (request.get(alloc_memic_in::MEMIC_SIZE), request.get(alloc_memic_in::LOG_MEMIC_ADDR_ALIGNMENT));
+    at_most(log, LOG_MOST_ALIGNMENT, "alignment")?;
+    at_most(len, device_memory::SIZE as u32, "device memory")?;
+    let at = request.hca.device_memory.allocate(range, u64::from(len), log);
+    let at = at.ok_or(CommandError::Exhausted("device memory in this range"))?;
+    Ok(Reply::new(alloc_memic_out::SIZE).with64(alloc_memic_out::MEMIC_START_ADDR, at))
+}
+
+/// DEALLOC_MEMIC.
+pub fn dealloc_memic(request: &mut Request<'_>) -> Outcome {
+    let at = request.get64(dealloc_memic_in::MEMIC_START_ADDR);
+    let freed = request.hca.device_memory.free(at);
+    // What has begun may still write there.
+    request.hca.quiesce.wait();
+    if freed { Ok(Reply::ok()) } else { Err(CommandError::NoSuch { what: "device memory", number: at as u32 }) }
 }
 
 /// ATTACH_TO_MCG.

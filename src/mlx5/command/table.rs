@@ -91,6 +91,7 @@ const UAR: Shows = &[("uar", NUMBER)];
 const XRCD: Shows = &[("xrcd", NUMBER)];
 const Q_COUNTER: Shows = &[("counter_set_id", small_spec::q_counter::COUNTER_SET_ID)];
 const QUERIED_Q_COUNTER: Shows = &[("counter_set_id", small_spec::query_q_counter_in::COUNTER_SET_ID)];
+const SHOW_ALLOC_MEMIC: Shows = &[("bytes", small_spec::alloc_memic_in::MEMIC_SIZE)];
 const MCG: Shows = &[("qpn", small_spec::mcg_in::QPN)];
 const DCTN: Shows = &[("dctn", qp_spec::dct::DCTN)];
 const SHOW_CREATE_DCT: Shows = &[
@@ -208,6 +209,8 @@ pub const COMMANDS: &[Command] = &[
     command(O::QUERY_Q_COUNTER, QUERY_Q_COUNTER, small::query_q_counter, QUERIED_Q_COUNTER, &[]),
     command(O::ATTACH_TO_MCG, takes(small_spec::mcg_in::SIZE), small::attach, MCG, &[]),
     command(O::DETACH_FROM_MCG, takes(small_spec::mcg_in::SIZE), small::detach, MCG, &[]),
+    command(O::ALLOC_MEMIC, takes(small_spec::alloc_memic_in::SIZE), small::alloc_memic, SHOW_ALLOC_MEMIC, &[]),
+    command(O::DEALLOC_MEMIC, takes(small_spec::dealloc_memic_in::SIZE), small::dealloc_memic, &[], &[]),
     // Event and completion queues (contract 6.1, 6.2).
     command(O::CREATE_EQ, LISTED, eq::create, SHOW_CREATE_EQ, EQN),
     command(O::DESTROY_EQ, SHORT, eq::destroy, EQN, &[]),

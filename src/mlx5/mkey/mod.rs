@@ -168,10 +168,10 @@ impl Mkey {
         context.copy_from_slice(mkc.get(..MKC_SIZE).ok_or("the context is cut short")?);
         let state = MkeyState::decode(&context);
         let mode = u32::from(state.mode);
-        if mode > access_mode::KSM {
+        if !matches!(mode, access_mode::PA..=access_mode::KSM | access_mode::MEMIC) {
             return Err("access mode is not offered");
         }
-        let bytes = table_bytes(&context);
+        let bytes = if mode == access_mode::MEMIC { 0 } else { table_bytes(&context) };
         if bytes > MAX_TABLE {
             return Err("translation table is larger than 64 MiB");
         }

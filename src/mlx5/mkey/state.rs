@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Rights;
 use super::version::Version;
 use mlx5_spec::bits::{Field, Field64};
-use mlx5_spec::mkey::{MKC_SIZE, mkc, umr_mask};
+use mlx5_spec::mkey::{MKC_SIZE, access_mode, mkc, umr_mask};
 
 /// MKC as the driver last set it, decoded (contract 6.6).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct MkeyState {
     pub qpn: u32,
     /// Protection domain.
     pub pd: u32,
-    /// First address.
+    /// First address; of device memory, its offset in BAR0.
     pub start: u64,
     /// Bytes, unless `length64`.
     pub len: u64,
@@ -70,9 +70,14 @@ impl MkeyState {
         }
     }
 
+    /// The first address that is used with it: a key of device memory counts from its own beginning.
+    fn first(&self) -> u64 {
+        if u32::from(self.mode) == access_mode::MEMIC { 0 } else { self.start }
+    }
+
     /// Whether `len` bytes at `va` lie inside. By subtraction: no sum of guest values can wrap.
     pub fn contains(&self, va: u64, len: u64) -> bool {
-        let Some(inside) = va.checked_sub(self.start) else { return false };
+        let Some(inside) = va.checked_sub(self.first()) else { return false };
         // The last byte must have an address.
         if len > 0 && len - 1 > u64::MAX - va {
             return false;

@@ -154,6 +154,7 @@ impl Walk<'_> {
                 _ if len == 0 => {}
                 access_mode::PA => self.push(va, len)?,
                 access_mode::MTT => self.mtt(mkey, &state, va, len)?,
+                access_mode::MEMIC => self.device_memory(&state, va, len)?,
                 // What is beneath is looked up in the same places, so later.
                 _ => return Ok(Some((mkey.clone(), state))),
             }
@@ -188,6 +189,13 @@ impl Walk<'_> {
         }
         self.covered += len_now;
         if self.covered == MAX_SECTION { Err(Stop::Enough) } else { Ok(()) }
+    }
+
+    /// What has been freed is nowhere, whatever keys of it are left.
+    fn device_memory(&mut self, state: &MkeyState, va: u64, len: u64) -> Result<(), Stop> {
+        let offset = state.start.checked_add(va);
+        let at = offset.and_then(|offset| self.hca.device_memory.seen_at(offset, len));
+        self.push(at.ok_or(Stop::Denied("its device memory is free"))?, len)
     }
 
     fn mtt(&mut self, mkey: &Mkey, state: &MkeyState, va: u64, len: u64) -> Result<(), Stop> {

@@ -5,7 +5,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mlx5_spec::bits::Field;
+use mlx5_spec::bits::{Field, Field64};
 use mlx5_spec::cmd::{self, Opcode, entry, mailbox};
 use mlx5_spec::{eq as eq_spec, init};
 use probe::Patience;
@@ -75,6 +75,12 @@ impl Input {
 
     /// The same with a field set.
     pub fn with(mut self, field: Field, value: u32) -> Self {
+        field.set(&mut self.bytes, value);
+        self
+    }
+
+    /// The same with a field of 64 bits.
+    pub fn with64(mut self, field: Field64, value: u64) -> Self {
         field.set(&mut self.bytes, value);
         self
     }

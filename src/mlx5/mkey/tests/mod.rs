@@ -10,6 +10,7 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::NicConfig;
+use crate::device_memory::DeviceMemory;
 use crate::hooks::{NicRule, WqeMatch};
 use crate::host_memory::{MAX_HOST_MEMORY, object};
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
@@ -41,9 +42,11 @@ pub(crate) fn hca() -> Hca {
     let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
     let master = Arc::new(BusMaster::default());
     master.set(true);
+    let own = Arc::new(DeviceMemory::new().unwrap());
     let dma = DmaTarget::new(8, ram, master);
     let (place, _) = MsixPlace::own_bar(2, 8);
-    Hca::new(0, NicConfig::default(), dma, Ledger::new(), Arc::new(Msix::new(8, place, Arc::new(NoRouter)))).unwrap()
+    Hca::new(0, NicConfig::default(), (dma, own), Ledger::new(), Arc::new(Msix::new(8, place, Arc::new(NoRouter))))
+        .unwrap()
 }
 
 /// An MKC with all rights for any queue pair.

@@ -4,6 +4,7 @@
 #   make lab LAB_ARGS='--all'      any options of `rnic lab`
 #   make verbs-smoke               rdma-core's own programs against the NIC, in a guest of each kernel; every byte checked
 #   make verbs-smoke VERBS_ARGS='--kernel 6.1'    any options of tests/verbs-smoke
+#   make verbs                     rdma-core's whole test suite in a guest of each kernel and model, half an hour (docs/verbs.md)
 #   make test                      every test there is
 #   make build | prepare | clean
 #   make install PREFIX=/usr/local DESTDIR=    what `make build` has built, with its parts, manual pages and completions
@@ -15,12 +16,12 @@ export LAB_ARGS VERBS_ARGS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab verbs-smoke test build prepare clean install uninstall
+.PHONY: help lab verbs verbs-smoke test build prepare clean install uninstall
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-lab verbs-smoke test build prepare:
+lab verbs verbs-smoke test build prepare:
 	@tests/steps $@
 
 # The image cache stays: it lies outside the tree and other checkouts use it too (images/README.md).

@@ -78,6 +78,8 @@ layout! {
         UMR_EXTENDED_TRANSLATION_OFFSET: [0x20 7],
         NULL_MKEY: [0x20 6],
         LOG_MAX_KLM_LIST_SIZE: [0x20 5:0],
+        LOG_MAX_RA_REQ_DC: [0x24 21:16],
+        LOG_MAX_RA_RES_DC: [0x24 5:0],
         RELEASE_ALL_PAGES: [0x28 26],
         LOG_MAX_RA_REQ_QP: [0x28 21:16],
         LOG_MAX_RA_RES_QP: [0x28 5:0],

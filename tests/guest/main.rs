@@ -21,4 +21,5 @@ mod nic;
 mod pmem;
 mod pty;
 mod repro;
+mod subnet;
 mod terminal;

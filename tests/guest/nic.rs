@@ -61,7 +61,7 @@ quiet() {
 
 /// Runs `script` after [`FUNCTIONS`] in a guest with the NIC that `nic` describes. It comes on a disk of its own, /dev/vdb: a kernel command
 /// line is short. Disks of `options` follow from /dev/vdc.
-fn nic(kernel: &str, options: &[&str], nic: &str, script: &str) -> Done {
+pub fn nic(kernel: &str, options: &[&str], nic: &str, script: &str) -> Done {
     nic_after(|| (), kernel, options, nic, script)
 }
 

@@ -70,6 +70,8 @@ const GENERAL: &[Row] = &[
         By("tests/mlx5/audit.rs::b01_implicit_paging_works_on_the_present_walk"),
     ),
     ("LOG_MAX_KLM_LIST_SIZE", 16, "KLM lists of 2^16 entries", Run(shown::the_longest_klm_list)),
+    ("LOG_MAX_RA_REQ_DC", 4, "an initiator asks for 16 READs at once", By(READS_OF_DC)),
+    ("LOG_MAX_RA_RES_DC", 4, "a target answers 16 READs at once", By(READS_OF_DC)),
     ("LOG_MAX_RA_REQ_QP", 4, "a queue pair asks for 16 READs at once", Run(shown::sixteen_reads)),
     ("LOG_MAX_RA_RES_QP", 4, "a queue pair answers 16 READs at once", Run(shown::sixteen_reads)),
     (
@@ -218,6 +220,7 @@ const ODP: &[Row] = &[
     ("UD_ODP_CAPS.SEND", 1, "a datagram's gather list pages", Run(shown::a_datagram_from_an_absent_page)),
 ];
 
+const READS_OF_DC: &str = "tests/mlx5/dc.rs::sixteen_reads_at_once";
 const GROUPS_ARE_BOUNDED: &str = "tests/mlx5/multicast.rs::groups_are_as_many_as_offered";
 const SHARED_ON_DEMAND: &str = "RC_ODP_CAPS.SRQ_RECEIVE";
 const DC_ON_DEMAND: &str = "tests/mlx5/dc.rs::the_cycles_of_dc";

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use mlx5_spec::caps::odp_transport;
+use mlx5_spec::caps::{cmd_hca_cap, odp_transport};
 use mlx5_spec::cmd::{Opcode, status};
 use mlx5_spec::cq::{cqe, opcode as cqe_opcode, syndrome};
 use mlx5_spec::eq::{eqe_qp_srq, event, queue_type};
@@ -140,6 +140,23 @@ fn messages_of_many_initiators_come_to_one_target() {
         }
         memory.fill(0, 4 * u64::from(LEN), 0);
     }
+}
+
+#[test]
+fn sixteen_reads_at_once() {
+    let scene = Scene::new();
+    let pair = &scene.pair;
+    let reads = 1u64 << pair.driver.capability(cmd_hca_cap::LOG_MAX_RA_REQ_DC).unwrap();
+    assert_eq!(reads, 1 << pair.driver.capability(cmd_hca_cap::LOG_MAX_RA_RES_DC).unwrap());
+    pair.remote.fill_pattern(7);
+    let (va, key) = (pair.remote_mr.va, pair.remote_mr.key);
+    let to = |at: u64| scene.to(opcode::RDMA_READ).remote(va + at * 3000, key);
+    let read = |at: u64| to(at).sge(pair.local_mr.sge(at * 3000, 3000));
+    let mut wqes: Vec<Wqe> = (0..reads).map(read).collect();
+    *wqes.last_mut().unwrap() = read(reads - 1).signaled();
+    scene.one.post(&wqes);
+    assert_eq!(pair.one_cq.wait().unwrap().outcome(), GOOD);
+    pair.assert_copied((&pair.remote, 0), (&pair.local, 0), reads * 3000);
 }
 
 #[test]

@@ -33,6 +33,8 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::UMR_EXTENDED_TRANSLATION_OFFSET, 1),
     (cap::NULL_MKEY, 1),
     (cap::LOG_MAX_KLM_LIST_SIZE, limits::LOG_MAX_KLM_LIST),
+    (cap::LOG_MAX_RA_REQ_DC, limits::LOG_MAX_RD_ATOMIC),
+    (cap::LOG_MAX_RA_RES_DC, limits::LOG_MAX_RD_ATOMIC),
     (cap::LOG_MAX_RA_REQ_QP, limits::LOG_MAX_RD_ATOMIC),
     (cap::LOG_MAX_RA_RES_QP, limits::LOG_MAX_RD_ATOMIC),
     (cap::GID_TABLE_SIZE, TABLE_SIZE_CODE),

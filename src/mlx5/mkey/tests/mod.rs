@@ -222,7 +222,11 @@ fn contexts_that_cannot_be_are_refused() {
     let refused = |mkc: &[u8], list: &[u8]| create(&hca, mkc, list, true).err();
     let bad = |why| Some(MkeyError::BadParam(why));
     assert_eq!(refused(&[0; 63], &[]), bad("the context is cut short"));
-    assert_eq!(refused(&with(base, mkc::ACCESS_MODE_4_2, 1), &[]), bad("access mode is not offered"));
+    // SW_ICM.
+    assert_eq!(
+        refused(&with(context(0, PD, 0, 0x1000, 12), mkc::ACCESS_MODE_4_2, 1), &[]),
+        bad("access mode is not offered")
+    );
     assert_eq!(refused(&octwords(base, u32::MAX), &[]), bad("translation table is larger than 64 MiB"));
     assert_eq!(refused(&octwords(base, 4), &[0; 72]), bad("more translations than the table holds"));
     // Keys and tables have one limit; a destroyed key gives its share back.

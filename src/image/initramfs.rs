@@ -55,8 +55,10 @@ pub const NIC_BOOT_MODULES: [&str; 2] = ["mlx5_ib", "ib_uverbs"];
 pub const PMEM_BOOT_MODULES: [&str; 2] = ["nd_e820", "nd_pmem"];
 /// What the NIC's drivers offer to other modules: those that build on it (ib_ipoib, ib_srp, nvme_rdma, rpcrdma and so on).
 pub const RDMA_CORE: [&str; 2] = ["ib_core", "mlx5_core"];
-/// Without these a remote disk has no block device, and a target nothing to serve; no module lists them.
-pub const RDMA_STORAGE_MODULES: [&str; 3] = ["sd_mod", "target_core_iblock", "target_core_file"];
+/// Without these a remote disk has no block device, a target nothing to serve, and NFS neither server nor client; no module of the
+/// NIC's lists them.
+pub const RDMA_STORAGE_MODULES: [&str; 6] =
+    ["sd_mod", "target_core_iblock", "target_core_file", "null_blk", "nfsd", "nfsv4"];
 /// Where drivers of hardware lie. Those of other hardware build on the same core and have nothing to bind to.
 const HARDWARE: [&str; 3] = ["drivers/infiniband/hw/", "drivers/infiniband/sw/", "drivers/net/ethernet/"];
 /// Files of the module directory that are copied where they exist. The .bin files serve kmod's own modprobe.

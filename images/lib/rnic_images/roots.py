@@ -20,6 +20,7 @@ PACKAGES = """
     e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm fio xz-utils
     iproute2 ethtool rdma-core ibverbs-utils ibverbs-providers libibverbs1 librdmacm1 rdmacm-utils infiniband-diags perftest
     python3-minimal python3-pyverbs
+    iputils-ping qperf nvme-cli nfs-common nfs-kernel-server
 """.split()
 
 MERGED = ("bin", "sbin", "lib", "lib64")

@@ -35,11 +35,11 @@ impl Multicast {
         let Some(qpns) = groups.get_mut(group) else { return false };
         let before = qpns.len();
         qpns.retain(|attached| *attached != qpn);
-        let (after, was) = (qpns.len(), before);
-        if after == 0 {
+        let changed = qpns.len() != before;
+        if qpns.is_empty() {
             groups.remove(group);
         }
-        after != was
+        changed
     }
 
     /// The queue pair is gone, and attached to nothing any more.

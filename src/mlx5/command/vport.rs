@@ -115,7 +115,7 @@ pub fn query_pkey(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     Ok(reply)
 }
 
-/// QUERY_VPORT_COUNTER: what goes over the port is the vport's. Nothing fails, and nothing goes to a multicast group.
+/// QUERY_VPORT_COUNTER: what goes over the port is the vport's. Nothing fails, and what goes to a multicast group counts as unicast.
 pub fn query_counter(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     use query_vport_counter_out as out;
     check_port(request)?;

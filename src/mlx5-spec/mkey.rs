@@ -5,6 +5,8 @@
 pub const MKC_SIZE: usize = mkc::SIZE;
 /// Translation tables and UMR lists are counted in these bytes.
 pub const OCTWORD_SIZE: usize = 16;
+/// What a `repeat_block` has for a key: an index that no key has.
+pub const REPEAT_BLOCK: u32 = 0x400;
 /// Bytes of an MTT entry: two in an octword.
 pub const MTT_SIZE: usize = 8;
 /// An MTT entry's page may be read.
@@ -68,6 +70,8 @@ layout! {
         MKEY_UMEM_VALID: [0x0c 30],
         MKC: [part 0x10 mkc],
         TRANSLATIONS_OCTWORD_ACTUAL_SIZE: [0x60],
+        MKEY_UMEM_ID: [0x64],
+        MKEY_UMEM_OFFSET: [u64 0x68],
         /// The translation list.
         KLM_PAS_MTT: [tail],
     }
@@ -99,6 +103,24 @@ layout! {
     /// KLM and KSM entry; a KSM's byte count is reserved.
     klm: 16 {
         BYTE_COUNT: [0x00],
+        KEY: [0x04],
+        VA: [u64 0x08],
+    }
+
+    /// In place of a KLM entry: so many entries behind it are gone through so many times (providers/mlx5/qp.c of rdma-core 56).
+    repeat_block: 16 {
+        /// Of one time.
+        BYTE_COUNT: [0x00],
+        /// `REPEAT_BLOCK`, where a KLM entry has its key.
+        OP: [0x04],
+        REPEAT_COUNT: [0x08],
+        NUM_ENT: [0x0c 15:0],
+    }
+
+    /// An entry behind a `repeat_block`; it begins further on by its stride each time.
+    repeat_entry: 16 {
+        STRIDE: [0x00 31:16],
+        BYTE_COUNT: [0x00 15:0],
         KEY: [0x04],
         VA: [u64 0x08],
     }

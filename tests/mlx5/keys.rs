@@ -2,7 +2,7 @@
 //! Memory keys and UMR (contract 8).
 
 use mlx5_spec::cq::{opcode as cqe_opcode, syndrome};
-use mlx5_spec::mkey::{MKC_SIZE, access_mode, mkc, umr_flags, umr_mask};
+use mlx5_spec::mkey::{MKC_SIZE, REPEAT_BLOCK, access_mode, mkc, umr_flags, umr_mask};
 use mlx5_spec::wqe::opcode;
 use rnic_testdrive::mkey::{mtt_words, octwords};
 use rnic_testdrive::{Access, Error, MkeySpec, UmrSpec, Wqe};
@@ -78,6 +78,73 @@ fn indirect_keys_lead_to_their_children() {
     pair.one.run(Wqe::write(0, key).sge(pair.local_mr.sge(0, 5100))).unwrap();
     pair.assert_copied((&pair.local, 0), (&pair.remote, 40_000), 100);
     pair.assert_copied((&pair.local, 100), (&pair.remote, 50_000), 5000);
+}
+
+/// An entry of a list, a block that repeats, and an entry of such a block.
+fn plain(pair: &Pair, len: u64, at: u64) -> [u64; 2] {
+    [len << 32 | u64::from(pair.remote_mr.key), REMOTE_VA + at]
+}
+
+fn block(bytes: u64, times: u64, entries: u64) -> [u64; 2] {
+    [bytes << 32 | u64::from(REPEAT_BLOCK), times << 32 | entries]
+}
+
+fn column(pair: &Pair, stride: u64, bytes: u64, at: u64) -> [u64; 2] {
+    [stride << 48 | bytes << 32 | u64::from(pair.remote_mr.key), REMOTE_VA + at]
+}
+
+fn listed(pair: &Pair, list: &[[u64; 2]], len: u64) -> u32 {
+    let spec = MkeySpec { mode: access_mode::KLM, ..MkeySpec::mtt(pair.pd, Access::ALL, 0, len, list.concat()) };
+    pair.driver.create_mkey(&spec).unwrap()
+}
+
+/// Two columns of a table of rows, interleaved; a plain entry before them and one behind.
+#[test]
+fn a_block_of_a_list_repeats() {
+    let pair = Pair::new();
+    let list = [
+        plain(&pair, 10, 50_000),
+        block(12, 20, 2),
+        column(&pair, 64, 8, 3),
+        column(&pair, 100, 4, 30_000),
+        plain(&pair, 30, 60_000),
+    ];
+    let strided = listed(&pair, &list, 280);
+    pair.remote.fill_pattern(9);
+    let byte = |at: u64| match at {
+        0..10 => 50_000 + at,
+        10..250 => match ((at - 10) / 12, (at - 10) % 12) {
+            (time, inside @ 0..8) => 3 + time * 64 + inside,
+            (time, inside) => 30_000 + time * 100 + inside - 8,
+        },
+        _ => 60_000 + at - 250,
+    };
+    for (from, len) in [(0, 280), (9, 2), (17, 30), (249, 2), (250, 30), (21, 1), (22, 228), (100, 100)] {
+        pair.one.run(Wqe::read(from, strided).sge(pair.local_mr.sge(0, len as u32))).unwrap();
+        let expected: Vec<u8> = (from..from + len).map(|at| pair.remote.bytes(byte(at), 1)[0]).collect();
+        assert!(pair.local.bytes(0, len) == expected, "{len} bytes at {from}");
+    }
+}
+
+#[test]
+fn a_block_that_does_not_add_up_is_refused_when_used() {
+    type List = fn(&Pair) -> [[u64; 2]; 3];
+    let lists: [List; 7] = [
+        |pair| [block(13, 2, 2), column(pair, 64, 8, 3), column(pair, 64, 4, 3)],
+        |pair| [block(11, 2, 2), column(pair, 64, 8, 3), column(pair, 64, 4, 3)],
+        |pair| [block(12, 20, 0), plain(pair, 0, 0), plain(pair, 0, 0)],
+        |pair| [block(12, 20, 0xffff), column(pair, 64, 0, 3), column(pair, 64, 0, 3)],
+        |pair| [block(12, 20, 2), block(12, 20, 2), column(pair, 64, 12, 3)],
+        |pair| [block(0, u64::from(u32::MAX), 2), column(pair, 64, 0, 3), column(pair, 64, 0, 3)],
+        |pair| [block(u64::from(u32::MAX), u64::from(u32::MAX), 2), column(pair, 0xffff, 8, 3), column(pair, 1, 4, 3)],
+    ];
+    for list in lists {
+        let pair = Pair::new();
+        let list = list(&pair);
+        let key = listed(&pair, &list, 24);
+        pair.one.post_one(Wqe::read(5, key).sge(pair.local_mr.sge(0, 19)).signaled());
+        assert_eq!(pair.one_cq.wait().unwrap().syndrome(), syndrome::REMOTE_ACCESS_ERR, "{list:x?}");
+    }
 }
 
 #[test]

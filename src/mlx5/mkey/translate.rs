@@ -12,7 +12,7 @@ use crate::hca::{FIRST_MKEY, Hca};
 use crate::hooks::{NicAction, WqeShape};
 use crate::limits;
 use dma::Section;
-use mlx5_spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, access_mode};
+use mlx5_spec::mkey::{ANY_QPN, MTT_ADDRESS, MTT_READ, MTT_WRITE, REPEAT_BLOCK, access_mode};
 
 /// Most bytes that one section may move, which bounds how long a zap waits.
 const MAX_SECTION: u64 = 256 << 10;
@@ -127,6 +127,14 @@ fn permits(
         return Err("out of its bounds");
     }
     Ok(())
+}
+
+/// A block of a KLM list that repeats: the entries from `first` on, `bytes` of them together, so many times.
+struct Repeat {
+    first: u64,
+    entries: u64,
+    bytes: u64,
+    count: u64,
 }
 
 struct Walk<'a> {
@@ -257,9 +265,28 @@ impl Walk<'_> {
 
     fn klm(&mut self, keys: &mut Keys, mkey: &Mkey, (skip, len): (u64, u64), depth: u8) -> Result<(), Stop> {
         let (mut skip, mut left) = (skip, len);
-        for index in 0..mkey.entries.len() as u64 / 2 {
+        let (mut index, entries) = (0, mkey.entries.len() as u64 / 2);
+        while index < entries {
             let [head, base] = self.pair(mkey, index)?;
+            index += 1;
             let bytes = head >> 32;
+            if head as u32 == REPEAT_BLOCK {
+                let block = Repeat { first: index, entries: base & 0xffff, bytes, count: base >> 32 };
+                let all = block.bytes * block.count;
+                index += block.entries;
+                if skip >= all {
+                    skip -= all;
+                    continue;
+                }
+                let now = left.min(all - skip);
+                self.repeat(keys, mkey, &block, (skip, now), depth)?;
+                skip = 0;
+                left -= now;
+                if left == 0 {
+                    return Ok(());
+                }
+                continue;
+            }
             if skip >= bytes {
                 skip -= bytes;
                 continue;
@@ -274,6 +301,47 @@ impl Walk<'_> {
             }
         }
         Err(Stop::Denied("its list is shorter than its length"))
+    }
+
+    /// `len` bytes at byte `skip` of a block that repeats: each time a piece of every entry, each further on by its stride.
+    fn repeat(
+        &mut self,
+        keys: &mut Keys,
+        mkey: &Mkey,
+        block: &Repeat,
+        (skip, len): (u64, u64),
+        depth: u8,
+    ) -> Result<(), Stop> {
+        let entries = block.first..block.first + block.entries;
+        let mut together = 0;
+        for index in entries.clone() {
+            together += self.pair(mkey, index)?[0] >> 32 & 0xffff;
+        }
+        // From here on each time through moves bytes.
+        if together != block.bytes {
+            return Err(Stop::Denied("the entries of a block that repeats do not have its length"));
+        }
+        let (mut time, mut skip, mut left) = (skip / block.bytes, skip % block.bytes, len);
+        loop {
+            for index in entries.clone() {
+                let [head, base] = self.pair(mkey, index)?;
+                let (stride, bytes) = (head >> 48, head >> 32 & 0xffff);
+                if skip >= bytes {
+                    skip -= bytes;
+                    continue;
+                }
+                let now = left.min(bytes - skip);
+                let at = base.checked_add(time * stride).and_then(|at| at.checked_add(skip));
+                let at = at.ok_or(Stop::Denied("an entry's address wraps"))?;
+                self.child(keys, head as u32, (at, now), depth)?;
+                skip = 0;
+                left -= now;
+                if left == 0 {
+                    return Ok(());
+                }
+            }
+            time += 1;
+        }
     }
 
     fn child(&mut self, keys: &mut Keys, key: u32, run: (u64, u64), depth: u8) -> Result<(), Stop> {

@@ -21,5 +21,6 @@ mod nic;
 mod pmem;
 mod pty;
 mod repro;
+mod storage;
 mod subnet;
 mod terminal;

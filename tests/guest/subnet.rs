@@ -80,6 +80,10 @@ pair ucmatose "ucmatose -b $S -c 4 -C 10" "ucmatose -s $S -c 4 -C 10"
 pair udaddy "udaddy -b $S -c 2 -C 5" "udaddy -s $S -c 2 -C 5"
 pair rdma_client "rdma_server -s $S" "rdma_client -s $S"
 pair write_bw "ib_write_bw -R -d mlx5_1 -n 100" "ib_write_bw -R -d mlx5_0 -n 100 $S"
+there timeout 100 qperf >/run/server.out 2>&1 & qperf=$!
+for _ in $(seq 100); do there grep -q ':4D35 .* 0A ' /proc/net/tcp /proc/net/tcp6 && break; sleep 0.1; done
+timeout 100 qperf -t 1 $S rc_lat ud_lat rc_rdma_write_bw quit >/run/client.out 2>&1 && echo "qperf=$(grep -c '=' /run/client.out)" || problem "qperf: $(cat /run/client.out /run/server.out)"
+wait $qperf
 # Whoever hears the group is told, since it was there first.
 there timeout 60 stdbuf -oL mckey -m 239.1.1.1 -b $S -C 5 >/run/server.out 2>&1 & hears=$!
 for _ in $(seq 300); do grep -q 'receiving' /run/server.out && break; sleep 0.1; done
@@ -95,7 +99,7 @@ quiet
     for program in ["tcp", "rping", "ucmatose", "udaddy", "rdma_client", "write_bw", "mckey"] {
         assert_eq!(value(&out, &format!("{program}=")), "ok");
     }
-    assert_eq!(value(&out, "nodes="), "2");
+    assert_eq!((value(&out, "qperf="), value(&out, "nodes=")), ("3", "2"));
     let number = |name| value(&out, name).parse::<u64>().unwrap();
     assert!(number("members=") > 0 && number("sent=") > 1000 && number("heard=") > 1000, "{out}");
 }

@@ -19,7 +19,7 @@ PACKAGES = """
     libc-bin less login util-linux mount kmod kexec-tools procps pciutils psmisc strace
     e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm fio xz-utils
     iproute2 ethtool rdma-core ibverbs-utils ibverbs-providers libibverbs1 librdmacm1 rdmacm-utils infiniband-diags perftest
-    python3-minimal python3-pyverbs
+    python3-minimal python3-pyverbs python3-scapy
     iputils-ping qperf nvme-cli nfs-common nfs-kernel-server
 """.split()
 

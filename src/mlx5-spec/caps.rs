@@ -237,6 +237,7 @@ values! {
         GENERAL = 0x0,
         ODP = 0x2,
         ATOMIC = 0x3,
+        NIC_FLOW_TABLE = 0x7,
         DEVICE_MEMORY = 0xf,
         HCA_CAP_2 = 0x20,
         PORT_SELECTION = 0x25,

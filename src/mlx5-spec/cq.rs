@@ -23,6 +23,7 @@ layout! {
         MINI_CQE_RES_FORMAT: [0x00 13:12],
         /// State; see `state`.
         ST: [0x00 11:8],
+        DBR_UMEM_ID: [0x04],
         /// In units of page size / 64.
         PAGE_OFFSET: [0x08 11:6],
         LOG_CQ_SIZE: [0x0c 28:24],
@@ -36,12 +37,15 @@ layout! {
         LAST_SOLICIT_INDEX: [0x24 23:0],
         CONSUMER_COUNTER: [0x28 23:0],
         PRODUCER_COUNTER: [0x2c 23:0],
+        /// Guest physical, or relative to the umem.
         DBR_ADDR: [u64 0x38],
     }
 
     /// CREATE_CQ.
     create_in: 0x110 {
         CQC: [part 0x10 cqc],
+        CQ_UMEM_OFFSET: [u64 0x50],
+        CQ_UMEM_ID: [0x58],
         CQ_UMEM_VALID: [0x5c 31],
         /// Page addresses of 8 bytes each.
         PAS: [tail],

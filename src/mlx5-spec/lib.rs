@@ -17,6 +17,8 @@ pub mod caps;
 pub mod cmd;
 /// Completion queues and CQEs (contract 6.2, 7.5).
 pub mod cq;
+/// User contexts and umems.
+pub mod devx;
 /// Event queues and EQEs (contract 6.1, 7.7, 9.2).
 pub mod eq;
 /// Initialization segment and health buffer (contract 2).

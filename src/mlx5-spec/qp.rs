@@ -95,6 +95,7 @@ layout! {
         CS_RES: [0xc4 7:0],
         DC_ACCESS_KEY: [u64 0xc8],
         DBR_UMEM_VALID: [0xd0 28],
+        DBR_UMEM_ID: [0xe4],
     }
 
     /// Address path, relative to its start; use `plus(PRIMARY_PATH)` in a QP context.

@@ -12,7 +12,7 @@ const PAGE_4K: u64 = 4096;
 /// A driver's queue buffer: pages that need not be contiguous (contract T23).
 #[derive(Debug, Clone, Default)]
 pub struct GuestBuffer {
-    pages: Vec<u64>,
+    pages: Arc<[u64]>,
     log_page: u32,
     offset: u64,
     len: u64,
@@ -72,6 +72,15 @@ impl Geometry {
         Some(Self { log_page: log_page_size + 12, offset: page / 64 * u64::from(page_offset), len })
     }
 
+    /// All bytes of `pages` pages from byte `offset` of the first on.
+    pub fn whole(log_page_size: u32, offset: u32, pages: u64) -> Option<Self> {
+        let log_page = (log_page_size <= 31).then_some(log_page_size + 12)?;
+        let bytes = pages.checked_mul(1 << log_page).filter(|bytes| *bytes <= 1 << 40)?;
+        let offset = u64::from(offset);
+        let len = bytes.checked_sub(offset).filter(|len| *len > 0 && offset < 1 << log_page)?;
+        Some(Self { log_page, offset, len })
+    }
+
     /// Entries of the page list.
     pub fn pages(&self) -> u64 {
         (self.offset + self.len).div_ceil(1 << self.log_page)
@@ -87,6 +96,27 @@ impl GuestBuffer {
         let page = |entry: &[u8]| u64::from_be_bytes(entry.try_into().unwrap_or_default()) & mask;
         let Geometry { log_page, offset, len } = geometry;
         Some(Self { pages: bytes.chunks_exact(8).map(page).collect(), log_page, offset, len, lease: None })
+    }
+
+    /// `len` bytes of it at byte `at`, as a buffer over the same pages; `None` beyond the end.
+    pub fn view(&self, at: u64, len: u64) -> Option<Self> {
+        let within = len > 0 && at.checked_add(len)? <= self.len;
+        within.then(|| Self { offset: self.offset + at, len, ..self.clone() })
+    }
+
+    /// The guest physical address of `len` bytes at byte `at`; `None` if they do not lie in one piece.
+    pub fn address(&self, at: u64, len: u64) -> Option<u64> {
+        let (mut address, mut reached) = (None, 0);
+        // Pages that follow each other in memory are one piece.
+        while reached < len {
+            let (gpa, now) = self.piece(at.checked_add(reached)?, len - reached)?;
+            let first = *address.get_or_insert(gpa);
+            if gpa != first.checked_add(reached)? {
+                return None;
+            }
+            reached += now;
+        }
+        address
     }
 
     /// Bytes.

@@ -14,7 +14,10 @@ use super::fabric::{self, Link, lid_of};
 use super::host_memory::object;
 use super::later;
 use super::levers::NicLevers;
-use super::limits::{LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_XRCD, MAX_Q_COUNTERS};
+use super::limits::{
+    LOG_MAX_CQ, LOG_MAX_MKEY, LOG_MAX_PD, LOG_MAX_QP, LOG_MAX_SRQ, LOG_MAX_UCTX, LOG_MAX_UMEM, LOG_MAX_XRCD,
+    MAX_Q_COUNTERS,
+};
 use super::mkey::{Ghosts, Mkey};
 use super::multicast::Multicast;
 use super::odp::{Offered, PageFaults};
@@ -23,6 +26,7 @@ use super::q_counters::QCounters;
 use super::qp::{Qp, QpAttrs};
 use super::srq::Srq;
 use super::table::Table;
+use super::umem::Umem;
 use super::users::Users;
 use dma::DmaTarget;
 use mlx5_spec::cq::CQC_SIZE;
@@ -35,6 +39,8 @@ use probe::ledger::Ledger;
 pub const FIRST_UAR: u32 = 16;
 /// The first mkey index: low ones stay reserved; index 1 variant 0 is the list terminator 0x100 (contract 8.1).
 pub const FIRST_MKEY: u32 = 0x100;
+/// The last number of a user context: 0 is the driver, the last of 16 bits what all share.
+const MAX_UID: u32 = 0xfffe;
 /// Host bytes beside a queue pair: its engine's requester with one WQE and its segments, a receive WQE with its segments, uses.
 const ENGINE_SHARE: usize = 4096;
 /// Host bytes beside a UAR page: its eventfd, where that is attached and who watches it.
@@ -68,6 +74,10 @@ pub struct Hca {
     pub q_counters: Table<QCounters>,
     /// UAR pages.
     pub uars: Table<Users>,
+    /// User contexts, each with what belongs to it.
+    pub user_contexts: Table<Users>,
+    /// Pieces of guest memory that objects of user contexts lie in.
+    pub umems: Table<Umem>,
     /// Memory of its own.
     pub device_memory: Arc<DeviceMemory>,
     /// Queue pairs that hear multicast groups.
@@ -118,6 +128,8 @@ impl Hca {
             xrcds: domains(LOG_MAX_XRCD),
             q_counters: Table::new(1, MAX_Q_COUNTERS, MAX_Q_COUNTERS as usize).charged(object::<QCounters>(0), memory),
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
+            user_contexts: Table::new(1, MAX_UID, 1 << LOG_MAX_UCTX).charged(object::<Users>(0), memory),
+            umems: Table::new(1, 0xff_0000, 1 << LOG_MAX_UMEM).charged(object::<Umem>(0), memory),
             device_memory,
             multicast: Multicast::default(),
             special: Mutex::default(),

@@ -49,6 +49,8 @@ impl NicHandle {
             "pds": numbers(&hca.pds.all()),
             "xrcds": numbers(&hca.xrcds.all()),
             "uars": numbers(&hca.uars.all()),
+            "user_contexts": numbers(&hca.user_contexts.all()),
+            "umems": numbers(&hca.umems.all()),
             "multicast_groups": hca.multicast.len(),
             "device_memory_allocations": hca.device_memory.len(),
             "q_counters": numbers(&hca.q_counters.all()),

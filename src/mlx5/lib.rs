@@ -44,6 +44,7 @@ pub mod table;
 #[cfg(test)]
 mod testing;
 pub mod uar;
+pub mod umem;
 pub mod users;
 
 pub use command::log::TARGET as COMMAND_LOG;

@@ -39,5 +39,9 @@ pub const LOG_MAX_MSG: u32 = 30;
 pub const MAX_Q_COUNTERS: u32 = 255;
 /// log2 of the multicast groups that queue pairs can be attached to.
 pub const LOG_MAX_MCG: u32 = 10;
+/// log2 of the most user contexts.
+pub const LOG_MAX_UCTX: u32 = 12;
+/// log2 of the most umems.
+pub const LOG_MAX_UMEM: u32 = 18;
 /// Queue pairs that can be attached to one of them.
 pub const MAX_QP_MCG: u32 = 240;

@@ -106,6 +106,8 @@ pub struct Qp {
     pub buffer: GuestBuffer,
     /// Its domains, completion queues and shared receive queue.
     pub uses: Uses,
+    /// The umem that its work queues lie in, if one.
+    pub lies_in: Uses,
     /// QPC as created and modified, for QUERY_QP. The command unit's.
     pub context: Mutex<Vec<u8>>,
     /// Send WQEs executed, for inspection.
@@ -149,6 +151,7 @@ impl Qp {
             layout,
             buffer,
             uses: Uses::default(),
+            lies_in: Uses::default(),
             context: Mutex::new(context),
             wqes: AtomicU64::new(0),
             generation: AtomicU64::new(attrs.generation),

@@ -19,6 +19,8 @@ pub fn objects(hca: &Hca) -> usize {
         + hca.xrcds.len()
         + hca.uars.len()
         + hca.q_counters.len()
+        + hca.user_contexts.len()
+        + hca.umems.len()
         + hca.multicast.len()
         + hca.device_memory.len()
 }
@@ -43,7 +45,8 @@ pub fn drop_objects(hca: &Hca, doorbells: &UarDoorbells) {
     hca.eqs.clear().iter().for_each(|eq| eq.kill(hca));
     hca.claims.follow(&hca.eqs);
     hca.later.clear();
-    for table in [&hca.pds, &hca.xrcds, &hca.uars] {
+    hca.umems.clear();
+    for table in [&hca.pds, &hca.xrcds, &hca.uars, &hca.user_contexts] {
         table.clear();
     }
     hca.q_counters.clear();

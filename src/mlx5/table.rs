@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::host_memory::HostMemory;
+use super::users::Use;
 
 /// Slots of a table that has its first object.
 const FEWEST: usize = 64;
@@ -26,9 +27,31 @@ pub struct Table<T> {
     removals: Arc<AtomicU64>,
 }
 
+/// Whose an object is: the driver's own, or a user context's (`command::devx`).
+#[derive(Debug, Default)]
+pub struct Owner {
+    /// Number of the user context; 0: the driver.
+    pub uid: u16,
+    /// The context has an object more.
+    _held: Option<Use>,
+}
+
+impl Owner {
+    /// A user context's.
+    pub fn user(uid: u16, held: Option<Use>) -> Self {
+        Self { uid, _held: held }
+    }
+}
+
+struct Slot<T> {
+    at: u32,
+    owner: Owner,
+    object: Arc<T>,
+}
+
 struct Inner<T> {
     /// Object n of the space lies in slot n modulo the length, which is a power of two and at least twice the number of objects.
-    slots: Vec<Option<(u32, Arc<T>)>>,
+    slots: Vec<Option<Slot<T>>>,
     next: u32,
     live: usize,
 }
@@ -38,19 +61,17 @@ impl<T> Inner<T> {
         at as usize & self.slots.len().wrapping_sub(1)
     }
 
-    fn get(&self, at: u32) -> Option<&Arc<T>> {
-        match self.slots.get(self.slot(at)) {
-            Some(Some((number, object))) if *number == at => Some(object),
-            _ => None,
-        }
+    fn get(&self, at: u32) -> Option<&Slot<T>> {
+        self.slots.get(self.slot(at))?.as_ref().filter(|slot| slot.at == at)
     }
 
     /// Twice as many slots. Two numbers that differ modulo the old length differ modulo the new one.
     fn grow(&mut self) {
         let len = (self.slots.len() * 2).max(FEWEST);
         let mut slots: Vec<_> = std::iter::repeat_with(|| None).take(len).collect();
-        for (at, object) in std::mem::take(&mut self.slots).into_iter().flatten() {
-            slots[at as usize & (len - 1)] = Some((at, object));
+        for slot in std::mem::take(&mut self.slots).into_iter().flatten() {
+            let place = slot.at as usize & (len - 1);
+            slots[place] = Some(slot);
         }
         self.slots = slots;
     }
@@ -96,8 +117,13 @@ impl<T> Table<T> {
         Self { charge: Some((bytes, memory.clone())), ..self }
     }
 
-    /// Makes an object under a fresh number; `None` when the space, the limit or the host memory for it is exhausted.
+    /// Makes an object of the driver's under a fresh number; `None` when the space, the limit or the host memory for it is exhausted.
     pub fn insert(&self, make: impl FnOnce(u32) -> T) -> Option<Arc<T>> {
+        self.insert_for(Owner::default(), make)
+    }
+
+    /// The same for any owner.
+    pub fn insert_for(&self, owner: Owner, make: impl FnOnce(u32) -> T) -> Option<Arc<T>> {
         let mut inner = self.inner.write();
         if inner.live >= self.limit.min(self.space as usize) {
             return None;
@@ -116,7 +142,7 @@ impl<T> Table<T> {
         }
         let object = Arc::new(make(self.first + at));
         let slot = inner.slot(at);
-        inner.slots[slot] = Some((at, object.clone()));
+        inner.slots[slot] = Some(Slot { at, owner, object: object.clone() });
         inner.next = (at + 1) % self.space;
         inner.live += 1;
         Some(object)
@@ -131,7 +157,13 @@ impl<T> Table<T> {
     /// within `look`.
     pub fn with<R>(&self, number: u32, look: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
         let at = number.checked_sub(self.first)?;
-        self.inner.read().get(at).map(look)
+        self.inner.read().get(at).map(|slot| look(&slot.object))
+    }
+
+    /// The object with this number, and the number of its owner.
+    pub fn owned(&self, number: u32) -> Option<(u16, Arc<T>)> {
+        let at = number.checked_sub(self.first)?;
+        self.inner.read().get(at).map(|slot| (slot.owner.uid, slot.object.clone()))
     }
 
     /// As [`Table::with`]; `recent` remembers what was found. Whoever takes an object out and then waits for sections ([`dma::Quiesce`])
@@ -156,7 +188,7 @@ impl<T> Table<T> {
         let mut inner = self.inner.write();
         inner.get(at)?;
         let slot = inner.slot(at);
-        let (_, object) = inner.slots[slot].take()?;
+        let Slot { object, .. } = inner.slots[slot].take()?;
         self.removals.fetch_add(1, Ordering::Release);
         inner.live -= 1;
         self.give(1);
@@ -176,14 +208,14 @@ impl<T> Table<T> {
         inner.next = 0;
         self.removals.fetch_add(1, Ordering::Release);
         self.give(std::mem::take(&mut inner.live));
-        std::mem::take(&mut inner.slots).into_iter().flatten().map(|(_, object)| object).collect()
+        std::mem::take(&mut inner.slots).into_iter().flatten().map(|slot| slot.object).collect()
     }
 
     /// All objects with their numbers, in order. Costs as much as the most objects that were alive at once: for resets and inspection.
     pub fn all(&self) -> Vec<(u32, Arc<T>)> {
         let inner = self.inner.read();
         let live = inner.slots.iter().flatten();
-        let mut all: Vec<_> = live.map(|(at, object)| (self.first + at, object.clone())).collect();
+        let mut all: Vec<_> = live.map(|slot| (self.first + slot.at, slot.object.clone())).collect();
         drop(inner);
         all.sort_unstable_by_key(|(number, _)| *number);
         all
@@ -285,6 +317,18 @@ mod tests {
         table.clear();
         fill(&table, 300);
         assert_eq!(look(&table, 2), Some(302));
+    }
+
+    #[test]
+    fn an_object_has_its_owner_as_long_as_it_is_there() {
+        let (table, users) = (Table::new(1, 64, 64), crate::users::Users::default());
+        let mine = table.insert_for(Owner::user(7, Some(users.add())), |number| number).unwrap();
+        let drivers = table.insert(|number| number).unwrap();
+        assert_eq!((table.owned(*mine), table.owned(*drivers)), (Some((7, mine.clone())), Some((0, drivers))));
+        (0..64).for_each(|_| drop(table.insert(|number| number)));
+        assert_eq!((table.owned(*mine).unwrap().0, users.count()), (7, 1));
+        table.remove(*mine);
+        assert_eq!((table.owned(*mine), users.count()), (None, 0));
     }
 
     #[test]

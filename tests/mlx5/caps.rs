@@ -169,6 +169,8 @@ const GENERAL: &[Row] = &[
         "the port's number on the board",
         Not("an index that drivers keep beside link aggregation only"),
     ),
+    ("LOG_MAX_UCTX", 12, "so many user contexts at once", Run(shown::as_many_objects_as_offered)),
+    ("LOG_MAX_UMEM", 18, "so many umems at once", Run(shown::as_many_objects_as_offered)),
     (
         "DEVICE_FREQUENCY_KHZ",
         1_000_000,
@@ -234,11 +236,13 @@ fn is_asked_for(name: &str) -> bool {
 /// A capability structure: its type, its fields with where they lie, its rows.
 type Kind = (u32, &'static [&'static str], &'static [(usize, usize)], &'static [Row]);
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     (cap_type::GENERAL, cmd_hca_cap::FIELDS, cmd_hca_cap::SPANS, GENERAL),
     (cap_type::ATOMIC, atomic_caps::FIELDS, atomic_caps::SPANS, ATOMIC),
     (cap_type::ODP, odp_caps::FIELDS, odp_caps::SPANS, ODP),
     (cap_type::DEVICE_MEMORY, device_mem_cap::FIELDS, device_mem_cap::SPANS, DEVICE_MEMORY),
+    // Told, and all zero.
+    (cap_type::NIC_FLOW_TABLE, &[], &[], &[]),
 ];
 
 /// The name of a bit of a field whose bits each offer something.

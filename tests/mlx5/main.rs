@@ -12,6 +12,7 @@ mod completion;
 mod datagrams;
 mod dc;
 mod device_memory;
+mod devx;
 mod errors;
 mod fields;
 mod health;

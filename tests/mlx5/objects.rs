@@ -223,12 +223,12 @@ fn every_command_looks_at_every_number_that_it_is_given() {
     for (what, changes) in wrong {
         assert_eq!(refused(scene.create(changes)), Some(status::BAD_RES), "CREATE_QP, {what}");
     }
-    // RST2INIT takes these; a number of 0 for a completion queue leaves CREATE's.
+    // RST2INIT takes these; a number of 0 for a domain or a completion queue leaves CREATE's.
     let qpn = scene.create(&[]).unwrap();
-    for (what, changes) in [wrong[0], wrong[1], wrong[3], wrong[4]] {
+    for (what, changes) in [wrong[1], wrong[3], wrong[4]] {
         assert_eq!(refused(scene.first_step(qpn, changes)), Some(status::BAD_RES), "RST2INIT, {what}");
     }
-    scene.first_step(qpn, &[(qpc::CQN_SND, 0), (qpc::CQN_RCV, 0)]).unwrap();
+    scene.first_step(qpn, &[(qpc::PD, 0), (qpc::CQN_SND, 0), (qpc::CQN_RCV, 0)]).unwrap();
     // A UMR queue pair has its domain from RST2INIT on (contract T6), and not without.
     let umr =
         scene.create(&[(qpc::ST, service_type::REG_UMR), (qpc::PD, 0), (qpc::RQ_TYPE, rq_type::ZERO_SIZE)]).unwrap();

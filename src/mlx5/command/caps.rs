@@ -75,6 +75,8 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::LOG_MAX_XRCD, limits::LOG_MAX_XRCD),
     (cap::LOG_MAX_RMP, limits::LOG_MAX_SRQ),
     (cap::NATIVE_PORT_NUM, 1),
+    (cap::LOG_MAX_UCTX, limits::LOG_MAX_UCTX),
+    (cap::LOG_MAX_UMEM, limits::LOG_MAX_UMEM),
     // The timer of the initialization segment counts nanoseconds (contract 15.10).
     (cap::DEVICE_FREQUENCY_KHZ, 1_000_000),
 ];
@@ -137,7 +139,9 @@ impl Capabilities {
         let atomic = structure(ATOMIC);
         let mut memory = structure(DEVICE_MEMORY);
         device_mem_cap::MEMIC_BAR_START_ADDR.set(&mut memory, device_memory::BAR_OFFSET);
-        let kinds = [(cap_type::GENERAL, general), (cap_type::ATOMIC, atomic), (cap_type::DEVICE_MEMORY, memory)];
+        // Programs ask for flow tables of any ConnectX-5, whatever its port is: there are none.
+        let none = (cap_type::NIC_FLOW_TABLE, structure(&[]));
+        let kinds = [(cap_type::GENERAL, general), (cap_type::ATOMIC, atomic), (cap_type::DEVICE_MEMORY, memory), none];
         let mut kinds = kinds.map(|(kind, most)| (kind, most, most)).to_vec();
         if config.odp {
             kinds.push((cap_type::ODP, structure(ODP_MOST), structure(ODP_INITIAL)));
@@ -171,7 +175,7 @@ fn own(request: &Request<'_>) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// QUERY_HCA_CAP.
+/// QUERY_HCA_CAP. A program may have less room than the longest structure needs: what it has room for is told.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     own(request)?;
     let (wanted, mode) = (request.get(query_in::CAP_TYPE), request.get(query_in::CAP_MODE));
@@ -203,8 +207,8 @@ pub fn set(request: &mut Request<'_>) -> Result<Reply, CommandError> {
             }
             mode.set(current, mode.get(asked));
         }
-        // Nothing of it can be set.
-        cap_type::DEVICE_MEMORY => {}
+        // Nothing of them can be set.
+        cap_type::DEVICE_MEMORY | cap_type::NIC_FLOW_TABLE => {}
         // Bits beyond what is offered are not given.
         _ => {
             ODP_MOST.iter().for_each(|(field, most)| field.set(current, field.get(asked) & most));

@@ -3,7 +3,7 @@
 
 use super::CommandError;
 use super::fields;
-use super::request::{Reply, Request, at_most, find, hold, take};
+use super::request::{QueuePlace, Reply, Request, at_most};
 use crate::cq::{Cq, CqSpec, ResizeError};
 use crate::eq::About;
 use crate::later;
@@ -12,37 +12,47 @@ use mlx5_spec::cq::{
     CQC_SIZE, cqc, create_in, create_out, destroy_in, modify_in, modify_op_mod, query_in, query_out, resize_select,
 };
 
+const PLACE: QueuePlace = QueuePlace {
+    valid: create_in::CQ_UMEM_VALID,
+    id: create_in::CQ_UMEM_ID,
+    offset: create_in::CQ_UMEM_OFFSET,
+    pas: create_in::PAS,
+    written: true,
+};
+
 /// CREATE_CQ.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let context = request.part(create_in::CQC, CQC_SIZE)?;
-    request.refuse_umem(create_in::CQ_UMEM_VALID)?;
     request.refuse(fields::CQC, create_in::CQC)?;
     let entry = cqc::CQE_SZ.get(context);
     let mut uses = Vec::new();
     let uar = request.uar(cqc::UAR_PAGE.get(context))?;
     let eqn = cqc::C_EQN.get(context);
-    hold(&request.hca.eqs, "EQ", eqn, &mut uses)?;
+    request.hold_any(&request.hca.eqs, "EQ", eqn, &mut uses)?;
     let log_size = at_most(cqc::LOG_CQ_SIZE.get(context), LOG_MAX_CQ_SIZE, "CQ size")?;
-    let (log_page, offset) = (cqc::LOG_PAGE_SIZE.get(context), cqc::PAGE_OFFSET.get(context));
-    let buffer = request.buffer(create_in::PAS, log_page, offset, Cq::bytes(log_size, entry))?;
+    let pages = (cqc::LOG_PAGE_SIZE.get(context), cqc::PAGE_OFFSET.get(context));
+    let bytes = Cq::bytes(log_size, entry);
+    let buffer = request.queue(&PLACE, pages, (bytes, bytes >> log_size), &mut uses)?;
+    let umem = cqc::DBR_UMEM_VALID.is_set(context).then(|| cqc::DBR_UMEM_ID.get(context));
+    let record = request.record(umem, cqc::DBR_ADDR.get(context), &mut uses)?;
     let spec = CqSpec {
         uar,
         eqn,
         log_size,
         entry,
         ignore_overrun: cqc::OI.is_set(context),
-        record: cqc::DBR_ADDR.get(context),
+        record,
         buffer,
         context: context.to_vec(),
     };
-    let cq = request.hca.cqs.insert(|cqn| Cq::new(cqn, spec)).ok_or(CommandError::Exhausted("CQ"))?;
+    let cq = request.insert(&request.hca.cqs, "CQ", |cqn| Cq::new(cqn, spec))?;
     cq.uses.replace(uses);
     Ok(Reply::new(create_out::SIZE).with(create_out::CQN, cq.cqn))
 }
 
 /// DESTROY_CQ: no entry is written to it once this is answered.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let cq = take(&request.hca.cqs, "CQ", request.get(destroy_in::CQN))?;
+    let cq = request.take(&request.hca.cqs, "CQ", request.get(destroy_in::CQN))?;
     cq.kill(request.hca);
     later::forget(request.hca, About::Cq(cq.cqn));
     cq.uses.end();
@@ -51,7 +61,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 
 /// QUERY_CQ.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let cq = find(&request.hca.cqs, "CQ", request.get(query_in::CQN))?;
+    let cq = request.find(&request.hca.cqs, "CQ", request.get(query_in::CQN))?;
     let mut context = cq.context.lock().clone();
     cq.query(request.hca, &mut context);
     Ok(Reply::new(query_out::SIZE).with_bytes(query_out::CQC, &context))
@@ -59,7 +69,7 @@ pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 
 /// MODIFY_CQ: another size, or nothing.
 pub fn modify(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let cq = find(&request.hca.cqs, "CQ", request.get(modify_in::CQN))?;
+    let cq = request.find(&request.hca.cqs, "CQ", request.get(modify_in::CQN))?;
     match (request.op_mod(), request.get(modify_in::FIELD_SELECT)) {
         (modify_op_mod::RESIZE, select) => resize(request, &cq, select),
         (modify_op_mod::MODIFY, 0) => Ok(Reply::ok()),

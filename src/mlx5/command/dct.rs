@@ -5,10 +5,9 @@
 use super::CommandError;
 use super::fields;
 use super::qp::remove;
-use super::request::{Reply, Request, hold};
+use super::request::{Reply, Request};
 use crate::buffer::GuestBuffer;
 use crate::eq::Event;
-use crate::hca::Hca;
 use crate::qp::{Qp, QpAttrs, QpSpec, QueueLayout};
 use crate::srq::SrqKind;
 use mlx5_spec::eq::{eqe_qp_srq, event, queue_type};
@@ -22,9 +21,9 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let hca = request.hca;
     let mut uses = Vec::new();
     let pd = request.pd(dctc::PD.get(context), &mut uses)?;
-    let recv_cq = hold(&hca.cqs, "CQ", dctc::CQN.get(context), &mut uses)?;
+    let recv_cq = request.hold_any(&hca.cqs, "CQ", dctc::CQN.get(context), &mut uses)?;
     let number = dctc::SRQN_XRQN.get(context);
-    let srq = hold(&hca.srqs, "SRQ", number, &mut uses)?;
+    let srq = request.hold_any(&hca.srqs, "SRQ", number, &mut uses)?;
     if srq.kind == SrqKind::Xrc {
         return Err(CommandError::NoSuch { what: "SRQ of this kind", number });
     }
@@ -34,7 +33,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     }
     let counters = match dctc::COUNTER_SET_ID.get(context) {
         0 => None,
-        id => Some(hold(&hca.q_counters, "set of Q counters", id, &mut uses)?),
+        id => Some(request.hold_any(&hca.q_counters, "set of Q counters", id, &mut uses)?),
     };
     let attrs = QpAttrs {
         incarnation: request.settings.incarnation(),
@@ -61,19 +60,19 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         context: context.to_vec(),
         attrs,
     };
-    let target = hca.qps.insert(|dctn| Qp::new(dctn, spec)).ok_or(CommandError::Exhausted("DC target"))?;
+    let target = request.insert(&hca.qps, "DC target", |dctn| Qp::new(dctn, spec))?;
     target.uses.replace(uses);
     Ok(Reply::new(dct::SIZE).with(dct::DCTN, target.qpn))
 }
 
-fn find(hca: &Hca, number: u32) -> Result<Arc<Qp>, CommandError> {
-    let target = hca.qps.get(number).filter(|qp| qp.service == service_type::DCT);
-    target.ok_or(CommandError::NoSuch { what: "DC target", number })
+fn find(request: &Request<'_>, number: u32) -> Result<Arc<Qp>, CommandError> {
+    let found = request.find(&request.hca.qps, "DC target", number)?;
+    if found.service == service_type::DCT { Ok(found) } else { Err(CommandError::NoSuch { what: "DC target", number }) }
 }
 
 /// DRAIN_DCT: nothing new is taken from now on, and an event tells when nothing is left, which is at once.
 pub fn drain(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let target = find(request.hca, request.get(dct::DCTN))?;
+    let target = find(request, request.get(dct::DCTN))?;
     request.hca.change_qp(&target, |attrs| attrs.state = state::RST);
     let drained = Event::new(event::DCT_DRAINED, 0).with(eqe_qp_srq::TYPE, queue_type::DCT);
     request.hca.async_event(drained.with(eqe_qp_srq::QP_SRQ_N, target.qpn));
@@ -82,7 +81,7 @@ pub fn drain(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 
 /// DESTROY_DCT. Drivers drain it before.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let target = find(request.hca, request.get(dct::DCTN))?;
+    let target = find(request, request.get(dct::DCTN))?;
     remove(request.hca, &target);
     Ok(Reply::ok())
 }
@@ -91,7 +90,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     /// ACTIVE and DRAINED.
     const STATES: [u32; 2] = [0, 2];
-    let target = find(request.hca, request.get(dct::DCTN))?;
+    let target = find(request, request.get(dct::DCTN))?;
     let mut context = target.context.lock().clone();
     dctc::STATE.set(&mut context, STATES[usize::from(target.attrs().state != state::RTR)]);
     Ok(Reply::new(query_dct_out::SIZE).with_bytes(query_dct_out::DCTC, &context))

@@ -3,7 +3,7 @@
 
 use super::CommandError;
 use super::fields;
-use super::request::{Reply, Request, at_most, find, take};
+use super::request::{Reply, Request, at_most};
 use crate::VECTORS;
 use crate::eq::EqSpec;
 use crate::limits::LOG_MAX_EQ_SIZE;
@@ -35,7 +35,7 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 
 /// DESTROY_EQ: nothing is written to it and its vector is not raised for it once this is answered.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let eq = take(&request.hca.eqs, "EQ", request.get(destroy_in::EQN))?;
+    let eq = request.take(&request.hca.eqs, "EQ", request.get(destroy_in::EQN))?;
     request.hca.claims.follow(&request.hca.eqs);
     eq.kill(request.hca);
     Ok(Reply::ok())
@@ -43,7 +43,7 @@ pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 
 /// QUERY_EQ.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let eq = find(&request.hca.eqs, "EQ", request.get(query_in::EQN))?;
+    let eq = request.find(&request.hca.eqs, "EQ", request.get(query_in::EQN))?;
     let (producer, consumer, armed) = eq.indices();
     let mut context = eq.context.clone();
     eqc::ST.set(&mut context, if armed { state::ARMED } else { state::FIRED });

@@ -61,7 +61,8 @@ pub const MODERATION: &str = "moderation is not offered";
 const RELAXED: &str = "relaxed ordering is not offered";
 const NO_MIGRATION: Fate = Kept("path migration is not offered (apm is 0)");
 /// What a command says whose buffer is to lie in a umem object.
-pub const NO_UMEM: &str = "umem objects are not offered";
+pub const NO_UMEM: &str = "it lies in a umem, which is not offered here";
+const UMEM: Fate = Acted("tests/mlx5/devx.rs::queues_and_records_of_a_user_context_lie_in_its_umems");
 const NO_CROSS_CHANNEL: &str = "cross-channel queues are not offered";
 const NO_SIGNATURES: &str = "signature handover is not offered";
 const NO_SCATTER: &str = "scatter to CQE is not offered";
@@ -133,7 +134,8 @@ pub const QPC: &[Row] = &[
     ("CS_REQ", Refused(qpc::CS_REQ, 1, NO_SCATTER)),
     ("CS_RES", Refused(qpc::CS_RES, 1, NO_SCATTER)),
     ("DC_ACCESS_KEY", Kept("there are no DC queue pairs")),
-    ("DBR_UMEM_VALID", Refused(qpc::DBR_UMEM_VALID, 1, NO_UMEM)),
+    ("DBR_UMEM_VALID", UMEM),
+    ("DBR_UMEM_ID", UMEM),
 ];
 
 /// The address path of a QPC (contract 6.3).
@@ -160,7 +162,7 @@ pub const ADS: &[Row] = &[
 /// CQC (contract 6.2).
 pub const CQC: &[Row] = &[
     ("STATUS", Reported("src/mlx5/queue_tests.rs::an_overrun_is_an_error_event_and_the_end_of_the_queue")),
-    ("DBR_UMEM_VALID", Refused(cqc::DBR_UMEM_VALID, 1, NO_UMEM)),
+    ("DBR_UMEM_VALID", UMEM),
     ("APU_CQ", Refused(cqc::APU_CQ, 1, "APU queues are not offered")),
     ("CQE_SZ", Refused(cqc::CQE_SZ, 3, "CQE size is not offered")),
     ("CC", Refused(cqc::CC, 1, "collapsed completion queues are not offered")),
@@ -170,6 +172,7 @@ pub const CQC: &[Row] = &[
     ("CQE_COMP_EN", Refused(cqc::CQE_COMP_EN, 1, "CQE compression is not offered")),
     ("MINI_CQE_RES_FORMAT", Kept("only with CQE compression")),
     ("ST", STATE),
+    ("DBR_UMEM_ID", UMEM),
     ("PAGE_OFFSET", BUFFER),
     ("LOG_CQ_SIZE", BUFFER),
     ("UAR_PAGE", Acted("tests/mlx5/completion.rs::a_queue_obeys_only_its_own_uar_page")),

@@ -11,6 +11,7 @@
 mod caps;
 mod cq;
 mod dct;
+mod devx;
 mod eq;
 mod error;
 pub mod fields;
@@ -343,7 +344,11 @@ impl CommandUnit {
                 Err(CommandError::InputLength { len: input.len(), needed: command.input as u64 })
             }
             Some(command) if room < command.output => Err(CommandError::OutputLength { room, needed: command.output }),
-            Some(command) => (command.run)(&mut Request { hca, settings, doorbells: &self.doorbells, input, room }),
+            Some(command) => {
+                let uid = in_header::UID.get(input) as u16;
+                let mut request = Request { hca, settings, doorbells: &self.doorbells, uid, input, room };
+                devx::admit(&request, opcode).and_then(|()| (command.run)(&mut request))
+            }
             None => Err(CommandError::Unsupported(opcode)),
         };
         hca.counters.commands.add(1);

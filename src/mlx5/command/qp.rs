@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::CommandError;
 use super::fields;
-use super::request::{Reply, Request, at_most, hold};
+use super::request::{QueuePlace, Reply, Request, at_most};
 use crate::buffer::GuestBuffer;
 use crate::cq::Cq;
 use crate::hca::Hca;
@@ -37,7 +37,6 @@ const SERVICES: [u32; 8] = [
 /// CREATE_QP: a queue pair in RST.
 pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let context = request.part(create_in::QPC, QPC_SIZE)?;
-    request.refuse_umem(create_in::WQ_UMEM_VALID)?;
     refuse(request, create_in::QPC)?;
     refuse_ece(request, create_in::ECE)?;
     let service = qpc::ST.get(context);
@@ -51,7 +50,8 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     }
     let uar = qpc::UAR_PAGE.get(context);
     let named = Named::find(request, context, true)?;
-    let buffer = work_queues(request, context, &layout)?;
+    let mut umem = Vec::new();
+    let buffer = work_queues(request, context, &layout, &mut umem)?;
     let mut attrs = QpAttrs { incarnation: request.settings.incarnation(), ..QpAttrs::default() };
     load(&mut attrs, context, &named);
     let spec = QpSpec {
@@ -63,8 +63,9 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
         context: context.to_vec(),
         attrs,
     };
-    let qp = request.hca.qps.insert(|qpn| Qp::new(qpn, spec)).ok_or(CommandError::Exhausted("queue pair"))?;
+    let qp = request.insert(&request.hca.qps, "queue pair", |qpn| Qp::new(qpn, spec))?;
     qp.uses.replace(named.uses);
+    qp.lies_in.replace(umem);
     if qp.layout.log_sq_size.is_some() {
         request.doorbells.populate(uar, true);
     }
@@ -116,14 +117,28 @@ fn layout(context: &[u8]) -> Result<QueueLayout, CommandError> {
     })
 }
 
-fn work_queues(request: &Request<'_>, context: &[u8], layout: &QueueLayout) -> Result<GuestBuffer, CommandError> {
+const PLACE: QueuePlace = QueuePlace {
+    valid: create_in::WQ_UMEM_VALID,
+    id: create_in::WQ_UMEM_ID,
+    offset: create_in::WQ_UMEM_OFFSET,
+    pas: create_in::PAS,
+    written: false,
+};
+
+fn work_queues(
+    request: &Request<'_>,
+    context: &[u8],
+    layout: &QueueLayout,
+    uses: &mut Vec<Use>,
+) -> Result<GuestBuffer, CommandError> {
     let sq_bytes = layout.log_sq_size.map_or(0, |log| (SQ_BLOCK_SIZE as u64) << log);
     let len = layout.sq_offset + sq_bytes;
     if len == 0 {
         // An XRC target: it has no queue of its own.
         return Ok(GuestBuffer::default());
     }
-    request.buffer(create_in::PAS, qpc::LOG_PAGE_SIZE.get(context), qpc::PAGE_OFFSET.get(context), len)
+    let pages = (qpc::LOG_PAGE_SIZE.get(context), qpc::PAGE_OFFSET.get(context));
+    request.queue(&PLACE, pages, (len, SQ_BLOCK_SIZE as u64), uses)
 }
 
 /// The objects that a context names.
@@ -132,6 +147,8 @@ pub struct Named {
     recv_cq: Option<Arc<Cq>>,
     srq: Option<Arc<Srq>>,
     counters: Option<Arc<QCounters>>,
+    /// Guest physical address of the doorbell record.
+    record: u64,
     /// All of them, domains and UAR page included.
     pub uses: Vec<Use>,
 }
@@ -157,27 +174,29 @@ impl Named {
         let receives = from_shared || qpc::RQ_TYPE.get(context) == rq_type::REGULAR;
         let mut cq = |number: u32, needed: bool| match number {
             0 if !needed => Ok(None),
-            number => hold(&hca.cqs, "CQ", number, &mut uses).map(Some),
+            number => request.hold_any(&hca.cqs, "CQ", number, &mut uses).map(Some),
         };
         let send_cq = cq(qpc::CQN_SND.get(context), sends)?;
         let recv_cq = cq(qpc::CQN_RCV.get(context), receives && service != service_type::XRC)?;
         let mut srq = None;
         if from_shared && service != service_type::XRC {
             let number = qpc::SRQN_RMPN_XRQN.get(context);
-            let found = hold(&hca.srqs, "SRQ", number, &mut uses)?;
+            let found = request.hold_any(&hca.srqs, "SRQ", number, &mut uses)?;
             if found.kind == SrqKind::Xrc {
                 return Err(CommandError::NoSuch { what: "SRQ of this kind", number });
             }
             srq = Some(found);
         }
         if from_shared && service == service_type::XRC && !sends {
-            hold(&hca.xrcds, "XRC domain", qpc::XRCD.get(context), &mut uses)?;
+            request.hold_any(&hca.xrcds, "XRC domain", qpc::XRCD.get(context), &mut uses)?;
         }
         let counters = match qpc::COUNTER_SET_ID.get(context) {
             0 => None,
-            id => Some(hold(&hca.q_counters, "set of Q counters", id, &mut uses)?),
+            id => Some(request.hold_any(&hca.q_counters, "set of Q counters", id, &mut uses)?),
         };
-        Ok(Self { send_cq, recv_cq, srq, counters, uses })
+        let umem = qpc::DBR_UMEM_VALID.is_set(context).then(|| qpc::DBR_UMEM_ID.get(context));
+        let record = request.record(umem, qpc::DBR_ADDR.get(context), &mut uses)?;
+        Ok(Self { send_cq, recv_cq, srq, counters, record, uses })
     }
 }
 
@@ -209,7 +228,7 @@ pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
     attrs.ack_timeout = path(ads::ACK_TIMEOUT) as u8;
     attrs.qkey = qpc::Q_KEY.get(context);
     attrs.pkey_index = path(ads::PKEY_INDEX) as u16;
-    attrs.record = qpc::DBR_ADDR.get(context);
+    attrs.record = named.record;
     attrs.xrcd = qpc::XRCD.get(context);
     attrs.deaf_to_itself = qpc::BLOCK_LB_MC.is_set(context);
     attrs.counters = named.counters.clone();
@@ -218,7 +237,7 @@ pub fn load(attrs: &mut QpAttrs, context: &[u8], named: &Named) {
 /// DESTROY_QP: from any state. Once it is answered there is no access and no CQE of the queue pair any more.
 pub fn destroy(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let (hca, qpn) = (request.hca, request.get(destroy_in::QPN));
-    let qp = find_qp(hca, qpn)?;
+    let qp = find_qp(request, qpn)?;
     remove(hca, &qp);
     hca.multicast.forget(qpn);
     if qp.layout.log_sq_size.is_some() {
@@ -235,12 +254,13 @@ pub fn remove(hca: &Hca, qp: &Qp) {
     hca.qps.remove(qp.qpn);
     hca.change_qp(qp, retire);
     qp.uses.end();
+    qp.lies_in.end();
 }
 
 /// The queue pair `qpn`, which is no DC target: those share its number space and have commands of their own.
-pub fn find_qp(hca: &Hca, qpn: u32) -> Result<Arc<Qp>, CommandError> {
-    let qp = hca.qps.get(qpn).filter(|qp| qp.service != service_type::DCT);
-    qp.ok_or(CommandError::NoSuch { what: "queue pair", number: qpn })
+pub fn find_qp(request: &Request<'_>, qpn: u32) -> Result<Arc<Qp>, CommandError> {
+    let (what, qp) = ("queue pair", request.find(&request.hca.qps, "queue pair", qpn)?);
+    if qp.service == service_type::DCT { Err(CommandError::NoSuch { what, number: qpn }) } else { Ok(qp) }
 }
 
 /// Into RST, for good: nothing that it named is held any longer. No living queue pair has this incarnation.
@@ -251,7 +271,7 @@ pub fn retire(attrs: &mut QpAttrs) {
 
 /// QUERY_QP.
 pub fn query(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let qp = find_qp(request.hca, request.get(query_in::QPN))?;
+    let qp = find_qp(request, request.get(query_in::QPN))?;
     let mut context = qp.context.lock().clone();
     let attrs = qp.attrs();
     qpc::STATE.set(&mut context, attrs.state);

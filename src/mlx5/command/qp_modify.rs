@@ -70,7 +70,8 @@ const fn always_for(services: Services, field: Field) -> Rule {
 
 const RST2INIT: &[Rule] = &[
     always(qpc::PM_STATE),
-    always(qpc::PD),
+    // CREATE named it for all but UMR queue pairs; a program's own command says it once.
+    (Take::Named(qpc::PD), ALL, 0),
     (Take::Named(qpc::CQN_SND), ALL, 0),
     (Take::Named(qpc::CQN_RCV), ALL, 0),
     // Zero if the queue pair has no receive queue: then CREATE's holds.
@@ -199,7 +200,7 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     let transition = TRANSITIONS.iter().find(|transition| transition.opcode == opcode);
     let transition = transition.ok_or(CommandError::Unsupported(opcode))?;
     let qpn = request.get(modify_in::QPN);
-    let qp = find_qp(request.hca, qpn)?;
+    let qp = find_qp(request, qpn)?;
     let asked = request.part(modify_in::QPC, QPC_SIZE)?;
     refuse(request, modify_in::QPC)?;
     refuse_ece(request, modify_in::ECE)?;
@@ -232,14 +233,14 @@ pub fn transition(request: &mut Request<'_>) -> Result<Reply, CommandError> {
 
 /// 2ERR, from any state: the engine flushes (contract 7.8).
 pub fn to_error(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let qp = find_qp(request.hca, request.get(to_state_in::QPN))?;
+    let qp = find_qp(request, request.get(to_state_in::QPN))?;
     request.hca.change_qp(&qp, |attrs| attrs.state = state::ERR);
     Ok(Reply::ok())
 }
 
 /// 2RST, from any state: when it is answered nothing of the queue pair is in flight and no CQE of it follows.
 pub fn to_reset(request: &mut Request<'_>) -> Result<Reply, CommandError> {
-    let qp = find_qp(request.hca, request.get(to_state_in::QPN))?;
+    let qp = find_qp(request, request.get(to_state_in::QPN))?;
     let incarnation = request.settings.incarnation();
     request.hca.change_qp(&qp, |attrs| {
         attrs.state = state::RST;

@@ -3,7 +3,7 @@
 
 use super::CommandError;
 use super::qp::find_qp;
-use super::request::{Reply, Request, at_most, find, take};
+use super::request::{Reply, Request, at_most};
 use crate::device_memory::{self, LOG_MOST_ALIGNMENT};
 use crate::q_counters::QCounters;
 use crate::table::Table;
@@ -17,13 +17,12 @@ use mlx5_spec::small::{
 type Outcome = Result<Reply, CommandError>;
 
 /// Tables keep objects, not their numbers: the number is told while it is made.
-fn alloc<T: Default>(table: &Table<T>, what: &'static str) -> Result<u32, CommandError> {
+fn alloc<T: Default>(request: &Request<'_>, table: &Table<T>, what: &'static str) -> Result<u32, CommandError> {
     let mut number = 0;
-    let made = table.insert(|fresh| {
+    request.insert(table, what, |fresh| {
         number = fresh;
         T::default()
-    });
-    made.ok_or(CommandError::Exhausted(what))?;
+    })?;
     Ok(number)
 }
 
@@ -33,12 +32,12 @@ fn numbered(number: u32) -> Reply {
 
 /// BAD_RES_STATE while others use it.
 fn dealloc(request: &Request<'_>, table: &Table<Users>, what: &'static str) -> Outcome {
-    take(table, what, request.get(object::NUMBER)).map(|_| Reply::ok())
+    request.take(table, what, request.get(object::NUMBER)).map(|_| Reply::ok())
 }
 
 /// ALLOC_PD.
 pub fn alloc_pd(request: &mut Request<'_>) -> Outcome {
-    alloc(&request.hca.pds, "PD").map(numbered)
+    alloc(request, &request.hca.pds, "PD").map(numbered)
 }
 
 /// DEALLOC_PD. Memory keys do not hold it: UMRs move them from one to another.
@@ -48,7 +47,7 @@ pub fn dealloc_pd(request: &mut Request<'_>) -> Outcome {
 
 /// ALLOC_UAR: from now on its send doorbells wake an engine without an exit.
 pub fn alloc_uar(request: &mut Request<'_>) -> Outcome {
-    let uar = alloc(&request.hca.uars, "UAR page")?;
+    let uar = alloc(request, &request.hca.uars, "UAR page")?;
     request.doorbells.open(request.hca, uar);
     Ok(numbered(uar))
 }
@@ -62,7 +61,7 @@ pub fn dealloc_uar(request: &mut Request<'_>) -> Outcome {
 
 /// ALLOC_XRCD.
 pub fn alloc_xrcd(request: &mut Request<'_>) -> Outcome {
-    alloc(&request.hca.xrcds, "XRC domain").map(numbered)
+    alloc(request, &request.hca.xrcds, "XRC domain").map(numbered)
 }
 
 /// DEALLOC_XRCD.
@@ -72,14 +71,14 @@ pub fn dealloc_xrcd(request: &mut Request<'_>) -> Outcome {
 
 /// ALLOC_Q_COUNTER.
 pub fn alloc_q_counter(request: &mut Request<'_>) -> Outcome {
-    let id = alloc(&request.hca.q_counters, "set of Q counters")?;
+    let id = alloc(request, &request.hca.q_counters, "set of Q counters")?;
     Ok(Reply::new(q_counter::SIZE).with(q_counter::COUNTER_SET_ID, id))
 }
 
 /// DEALLOC_Q_COUNTER.
 pub fn dealloc_q_counter(request: &mut Request<'_>) -> Outcome {
     let id = request.get(q_counter::COUNTER_SET_ID);
-    take::<QCounters>(&request.hca.q_counters, "set of Q counters", id).map(|_| Reply::ok())
+    request.take::<QCounters>(&request.hca.q_counters, "set of Q counters", id).map(|_| Reply::ok())
 }
 
 /// QUERY_Q_COUNTER: one set of this vport's.
@@ -91,7 +90,7 @@ pub fn query_q_counter(request: &mut Request<'_>) -> Outcome {
         return Err(CommandError::Param("sets are told one by one"));
     }
     let id = request.get(query_q_counter_in::COUNTER_SET_ID);
-    let set = find(&request.hca.q_counters, "set of Q counters", id)?;
+    let set = request.find(&request.hca.q_counters, "set of Q counters", id)?;
     let clear = request.get(query_q_counter_in::CLEAR) != 0;
     let reply = Reply::new(query_q_counter_out::SIZE);
     // They have 32 bits, and wrap.
@@ -101,7 +100,7 @@ pub fn query_q_counter(request: &mut Request<'_>) -> Outcome {
 /// The queue pair and the group that a command names.
 fn multicast(request: &Request<'_>) -> Result<(u32, [u8; 16]), CommandError> {
     let qpn = request.get(mcg_in::QPN);
-    let qp = find_qp(request.hca, qpn)?;
+    let qp = find_qp(request, qpn)?;
     let gid = request.part(mcg_in::MULTICAST_GID.start, 16)?;
     if qp.service != service_type::UD {
         return Err(CommandError::Param("only datagrams go to groups"));

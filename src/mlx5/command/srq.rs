@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::CommandError;
 use super::fields;
-use super::request::{Reply, Request, at_most, find, hold, take};
+use super::request::{Reply, Request, at_most};
 use crate::buffer::GuestBuffer;
 use crate::engine::read_record;
 use crate::eq::About;
@@ -43,8 +43,8 @@ impl Geometry {
     }
 }
 
-fn insert(hca: &Hca, uses: Vec<Use>, make: impl FnOnce(u32) -> Srq) -> Result<u32, CommandError> {
-    let srq = hca.srqs.insert(make).ok_or(CommandError::Exhausted("SRQ"))?;
+fn insert(request: &Request<'_>, uses: Vec<Use>, make: impl FnOnce(u32) -> Srq) -> Result<u32, CommandError> {
+    let srq = request.insert(&request.hca.srqs, "SRQ", make)?;
     srq.uses.replace(uses);
     Ok(srq.srqn)
 }
@@ -65,7 +65,7 @@ pub fn create_rmp(request: &mut Request<'_>) -> Outcome {
     let pd = request.pd(wq::PD.get(queue), &mut uses)?;
     let buffer = geometry.buffer(request, create_rmp_in::PAS)?;
     let limit = wq::LWM.get(queue) as u16;
-    let srqn = insert(request.hca, uses, |srqn| Srq {
+    let srqn = insert(request, uses, |srqn| Srq {
         srqn,
         kind: SrqKind::Rmp,
         pd,
@@ -88,8 +88,8 @@ pub fn create_rmp(request: &mut Request<'_>) -> Outcome {
 pub fn create_xrc(request: &mut Request<'_>) -> Outcome {
     let context = request.part(create_xrc_srq_in::XRC_SRQC, XRC_SRQC_SIZE)?;
     let mut uses = Vec::new();
-    hold(&request.hca.xrcds, "XRC domain", xrc_srqc::XRCD.get(context), &mut uses)?;
-    hold(&request.hca.cqs, "CQ", xrc_srqc::CQN.get(context), &mut uses)?;
+    request.hold_any(&request.hca.xrcds, "XRC domain", xrc_srqc::XRCD.get(context), &mut uses)?;
+    request.hold_any(&request.hca.cqs, "CQ", xrc_srqc::CQN.get(context), &mut uses)?;
     create_srq(request, SrqKind::Xrc, context, uses)
 }
 
@@ -112,7 +112,7 @@ fn create_srq(request: &mut Request<'_>, kind: SrqKind, context: &[u8], mut uses
     let pd = request.pd(xrc_srqc::PD.get(context), &mut uses)?;
     let buffer = geometry.buffer(request, create_xrc_srq_in::PAS)?;
     let limit = xrc_srqc::LWM.get(context) as u16;
-    let srqn = insert(request.hca, uses, |srqn| Srq {
+    let srqn = insert(request, uses, |srqn| Srq {
         srqn,
         kind,
         pd,
@@ -131,14 +131,15 @@ fn create_srq(request: &mut Request<'_>, kind: SrqKind, context: &[u8], mut uses
     Ok(Reply::new(create_xrc_srq_out::SIZE).with(create_xrc_srq_out::XRC_SRQN, srqn))
 }
 
-fn of_kind(hca: &Hca, kind: SrqKind, number: u32) -> Result<Arc<Srq>, CommandError> {
-    let srq = find(&hca.srqs, "SRQ", number)?;
+fn of_kind(request: &Request<'_>, kind: SrqKind, number: u32) -> Result<Arc<Srq>, CommandError> {
+    let srq = request.find(&request.hca.srqs, "SRQ", number)?;
     if srq.kind == kind { Ok(srq) } else { Err(CommandError::NoSuch { what: "SRQ of this kind", number }) }
 }
 
-fn destroy(hca: &Hca, kind: SrqKind, number: u32) -> Outcome {
-    of_kind(hca, kind, number)?;
-    let srq = take(&hca.srqs, "SRQ", number)?;
+fn destroy(request: &Request<'_>, kind: SrqKind, number: u32) -> Outcome {
+    of_kind(request, kind, number)?;
+    let hca = request.hca;
+    let srq = request.take(&hca.srqs, "SRQ", number)?;
     srq.uses.end();
     srq.state.lock().dead = true;
     // XRC messages name their SRQ themselves: one may be under way.
@@ -149,22 +150,22 @@ fn destroy(hca: &Hca, kind: SrqKind, number: u32) -> Outcome {
 
 /// DESTROY_RMP.
 pub fn destroy_rmp(request: &mut Request<'_>) -> Outcome {
-    destroy(request.hca, SrqKind::Rmp, request.get(destroy_rmp_in::RMPN))
+    destroy(request, SrqKind::Rmp, request.get(destroy_rmp_in::RMPN))
 }
 
 /// DESTROY_XRC_SRQ.
 pub fn destroy_xrc(request: &mut Request<'_>) -> Outcome {
-    destroy(request.hca, SrqKind::Xrc, request.get(destroy_xrc_srq_in::XRC_SRQN))
+    destroy(request, SrqKind::Xrc, request.get(destroy_xrc_srq_in::XRC_SRQN))
 }
 
 /// DESTROY_SRQ.
 pub fn destroy_basic(request: &mut Request<'_>) -> Outcome {
-    destroy(request.hca, SrqKind::Basic, request.get(destroy_xrc_srq_in::XRC_SRQN))
+    destroy(request, SrqKind::Basic, request.get(destroy_xrc_srq_in::XRC_SRQN))
 }
 
 /// MODIFY_RMP: the limit.
 pub fn modify_rmp(request: &mut Request<'_>) -> Outcome {
-    let srq = of_kind(request.hca, SrqKind::Rmp, request.get(modify_rmp_in::RMPN))?;
+    let srq = of_kind(request, SrqKind::Rmp, request.get(modify_rmp_in::RMPN))?;
     if request.get(modify_rmp_in::RMP_STATE) != rmp_state::RDY {
         return Err(CommandError::Param("an RMP stays ready"));
     }
@@ -176,7 +177,7 @@ pub fn modify_rmp(request: &mut Request<'_>) -> Outcome {
 
 /// ARM_XRC_SRQ and ARM_RQ.
 pub fn arm(request: &mut Request<'_>) -> Outcome {
-    let srq = find(&request.hca.srqs, "SRQ", request.get(arm_xrc_srq_in::XRC_SRQN))?;
+    let srq = request.find(&request.hca.srqs, "SRQ", request.get(arm_xrc_srq_in::XRC_SRQN))?;
     set_limit(request.hca, &srq, request.get(arm_xrc_srq_in::LWM))?;
     Ok(Reply::ok())
 }
@@ -191,7 +192,7 @@ fn set_limit(hca: &Hca, srq: &Srq, limit: u32) -> Result<(), CommandError> {
 
 /// QUERY_RMP.
 pub fn query_rmp(request: &mut Request<'_>) -> Outcome {
-    let srq = of_kind(request.hca, SrqKind::Rmp, request.get(query_rmp_in::RMPN))?;
+    let srq = of_kind(request, SrqKind::Rmp, request.get(query_rmp_in::RMPN))?;
     let mut context = srq.context.lock().clone();
     rmpc::STATE.set(&mut context, rmp_state::RDY);
     let state = srq.state.lock();
@@ -214,7 +215,7 @@ pub fn query_basic(request: &mut Request<'_>) -> Outcome {
 }
 
 fn query_srq(request: &mut Request<'_>, kind: SrqKind) -> Outcome {
-    let srq = of_kind(request.hca, kind, request.get(query_xrc_srq_in::XRC_SRQN))?;
+    let srq = of_kind(request, kind, request.get(query_xrc_srq_in::XRC_SRQN))?;
     let mut context = srq.context.lock().clone();
     xrc_srqc::LWM.set(&mut context, u32::from(srq.state.lock().limit));
     Ok(Reply::new(query_xrc_srq_out::SIZE).with_bytes(query_xrc_srq_out::XRC_SRQC, &context))

@@ -2,12 +2,12 @@
 //! Every command that this device has: opcode, handler, least input and output, what the command log shows. Anything else is BAD_OP.
 
 use super::request::{Reply, Request};
-use super::{CommandError, caps, cq, dct, eq, hca_cmds, mkey, odp, qp, qp_modify, regs, small, srq, vport};
+use super::{CommandError, caps, cq, dct, devx, eq, hca_cmds, mkey, odp, qp, qp_modify, regs, small, srq, vport};
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::Opcode;
 use mlx5_spec::{
-    caps as caps_spec, cq as cq_spec, eq as eq_spec, mkey as mkey_spec, odp as odp_spec, qp as qp_spec,
-    reg as reg_spec, small as small_spec, srq as srq_spec, vport as vport_spec,
+    caps as caps_spec, cq as cq_spec, devx as devx_spec, eq as eq_spec, mkey as mkey_spec, odp as odp_spec,
+    qp as qp_spec, reg as reg_spec, small as small_spec, srq as srq_spec, vport as vport_spec,
 };
 
 /// Executes a command.
@@ -92,6 +92,13 @@ const XRCD: Shows = &[("xrcd", NUMBER)];
 const Q_COUNTER: Shows = &[("counter_set_id", small_spec::q_counter::COUNTER_SET_ID)];
 const QUERIED_Q_COUNTER: Shows = &[("counter_set_id", small_spec::query_q_counter_in::COUNTER_SET_ID)];
 const SHOW_ALLOC_MEMIC: Shows = &[("bytes", small_spec::alloc_memic_in::MEMIC_SIZE)];
+const UID: Shows = &[("uid", devx_spec::uctx::UID)];
+const UMEM: Shows = &[("umem", devx_spec::umem::UMEM_ID)];
+const SHOW_CREATE_UMEM: Shows = &[
+    ("log_page_size", devx_spec::create_umem_in::LOG_PAGE_SIZE),
+    ("offset", devx_spec::create_umem_in::PAGE_OFFSET),
+    ("entries", devx_spec::create_umem_in::NUM_OF_MTT_LOW),
+];
 const MCG: Shows = &[("qpn", small_spec::mcg_in::QPN)];
 const DCTN: Shows = &[("dctn", qp_spec::dct::DCTN)];
 const SHOW_CREATE_DCT: Shows = &[
@@ -188,7 +195,7 @@ pub const COMMANDS: &[Command] = &[
         &[],
     ),
     early(O::NOP, SHORT, hca_cmds::nop, &[], &[]),
-    early(O::QUERY_HCA_CAP, gives(caps_spec::query_out::SIZE), caps::query, &[], &[]),
+    early(O::QUERY_HCA_CAP, SHORT, caps::query, &[], &[]),
     early(O::SET_HCA_CAP, takes(caps_spec::set_in::SIZE), caps::set, &[], &[]),
     early(O::ACCESS_REG, SHORT, regs::access, REGISTER, &[]),
     // The port (contract 4.4).
@@ -254,6 +261,11 @@ pub const COMMANDS: &[Command] = &[
     command(O::CREATE_MKEY, LISTED, mkey::create, SHOW_CREATE_MKEY, MKEY),
     command(O::DESTROY_MKEY, SHORT, mkey::destroy, MKEY, &[]),
     command(O::QUERY_MKEY, gives(mkey_spec::query_out::SIZE), mkey::query, MKEY, &[]),
+    // User contexts.
+    command(O::CREATE_UCTX, takes(devx_spec::create_uctx_in::SIZE), devx::create_context, &[], UID),
+    command(O::DESTROY_UCTX, SHORT, devx::destroy_context, UID, &[]),
+    command(O::CREATE_UMEM, takes(devx_spec::create_umem_in::SIZE), devx::create_umem, SHOW_CREATE_UMEM, UMEM),
+    command(O::DESTROY_UMEM, SHORT, devx::destroy_umem, UMEM, &[]),
     command(O::PAGE_FAULT_RESUME, SHORT, odp::resume, SHOW_RESUME, &[]),
 ];
 

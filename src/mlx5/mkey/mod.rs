@@ -28,7 +28,8 @@ use super::bus::Bus;
 use super::hca::Hca;
 use super::hooks::{NicAction, WqeShape};
 use super::host_memory::Lease;
-use super::table::Recent;
+use super::table::{Owner, Recent};
+use super::users::Uses;
 use crate::hooks::{NicKind, NicLedger};
 use mlx5_spec::mkey::{MKC_SIZE, MTT_READ, MTT_WRITE, OCTWORD_SIZE, UMR_ALIGNMENT, access_mode, mkc};
 use probe::ledger::Seq;
@@ -152,6 +153,8 @@ pub struct Mkey {
     context: Mutex<[u8; MKC_SIZE]>,
     /// Held by one change of the key at a time, from its judgement to its record; nobody waits for it inside a section.
     unit: Mutex<()>,
+    /// The umem whose pages it has, if one.
+    pub uses: Uses,
     /// The table's share of the device's host memory.
     _lease: Option<Lease>,
 }
@@ -194,6 +197,7 @@ impl Mkey {
             zaps,
             context,
             unit: Mutex::default(),
+            uses: Uses::default(),
             _lease: None,
         })
     }
@@ -331,6 +335,11 @@ fn word(bytes: &[u8]) -> u64 {
 /// # Errors
 /// See [`MkeyError`]; nothing was made.
 pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc<Mkey>, MkeyError> {
+    create_for(hca, Owner::default(), mkc, list, pg_access)
+}
+
+/// The same for any owner.
+pub fn create_for(hca: &Hca, owner: Owner, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc<Mkey>, MkeyError> {
     let bytes = table_bytes(mkc);
     hca.ghosts.sweep(hca);
     let lease = hca.memory.lease(bytes.min(MAX_TABLE)).ok_or(MkeyError::NoRes(bytes))?;
@@ -338,7 +347,7 @@ pub fn create(hca: &Hca, mkc: &[u8], list: &[u8], pg_access: bool) -> Result<Arc
     let mut mkey = Mkey::from_command(0, mkc, list, pg_access).map_err(MkeyError::BadParam)?;
     mkey._lease = Some(lease);
     let begun = hca.ledger.tick();
-    let made = hca.mkeys.insert(|index| {
+    let made = hca.mkeys.insert_for(owner, |index| {
         hca.ghosts.lay(index);
         mkey.numbered(index)
     });
@@ -361,6 +370,7 @@ pub fn destroy(hca: &Hca, index: u32) -> bool {
     }
     mkey.revoke();
     fence(hca, &shape);
+    mkey.uses.end();
     record(hca, 0, NicKind::Revoked { index, begun });
     mkey.completed();
     true

@@ -151,6 +151,8 @@ struct State {
     strays: u32,
     /// Inputs executed, while they are wanted.
     recorded: Option<Vec<Vec<u8>>>,
+    /// User context that commands are for; 0: the driver itself.
+    uid: u16,
 }
 
 impl Commands {
@@ -213,9 +215,19 @@ impl Commands {
         self.finish(pending)
     }
 
+    /// Commands are for this user context from now on; 0: the driver itself.
+    pub fn act_for(&self, uid: u16) {
+        self.lock().uid = uid;
+    }
+
     /// Prepares an entry, without the doorbell. At most 31 at once.
     pub fn start(&self, input: &[u8], out_len: usize) -> Pending {
         let mut state = self.lock();
+        let mut input = input.to_vec();
+        if state.uid != 0 && input.len() >= cmd::OUT_HEADER_SIZE {
+            cmd::IN_UID.set(&mut input, u32::from(state.uid));
+        }
+        let input = &input[..];
         if let Some(recorded) = &mut state.recorded {
             recorded.push(input.to_vec());
         }

@@ -15,6 +15,7 @@ use mlx5_spec::uar;
 use probe::Patience;
 
 use crate::command::Input;
+use crate::devx::Place;
 use crate::driver::Context;
 use crate::memory::Buffer;
 use crate::{Error, PATIENCE, Result};
@@ -132,6 +133,14 @@ impl Cq {
             .with(cqc::OI.plus(at), u32::from(spec.ignore_overrun))
             .bytes(at + cqc::DBR_ADDR.0, &record.to_be_bytes())
             .list(&buffer.pages);
+        let place = Place {
+            valid: create_in::CQ_UMEM_VALID,
+            id: create_in::CQ_UMEM_ID,
+            record_valid: cqc::DBR_UMEM_VALID.plus(at),
+            record_id: cqc::DBR_UMEM_ID.plus(at),
+            record: at + cqc::DBR_ADDR.0,
+        };
+        let input = context.place(input, &place, &buffer, record)?;
         let cqn = create_out::CQN.get(&context.command(input)?);
         let CqSpec { log_size, uar, .. } = spec;
         let context = context.clone();

@@ -2,6 +2,7 @@
 //! Probing and unloading (contract 4.1, 4.6), and what a driver has in between.
 
 use parking_lot::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub struct Context {
     pub bar: Bar,
     /// The command queue.
     pub commands: Commands,
+    /// Queues and their doorbell records lie in umems from now on.
+    pub in_umems: AtomicBool,
 }
 
 /// A bound driver.
@@ -171,7 +174,7 @@ impl Driver {
         let pages_eq = eq(&[event::PAGE_REQUEST], CONTROL_VECTOR, 6)?;
         let comp_eq = eq(&[], COMPLETION_VECTOR, options.log_comp_eq)?;
         let mut driver = Self {
-            context: Arc::new(Context { machine: machine.clone(), bar, commands }),
+            context: Arc::new(Context { machine: machine.clone(), bar, commands, in_umems: AtomicBool::new(false) }),
             uar,
             pd: 0,
             dma_key: 0,

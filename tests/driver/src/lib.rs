@@ -7,13 +7,14 @@
 //! * [`machine`]: guest memory, bus, interrupts, doorbells, one NIC. [`memory`] gives out pages, [`host`] stands in for KVM.
 //! * [`command`]: the command queue, polled or by events. [`eq`]: event queues and interrupts.
 //! * [`driver`]: probing and unloading, and what a driver has from then on ([`Driver`]).
-//! * [`cq`], [`qp`], [`srq`], [`wqe`]: the data path. [`mkey`]: memory keys, registration and UMR. [`odp`]: page faults.
+//! * [`cq`], [`qp`], [`srq`], [`wqe`]: the data path. [`mkey`]: memory keys, registration and UMR. [`odp`]: page faults. [`devx`]: user contexts.
 //! * [`hostile`]: programs of bytes that a malicious guest might run.
 //!
 //! Nothing here checks what a test asks for: a hostile guest would not either. Waits are bounded and end in [`Error::Timeout`].
 
 pub mod command;
 pub mod cq;
+pub mod devx;
 pub mod driver;
 pub mod eq;
 pub mod host;

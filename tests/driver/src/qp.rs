@@ -3,6 +3,7 @@
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mlx5_spec::bits::Field;
 use mlx5_spec::cmd::Opcode;
@@ -16,6 +17,7 @@ use mlx5_spec::wqe::{SIGNATURE_SIZE, ctrl};
 
 use crate::command::Input;
 use crate::cq::Cq;
+use crate::devx::Place;
 use crate::driver::{Context, Driver};
 use crate::memory::Buffer;
 use crate::wqe::{Sge, Wqe};
@@ -178,6 +180,14 @@ impl Qp {
         qpc::SRQN_RMPN_XRQN.set(c, spec.srq.unwrap_or(0));
         qpc::XRCD.set(c, spec.xrcd);
         let input = Input::new(Opcode::CREATE_QP, create_in::SIZE).bytes(create_in::QPC, c).list(&buffer.pages);
+        let place = Place {
+            valid: create_in::WQ_UMEM_VALID,
+            id: create_in::WQ_UMEM_ID,
+            record_valid: qpc::DBR_UMEM_VALID.plus(create_in::QPC),
+            record_id: qpc::DBR_UMEM_ID.plus(create_in::QPC),
+            record: create_in::QPC + qpc::DBR_ADDR.0,
+        };
+        let input = context.place(input, &place, &buffer, record)?;
         let qpn = create_out::QPN.get(&context.command(input)?);
         Ok(Self { qpn, spec, context: context.clone(), buffer, record, state: Mutex::default() })
     }
@@ -208,13 +218,19 @@ impl Qp {
         let mut c = vec![0; QPC_SIZE];
         qpc::ST.set(&mut c, spec.service);
         qpc::PM_STATE.set(&mut c, 3);
-        qpc::PD.set(&mut c, spec.pd);
+        // A program's own commands say once what they name.
+        let once = self.context.in_umems.load(Ordering::Relaxed);
+        if !once {
+            qpc::PD.set(&mut c, spec.pd);
+        }
         qpc::CQN_SND.set(&mut c, spec.send_cq.cqn);
         // UMR queue pairs send 0 here (contract 15.3).
         qpc::CQN_RCV.set(&mut c, if has_rq(spec) || spec.srq.is_some() { spec.recv_cq.cqn } else { 0 });
         qpc::RWE.set(&mut c, u32::from(spec.remote_write));
         qpc::Q_KEY.set(&mut c, spec.qkey);
-        qpc::DBR_ADDR.set(&mut c, self.record);
+        if !once {
+            qpc::DBR_ADDR.set(&mut c, self.record);
+        }
         ads::VHCA_PORT_NUM.plus(PRIMARY_PATH).set(&mut c, 1);
         self.modify(Opcode::RST2INIT_QP, 0, &c)
     }

@@ -7,6 +7,7 @@ use mlx5_spec::bits::Field;
 use mlx5_spec::caps::{cap_mode, cap_type, cmd_hca_cap as cap};
 use mlx5_spec::cmd::{Opcode, in_header, status};
 use mlx5_spec::cq::{cqc, create_in as cq_in, modify_in as cq_modify, modify_op_mod, modify_select, syndrome};
+use mlx5_spec::devx::create_uctx_in;
 use mlx5_spec::mkey::{MKC_SIZE, access_mode, create_in as mkey_in, mkc, umr_flags, umr_mask};
 use mlx5_spec::qp::{QPC_SIZE, create_in as qp_in, modify_in, opt_param_mask, pm_state, qpc, service_type};
 use mlx5_spec::reg::{access_in, id, op_mod};
@@ -140,10 +141,7 @@ const TRIES: &[(&str, Try)] = &[
     ("VHCA_STATE", Command(0xb0d)),
     ("GENERAL_OBJ_TYPES", Command(0xa00)),
     ("ATS", Value(Opcode::CREATE_MKEY, mkc::MA_TRANSLATION_MODE.plus(mkey_in::MKC), 1)),
-    ("LOG_MAX_UCTX", Command(Opcode::CREATE_UCTX.0)),
     ("IPSEC_OFFLOAD", Command(0xa00)),
-    ("LOG_MAX_UMEM", Command(Opcode::CREATE_UMEM.0)),
-    ("LOG_MAX_UMEM", Value(Opcode::CREATE_CQ, cqc::DBR_UMEM_VALID.plus(cq_in::CQC), 1)),
     ("MAX_NUM_EQS", Nothing("log_max_eq says how many there are")),
     ("TLS_TX", Type(0x11)),
     ("TLS_RX", Type(0x11)),
@@ -158,7 +156,13 @@ const TRIES: &[(&str, Try)] = &[
     ("SW_OWNER_ID", Nothing("INIT_HCA's is for two functions of one owner to find each other")),
     ("MAX_NUM_SF", Command(0x111)),
     ("SF", Command(0x113)),
-    ("UCTX_CAP", Command(Opcode::CREATE_UCTX.0)),
+    (
+        "UCTX_CAP",
+        Own(
+            |driver| said(driver, Input::new(Opcode::CREATE_UCTX, create_uctx_in::SIZE).with(create_uctx_in::CAP, 1)),
+            status::BAD_PARAM,
+        ),
+    ),
 ];
 
 fn said(driver: &Driver, input: Input) -> u8 {

@@ -48,6 +48,8 @@ pub fn as_many_objects_as_offered() {
         (cap::LOG_MAX_MKEY, hca.mkeys.limit(), hca.mkeys.charge()),
         (cap::LOG_MAX_PD, hca.pds.limit(), hca.pds.charge()),
         (cap::LOG_MAX_XRCD, hca.xrcds.limit(), hca.xrcds.charge()),
+        (cap::LOG_MAX_UCTX, hca.user_contexts.limit(), hca.user_contexts.charge()),
+        (cap::LOG_MAX_UMEM, hca.umems.limit(), hca.umems.charge()),
     ];
     for (field, limit, charge) in tables {
         assert_eq!(1 << driver.capability(field).unwrap(), limit, "{field:?}");

@@ -5,6 +5,8 @@
 #   make verbs-smoke               rdma-core's own programs against the NIC, in a guest of each kernel; every byte checked
 #   make verbs-smoke VERBS_ARGS='--kernel 6.1'    any options of tests/verbs-smoke
 #   make verbs                     rdma-core's whole test suite in a guest of each kernel and model, half an hour (docs/verbs.md)
+#   make perftest                  perftest over the NIC and over soft-RoCE in one guest, a quarter of an hour (docs/perftest.md)
+#   make soak MINUTES=20           mixed traffic of 16 processes, every byte checked, and nothing left of it (docs/soak.md)
 #   make test                      every test there is
 #   make build | prepare | clean
 #   make install PREFIX=/usr/local DESTDIR=    what `make build` has built, with its parts, manual pages and completions
@@ -12,16 +14,17 @@
 
 LAB_ARGS ?=
 VERBS_ARGS ?=
-export LAB_ARGS VERBS_ARGS
+MINUTES ?= 20
+export LAB_ARGS VERBS_ARGS MINUTES
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab verbs verbs-smoke test build prepare clean install uninstall
+.PHONY: help lab verbs verbs-smoke perftest soak test build prepare clean install uninstall
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-lab verbs verbs-smoke test build prepare:
+lab verbs verbs-smoke perftest soak test build prepare:
 	@tests/steps $@
 
 # The image cache stays: it lies outside the tree and other checkouts use it too (images/README.md).

@@ -10,6 +10,7 @@ use mlx5::NicHandle;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use vmm::orders::{Order, Remote, State};
+use vmm::run::{Resident, resident_kib};
 
 use super::events;
 use super::protocol::{Args, Request, greeting};
@@ -103,7 +104,8 @@ impl Machine {
         };
         let nics: Vec<Value> = self.nics().map(NicHandle::inspect).collect();
         let disks: Vec<Value> = self.disks().iter().map(disk).collect();
-        Ok(json!({"machine": machine, "nics": nics, "disks": disks}))
+        let resident = resident_kib().map(|Resident { guest, own, files }| json!({"guest": guest, "own": own, "files": files}));
+        Ok(json!({"machine": machine, "resident_kib": resident, "nics": nics, "disks": disks}))
     }
 
     fn counters(&self) -> Value {

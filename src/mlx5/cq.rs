@@ -13,6 +13,7 @@ use super::eq::Event;
 use super::users::{Used, Users, Uses};
 use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, opcode, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
+use mlx5_spec::uar::{arm_cmd, cq_arm};
 
 mod late;
 
@@ -100,6 +101,8 @@ struct State {
     sn: u32,
     /// That of the newest arm that has brought its event.
     fired_sn: Option<u32>,
+    /// The newest arm as its record has it.
+    arm_word: Option<u32>,
     dead: bool,
     error: bool,
     /// Entries that an injection puts off, and those behind them.
@@ -128,6 +131,23 @@ pub struct ArmDoorbell {
     pub sn: u32,
     /// Only for the next solicited entry, or error.
     pub solicited_only: bool,
+}
+
+impl ArmDoorbell {
+    /// As the first dword of the doorbell, and its record, have it.
+    pub fn from_word(word: u32) -> Self {
+        let bytes = word.to_be_bytes();
+        let (ci, sn) = (cq_arm::CI.get(&bytes), cq_arm::CMD_SN.get(&bytes));
+        Self { ci, sn, solicited_only: cq_arm::CMD.get(&bytes) == arm_cmd::SOLICITED }
+    }
+
+    fn word(self) -> u32 {
+        let mut bytes = [0; 4];
+        cq_arm::CI.set(&mut bytes, self.ci);
+        cq_arm::CMD_SN.set(&mut bytes, self.sn);
+        cq_arm::CMD.set(&mut bytes, if self.solicited_only { arm_cmd::SOLICITED } else { 0 });
+        u32::from_be_bytes(bytes)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,6 +260,7 @@ impl Cq {
             return;
         }
         state.sn = sn;
+        state.arm_word = Some(doorbell.word());
         let newest = if solicited_only { state.solicited } else { Some(state.producer) };
         // Behind by less than half of the 24-bit space.
         let waiting = newest.is_some_and(|newest| matches!(newest.wrapping_sub(ci) & 0xff_ffff, 1..0x80_0000));
@@ -252,6 +273,17 @@ impl Cq {
         if waiting {
             // Under the lock: whoever destroys the queue waits for it, and for nothing else of a doorbell.
             self.fire(bus);
+        }
+    }
+
+    /// Its arm doorbell may have been written where it told nobody: looks at the record of it. An arm that came before and has brought its event may
+    /// bring another, which drivers take for one that came late.
+    pub fn look_at_arm(&self, bus: &Bus, strict: bool) {
+        let Some(at) = self.record.checked_add(ARM_RECORD).filter(|at| at.is_multiple_of(4)) else { return };
+        let Ok(word) = bus.dma.load::<u32>(at, Ordering::Acquire) else { return };
+        let word = u32::from_be(word);
+        if self.state.lock().arm_word != Some(word) {
+            self.arm(bus, ArmDoorbell::from_word(word), strict);
         }
     }
 
@@ -342,6 +374,9 @@ impl Used for Cq {
         &self.users
     }
 }
+
+/// Offset of the arm within a doorbell record (`spec::cq::dbr::ARM`).
+const ARM_RECORD: u64 = 4;
 
 /// CQ error syndrome of an overrun (contract 7.5, uncertain).
 const CQ_OVERRUN: u32 = 1;

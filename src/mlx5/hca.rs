@@ -3,7 +3,7 @@
 
 use parking_lot::Mutex;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::NicConfig;
 use super::buffer::BufferMemory;
@@ -26,6 +26,7 @@ use super::q_counters::QCounters;
 use super::qp::{Qp, QpAttrs};
 use super::srq::Srq;
 use super::table::Table;
+use super::uar::{Heat, UarDoorbells};
 use super::umem::Umem;
 use super::users::Users;
 use dma::DmaTarget;
@@ -74,6 +75,10 @@ pub struct Hca {
     pub q_counters: Table<QCounters>,
     /// UAR pages.
     pub uars: Table<Users>,
+    /// How often they are rung.
+    pub heat: Heat,
+    /// Their doorbells, once the function is whole.
+    pub doorbells: OnceLock<Arc<UarDoorbells>>,
     /// User contexts, each with what belongs to it.
     pub user_contexts: Table<Users>,
     /// Pieces of guest memory that objects of user contexts lie in.
@@ -127,6 +132,8 @@ impl Hca {
             pds: domains(LOG_MAX_PD),
             xrcds: domains(LOG_MAX_XRCD),
             q_counters: Table::new(1, MAX_Q_COUNTERS, MAX_Q_COUNTERS as usize).charged(object::<QCounters>(0), memory),
+            heat: Heat::default(),
+            doorbells: OnceLock::new(),
             uars: uars.charged(object::<Users>(UAR_SHARE), memory),
             user_contexts: Table::new(1, MAX_UID, 1 << LOG_MAX_UCTX).charged(object::<Users>(0), memory),
             umems: Table::new(1, 0xff_0000, 1 << LOG_MAX_UMEM).charged(object::<Umem>(0), memory),

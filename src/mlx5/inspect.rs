@@ -59,6 +59,7 @@ impl NicHandle {
             "gone": hca.health.is_gone(),
             "queue_pages": hca.queue_pages.used(),
             "host_memory": hca.memory.used(),
+            "hot_uars": self.command_unit().doorbells().hot(),
             "doorbell_eventfds": self.command_unit().doorbells().attached(),
             "counters": counters(&hca.counters),
         })

@@ -91,10 +91,18 @@ pub struct NicConfig {
     pub log_commands: bool,
     /// Who runs the data path.
     pub engines: EnginePolicy,
+    /// UAR pages that are rung in a stream become plain memory for a while: doorbells without an exit.
+    pub hot_doorbells: bool,
 }
 
 impl Default for NicConfig {
     fn default() -> Self {
-        Self { model: Model::default(), odp: true, log_commands: false, engines: EnginePolicy::default() }
+        Self {
+            model: Model::default(),
+            odp: true,
+            log_commands: false,
+            engines: EnginePolicy::default(),
+            hot_doorbells: false,
+        }
     }
 }

@@ -109,7 +109,8 @@ impl Nic {
 
         let hca = Arc::new(Hca::new(index, config, (dma, own), ledger, msix)?);
         hca.health.attach(master);
-        let unit = CommandUnit::new(hca.clone(), Arc::new(UarDoorbells::new(host)))?;
+        let doorbells = hca.doorbells.get_or_init(|| Arc::new(UarDoorbells::new(host))).clone();
+        let unit = CommandUnit::new(hca.clone(), doorbells)?;
         Engines::start(&hca)?;
         let worker = match Worker::start(&unit) {
             Ok(worker) => Some(worker),

@@ -4,6 +4,8 @@
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -12,17 +14,17 @@ use super::cq::ArmDoorbell;
 use super::engine::Engines;
 use super::hca::{FIRST_UAR, Hca};
 use super::hooks::{NicAction, WqeShape};
-use mlx5_spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, arm_cmd, cq_arm, eq};
+use mlx5_spec::uar::{CQ_ARM, EQ_ARM, EQ_UPDATE, PAGE_SIZE, SQ_DOORBELL, cq_arm, eq};
 use mlx5_spec::wqe::ctrl;
 use pci::rate_limit::RateLimit;
-use pci::{DirectWrites, Doorbell, DoorbellHost};
+use pci::{DirectWrites, Doorbell, DoorbellHost, Exposed};
 
 /// BAR with the UAR pages.
 pub const BAR: u8 = 0;
 /// Where drivers ring with log_bf_reg_size = 9: the two halves of the registers that kernels (0 and 2) and user space (0) use.
 const RUNG_AT: [u64; 4] = [0x800, 0x900, 0xc00, 0xd00];
 
-fn arms_strictly(hca: &Hca) -> bool {
+pub(super) fn arms_strictly(hca: &Hca) -> bool {
     let strict = |action| action == NicAction::StrictArm;
     hca.injections.any() && hca.injections.consult(&WqeShape::command(0), strict).is_some()
 }
@@ -75,11 +77,8 @@ fn write(hca: &Arc<Hca>, uar: u32, offset: u64, data: &[u8]) -> bool {
     match (offset, data.len()) {
         (CQ_ARM, 8) => {
             let cq = hca.cqs.get(cq_arm::CQN.get(data)).filter(|cq| cq.uar == uar);
-            let doorbell = ArmDoorbell {
-                ci: cq_arm::CI.get(data),
-                sn: cq_arm::CMD_SN.get(data),
-                solicited_only: cq_arm::CMD.get(data) == arm_cmd::SOLICITED,
-            };
+            let word = data.first_chunk().copied().map_or(0, u32::from_be_bytes);
+            let doorbell = ArmDoorbell::from_word(word);
             cq.map(|cq| cq.arm(hca, doorbell, arms_strictly(hca))).is_some()
         }
         (EQ_ARM | EQ_UPDATE, 4) => {
@@ -91,6 +90,9 @@ fn write(hca: &Arc<Hca>, uar: u32, offset: u64, data: &[u8]) -> bool {
             let qpn = ctrl::QPN.get(data);
             let own = hca.qps.with(qpn, |qp| qp.uar == uar) == Some(true);
             if own {
+                if hca.config.hot_doorbells && hca.heat.rung(uar) {
+                    hca.engines.heat(uar);
+                }
                 Engines::ring(hca, uar, qpn);
             }
             own
@@ -111,6 +113,8 @@ pub struct UarDoorbells {
     host: Arc<dyn DoorbellHost>,
     failures: RateLimit,
     inner: Mutex<Inner>,
+    /// Counts hot pages that others than their engine have made registers again.
+    concealed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -120,35 +124,79 @@ struct Inner {
     pages: BTreeMap<u32, Page>,
 }
 
+#[derive(Default)]
 struct Page {
-    event: Arc<EventFd>,
+    /// None where vCPUs run the engines.
+    event: Option<Arc<EventFd>>,
     attached: Vec<(u64, Doorbell)>,
     /// Send queues that ring here.
     queues: u32,
     crowded: bool,
+    /// Where it is plain memory, and that memory.
+    hot: Option<(u64, Arc<dyn Exposed>)>,
+    /// Not before this.
+    barred: Option<Instant>,
+}
+
+/// Rings of a page by which it is told whether they come in a stream.
+const STREAM: u32 = 64;
+/// As many within this are one.
+const STREAM_MS: u64 = 100;
+/// How long a page is left alone on which something other than send doorbells was rung.
+const BARRED: Duration = Duration::from_secs(2);
+
+/// How often UAR pages are rung. A ring costs a count, and every so many a look at the clock.
+pub struct Heat {
+    began: Instant,
+    pages: Box<[Warmth]>,
+}
+
+#[derive(Default)]
+struct Warmth {
+    rings: AtomicU32,
+    /// When the last look at the clock was.
+    since: AtomicU64,
+}
+
+impl Default for Heat {
+    fn default() -> Self {
+        let pages = std::iter::repeat_with(Warmth::default).take(UAR_PAGES as usize).collect();
+        Self { began: Instant::now(), pages }
+    }
+}
+
+impl Heat {
+    /// One more ring of page `uar`. True: they come in a stream.
+    pub fn rung(&self, uar: u32) -> bool {
+        let Some(page) = self.pages.get(uar as usize) else { return false };
+        if !(page.rings.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(STREAM) {
+            return false;
+        }
+        let now = self.began.elapsed().as_millis() as u64;
+        now.saturating_sub(page.since.swap(now, Ordering::Relaxed)) <= STREAM_MS
+    }
 }
 
 impl UarDoorbells {
     /// None yet.
     pub fn new(host: Arc<dyn DoorbellHost>) -> Self {
-        Self { host, failures: RateLimit::default(), inner: Mutex::default() }
+        Self { host, failures: RateLimit::default(), inner: Mutex::default(), concealed: AtomicU64::new(0) }
     }
 
     /// ALLOC_UAR.
     pub fn open(&self, hca: &Hca, uar: u32) {
-        if hca.engines.is_inline() {
-            return;
+        let mut page = Page::default();
+        if !hca.engines.is_inline() {
+            let watched = EventFd::new(EFD_NONBLOCK).map(Arc::new).and_then(|event| {
+                hca.engines.watch(uar, event.clone())?;
+                Ok(event)
+            });
+            match watched {
+                Ok(event) => page.event = Some(event),
+                Err(error) => self.complain("make", uar, &error),
+            }
         }
-        let watched = EventFd::new(EFD_NONBLOCK).map(Arc::new).and_then(|event| {
-            hca.engines.watch(uar, event.clone())?;
-            Ok(event)
-        });
-        let event = match watched {
-            Ok(event) => event,
-            Err(error) => return self.complain("make", uar, &error),
-        };
         let mut inner = self.inner.lock();
-        let mut page = Page { event, attached: Vec::new(), queues: 0, crowded: false };
         if let Some(base) = inner.base {
             self.attach(base, uar, &mut page);
         }
@@ -164,6 +212,7 @@ impl UarDoorbells {
         // Nothing that was rung is lost: it is in the eventfd, which stays watched, or took an exit.
         if page.queues > CROWD && !page.crowded {
             page.crowded = true;
+            self.conceal(uar, page);
             self.detach(uar, page);
         } else if page.queues <= CROWD_OVER && page.crowded {
             page.crowded = false;
@@ -177,6 +226,7 @@ impl UarDoorbells {
     pub fn close(&self, hca: &Hca, uar: u32) {
         let page = self.inner.lock().pages.remove(&uar);
         if let Some(mut page) = page {
+            self.conceal(uar, &mut page);
             self.detach(uar, &mut page);
             hca.engines.unwatch(uar);
         }
@@ -186,6 +236,7 @@ impl UarDoorbells {
     pub fn clear(&self, hca: &Hca) {
         let pages = std::mem::take(&mut self.inner.lock().pages);
         for (uar, mut page) in pages {
+            self.conceal(uar, &mut page);
             self.detach(uar, &mut page);
             hca.engines.unwatch(uar);
         }
@@ -200,6 +251,7 @@ impl UarDoorbells {
         }
         inner.base = base;
         for (uar, page) in &mut inner.pages {
+            self.conceal(*uar, page);
             self.detach(*uar, page);
             if let Some(base) = base.filter(|_| !page.crowded) {
                 self.attach(base, *uar, page);
@@ -212,10 +264,76 @@ impl UarDoorbells {
         self.inner.lock().pages.values().map(|page| page.attached.len()).sum()
     }
 
+    /// Makes page `uar` plain memory. `None`: it is not the time, or not the page for it.
+    pub(super) fn heat(&self, hca: &Hca, uar: u32) -> Option<Arc<dyn Exposed>> {
+        // Event queues are told of what was taken by registers alone: there is no record to look at.
+        if hca.eqs.all().iter().any(|(_, eq)| eq.uar == uar) {
+            return None;
+        }
+        let mut inner = self.inner.lock();
+        let base = inner.base?;
+        let page = inner.pages.get_mut(&uar).filter(|page| page.hot.is_none() && !page.crowded)?;
+        if page.barred.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let address = base.checked_add(u64::from(uar) * PAGE_SIZE)?;
+        match self.host.expose(address) {
+            Ok(memory) => {
+                page.hot = Some((address, memory.clone()));
+                Some(memory)
+            }
+            Err(error) => {
+                // A host that has no such thing is not asked for each stream.
+                page.barred = Some(Instant::now() + BARRED);
+                log::debug!("UAR page {uar} stays registers: {error}");
+                None
+            }
+        }
+    }
+
+    /// Page `uar` is registers again; `bar`: for a while at least. What was written until then is in its memory and in records.
+    pub(super) fn cool(&self, uar: u32, bar: bool) {
+        let mut inner = self.inner.lock();
+        let Some(page) = inner.pages.get_mut(&uar) else { return };
+        self.conceal(uar, page);
+        if bar {
+            page.barred = Some(Instant::now() + BARRED);
+        }
+    }
+
+    /// An event queue has come that rings there, or something else that needs registers.
+    pub fn disturb(&self, uar: u32) {
+        self.cool(uar, false);
+    }
+
+    /// See the field.
+    pub(super) fn concealed(&self) -> u64 {
+        self.concealed.load(Ordering::Acquire)
+    }
+
+    /// Whether page `uar` is plain memory.
+    pub(super) fn is_hot(&self, uar: u32) -> bool {
+        self.inner.lock().pages.get(&uar).is_some_and(|page| page.hot.is_some())
+    }
+
+    /// Pages that are plain memory now: for inspection.
+    pub fn hot(&self) -> usize {
+        self.inner.lock().pages.values().filter(|page| page.hot.is_some()).count()
+    }
+
+    fn conceal(&self, uar: u32, page: &mut Page) {
+        let Some((address, _)) = page.hot.take() else { return };
+        if let Err(error) = self.host.conceal(address) {
+            self.complain("take back", uar, &error);
+        }
+        self.concealed.fetch_add(1, Ordering::Release);
+    }
+
     fn attach(&self, base: u64, uar: u32, page: &mut Page) {
+        let Some(event) = page.event.clone() else { return };
         for at in RUNG_AT {
             let offset = u64::from(uar) * PAGE_SIZE + at;
-            let doorbell = Doorbell { bar: BAR, offset, len: 8, value: None, event: page.event.clone() };
+            let doorbell = Doorbell { bar: BAR, offset, len: 8, value: None, event: event.clone() };
             let Some(address) = base.checked_add(offset) else { continue };
             match self.host.attach(address, &doorbell) {
                 Ok(()) => page.attached.push((address, doorbell)),

@@ -77,6 +77,25 @@ pub trait DoorbellHost: Send + Sync {
     fn attach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()>;
     /// Undoes `attach`.
     fn detach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()>;
+    /// Puts plain memory of 4 KiB, all zero, in place of the registers at `address`: guest writes there cost no exit, and nobody is told of them.
+    ///
+    /// # Errors
+    /// The host has no such thing, or no more of it.
+    fn expose(&self, address: u64) -> io::Result<Arc<dyn Exposed>> {
+        let _ = address;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Undoes `expose`: once it returns no guest write goes there any more.
+    fn conceal(&self, address: u64) -> io::Result<()> {
+        let _ = address;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Memory in place of registers ([`DoorbellHost::expose`]).
+pub trait Exposed: Send + Sync {
+    /// The eight bytes at `at`, which is a multiple of eight within the page.
+    fn load(&self, at: u64) -> [u8; 8];
 }
 
 /// What a machine gives a device that is put into one of its slots.

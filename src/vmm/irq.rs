@@ -15,7 +15,8 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::layout;
-use pci::{Doorbell, DoorbellHost, MsiRouter};
+use super::memory::ExposedPages;
+use pci::{Doorbell, DoorbellHost, Exposed, MsiRouter};
 
 /// The KVM machine under the devices. A reset of the platform puts another one in its place, devices stay.
 pub struct Host(RwLock<Arc<VmFd>>);
@@ -166,12 +167,22 @@ impl MsiRouter for MsiFunction {
     }
 }
 
-/// Doorbells as ioeventfds.
-pub struct IoEvents(pub Arc<Host>);
+/// Doorbells as ioeventfds, and as memory.
+pub struct IoEvents {
+    host: Arc<Host>,
+    exposed: ExposedPages,
+}
+
+impl IoEvents {
+    /// Of this host's machine.
+    pub fn new(host: Arc<Host>) -> Self {
+        Self { host, exposed: ExposedPages::default() }
+    }
+}
 
 impl DoorbellHost for IoEvents {
     fn attach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()> {
-        let (vm, at) = (self.0.vm(), IoEventAddress::Mmio(address));
+        let (vm, at) = (self.host.vm(), IoEventAddress::Mmio(address));
         match (doorbell.value, doorbell.len) {
             (None, _) => vm.register_ioevent(&doorbell.event, &at, NoDatamatch),
             (Some(value), 8) => vm.register_ioevent(&doorbell.event, &at, value),
@@ -181,13 +192,21 @@ impl DoorbellHost for IoEvents {
     }
 
     fn detach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()> {
-        let (vm, at) = (self.0.vm(), IoEventAddress::Mmio(address));
+        let (vm, at) = (self.host.vm(), IoEventAddress::Mmio(address));
         match (doorbell.value, doorbell.len) {
             (None, _) => vm.unregister_ioevent(&doorbell.event, &at, NoDatamatch),
             (Some(value), 8) => vm.unregister_ioevent(&doorbell.event, &at, value),
             (Some(value), _) => vm.unregister_ioevent(&doorbell.event, &at, value as u32),
         }
         .map_err(os_error)
+    }
+
+    fn expose(&self, address: u64) -> io::Result<Arc<dyn Exposed>> {
+        self.exposed.expose(self.host.vm(), address)
+    }
+
+    fn conceal(&self, address: u64) -> io::Result<()> {
+        self.exposed.conceal(address)
     }
 }
 

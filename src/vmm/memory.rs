@@ -4,12 +4,16 @@
 #![allow(unsafe_code, reason = "KVM is given addresses of guest memory")]
 
 use std::fs::File;
+use std::io;
 use std::os::fd::FromRawFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use parking_lot::Mutex;
+use pci::Exposed;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use super::{VmmError, layout};
@@ -117,10 +121,15 @@ fn memfd(size: u64) -> std::io::Result<File> {
 
 /// Tells KVM about every piece of memory.
 pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), VmmError> {
+    put(vm, 0, ram)
+}
+
+/// Gives KVM the pieces of `ram` in slots from `first` on.
+fn put(vm: &VmFd, first: u32, ram: &GuestRam) -> Result<(), VmmError> {
     for (slot, region) in ram.iter().enumerate() {
         let host = ram.get_host_address(region.start_addr()).map_err(|e| VmmError::Memory(std::io::Error::other(e)))?;
         let slot = kvm_userspace_memory_region {
-            slot: slot as u32,
+            slot: first + slot as u32,
             flags: 0,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
@@ -131,6 +140,74 @@ pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), VmmError> {
         unsafe { vm.set_user_memory_region(slot) }.map_err(VmmError::kvm("giving memory to KVM"))?;
     }
     Ok(())
+}
+
+/// Pages of plain memory in place of device registers. Their slots come behind those of guest memory.
+#[derive(Default)]
+pub struct ExposedPages(Mutex<Vec<Option<ExposedPage>>>);
+
+/// One of them, in the machine that it was put into: a reset may have put another in its place.
+struct ExposedPage {
+    address: u64,
+    vm: Arc<VmFd>,
+    _page: Arc<Page>,
+}
+
+/// The first of their slots.
+const FIRST_EXPOSED: u32 = 256;
+/// So many at once: each costs the host's kernel a slot to look through.
+const MOST_EXPOSED: usize = 64;
+const PAGE: u64 = 4096;
+
+struct Page(GuestRam);
+
+impl Exposed for Page {
+    fn load(&self, at: u64) -> [u8; 8] {
+        let start = self.0.iter().next().map_or(GuestAddress(0), |region| region.start_addr());
+        self.0.load::<u64>(GuestAddress(start.0 + at % PAGE), Ordering::Acquire).unwrap_or_default().to_ne_bytes()
+    }
+}
+
+impl ExposedPages {
+    /// As [`pci::DoorbellHost::expose`].
+    pub fn expose(&self, vm: Arc<VmFd>, address: u64) -> io::Result<Arc<dyn Exposed>> {
+        let mut pages = self.0.lock();
+        if pages.iter().flatten().any(|page| page.address == address) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let slot = pages.iter().position(Option::is_none).unwrap_or(pages.len());
+        if slot >= MOST_EXPOSED {
+            return Err(io::Error::other("no more pages can be exposed"));
+        }
+        let ram = GuestRam::from_ranges(&[(GuestAddress(address), PAGE as usize)]).map_err(io::Error::other)?;
+        put(&vm, FIRST_EXPOSED + slot as u32, &ram).map_err(io::Error::other)?;
+        let page = Arc::new(Page(ram));
+        if slot == pages.len() {
+            pages.push(None);
+        }
+        pages[slot] = Some(ExposedPage { address, vm, _page: page.clone() });
+        Ok(page)
+    }
+
+    /// As [`pci::DoorbellHost::conceal`].
+    pub fn conceal(&self, address: u64) -> io::Result<()> {
+        let mut pages = self.0.lock();
+        let found = pages.iter().enumerate().find_map(|(slot, page)| {
+            let page = page.as_ref().filter(|page| page.address == address)?;
+            Some((slot, page.vm.clone()))
+        });
+        let (slot, vm) = found.ok_or(io::ErrorKind::NotFound)?;
+        let gone = kvm_userspace_memory_region {
+            slot: FIRST_EXPOSED + slot as u32,
+            guest_phys_addr: address,
+            ..Default::default()
+        };
+        // If this fails the page stays: KVM may still refer to it.
+        // SAFETY: a slot of no bytes is none; KVM refers to no memory by it.
+        unsafe { vm.set_user_memory_region(gone) }.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        pages[slot] = None;
+        Ok(())
+    }
 }
 
 /// Bytes the host says it can give without swapping (MemAvailable), if it says.
@@ -147,7 +224,6 @@ fn available(meminfo: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
 
     #[test]
     fn what_the_host_can_give_is_what_it_says() {

@@ -122,7 +122,7 @@ impl Vm {
             let line = interrupts.line(gsi).map_err(doing("wiring a UART"))?;
             Ok::<_, VmmError>(Uart::new(line, output))
         };
-        let doorbells = Arc::new(IoEvents(host));
+        let doorbells = Arc::new(IoEvents::new(host));
         let pci = Arc::new(PciBus::new(doorbells.clone(), range(layout::PCI_WINDOW_32), range(window_64)));
         let platform = Arc::new(Platform {
             com1: uart(layout::COM1, console)?,

@@ -18,6 +18,7 @@ mod fields;
 mod health;
 mod holds;
 mod hostile;
+mod hot;
 mod injected;
 mod keys;
 mod ledger;

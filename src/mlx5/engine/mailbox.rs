@@ -23,6 +23,8 @@ const EVENTS: usize = 32;
 #[derive(Default)]
 pub(super) struct Inbox {
     pub(super) qpns: HashSet<u32>,
+    /// UAR pages that are rung in a stream.
+    pub(super) heat: HashSet<u32>,
     pub(super) stop: bool,
 }
 
@@ -65,6 +67,14 @@ impl Mailbox {
         self.tell(|inbox| {
             inbox.qpns.insert(qpn);
         });
+    }
+
+    /// UAR page `uar` is rung in a stream: for the thread.
+    pub(super) fn heat(&self, uar: u32) {
+        self.tell(|inbox| {
+            inbox.heat.insert(uar);
+        });
+        self.wake();
     }
 
     /// End.

@@ -4,7 +4,7 @@
 //! * `wqe`: work requests, parsed. `receive`: how receive WQEs are taken.
 //! * `requester`: one queue pair's sending half and what it waits for; `execute` and `datagram`: one step of a message;
 //!   `transfer`: the copy; `wire`: what a message would be in packets; `completion`: CQEs; `diagnosis`: what they say of errors; `failure`: errors, page faults, flushing.
-//! * `worker`: an engine, a value that is run for a bounded while; `mailbox`: its mailbox.
+//! * `worker`: an engine, a value that is run for a bounded while; `heat`: doorbells that it finds without being told; `mailbox`: its mailbox.
 //! * [`EnginePolicy`]: who runs it. Here: the threads, and the vCPU that rang a doorbell.
 
 use parking_lot::{Mutex, MutexGuard};
@@ -23,6 +23,7 @@ mod datagram;
 mod diagnosis;
 mod execute;
 mod failure;
+mod heat;
 mod mailbox;
 mod policy;
 mod psn;
@@ -152,6 +153,11 @@ impl Engines {
         self.unit(uar).mailbox.unwatch(uar);
     }
 
+    /// UAR page `uar` is rung in a stream.
+    pub fn heat(&self, uar: u32) {
+        self.unit(uar).mailbox.heat(uar);
+    }
+
     /// An SQ doorbell for queue pair `qpn` on UAR page `uar` that took an exit. The caller holds no lock.
     pub fn ring(hca: &Arc<Hca>, uar: u32, qpn: u32) {
         let unit = hca.engines.unit(uar);
@@ -174,9 +180,16 @@ impl Unit {
     fn serve(&self, hca: &Arc<Hca>, polls: bool) {
         loop {
             let mut engine = self.enter(hca);
+            engine.heat_up(hca);
             match engine.run(hca, &self.mailbox, THREAD_TURNS) {
                 Next::Stop => return self.mailbox.unwatch_timer(engine.timer()),
                 Next::Again => continue,
+                Next::Idle if engine.is_hot() => {
+                    let Some(nap) = engine.look_at_hot(hca, polls) else { continue };
+                    drop(engine);
+                    heat::nap(nap);
+                    continue;
+                }
                 Next::Idle if polls && engine.poll(hca, &self.mailbox) => continue,
                 Next::Idle if !engine.rest() => continue,
                 Next::Idle => {}

@@ -155,6 +155,11 @@ impl Requester {
         turn
     }
 
+    /// `spec::qp::state`, as it knows it.
+    pub fn state(&self) -> u32 {
+        self.work.attrs.state
+    }
+
     /// Whether a look at its record alone shows new work. For polling.
     pub fn has_news(&self, hca: &Hca) -> bool {
         let Work { attrs, index, .. } = &self.work;

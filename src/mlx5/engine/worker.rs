@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::heat::HotPages;
 use super::mailbox::{Inbox, Mailbox};
 use super::requester::{Requester, Turn};
 use super::transfer::Scratch;
@@ -20,9 +21,9 @@ const POLL: Duration = Duration::from_micros(30);
 /// Queue pairs that are polled.
 const HOT: usize = 8;
 
-struct Slot {
-    requester: Box<Requester>,
-    queued: bool,
+pub(super) struct Slot {
+    pub(super) requester: Box<Requester>,
+    pub(super) queued: bool,
     /// When a timer is due that it has been given.
     timer: Option<Instant>,
 }
@@ -40,12 +41,14 @@ pub(super) enum Next {
 
 /// An engine: the queue pairs that it knows, and which of them is due. Whoever holds its lock runs it.
 pub(super) struct Engine {
-    number: usize,
+    pub(super) number: usize,
     engines: usize,
-    slots: HashMap<u32, Slot>,
+    pub(super) slots: HashMap<u32, Slot>,
     /// For doorbells without data. Pages with many queue pairs have none.
-    by_uar: HashMap<u32, HashSet<u32>>,
-    ready: VecDeque<u32>,
+    pub(super) by_uar: HashMap<u32, HashSet<u32>>,
+    pub(super) ready: VecDeque<u32>,
+    /// UAR pages that are plain memory.
+    pub(super) heat: HotPages,
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     hot: VecDeque<u32>,
     scratch: Scratch,
@@ -68,6 +71,7 @@ impl Engine {
             slots: HashMap::new(),
             by_uar: HashMap::new(),
             ready: VecDeque::new(),
+            heat: HotPages::default(),
             timers: BinaryHeap::new(),
             hot: VecDeque::new(),
             scratch: Scratch::default(),
@@ -98,13 +102,18 @@ impl Engine {
             if !hca.engines.is_inline() {
                 mailbox.take_doorbells().for_each(|uar| self.look_at(hca, uar));
             }
+            // Beside a queue pair that always has work.
+            if self.is_hot() {
+                self.look_at_hot_pages(hca);
+            }
         }
         Next::Again
     }
 
     /// False: stop.
     fn take_news(&mut self, hca: &Arc<Hca>, mailbox: &Mailbox) -> bool {
-        let Some(Inbox { qpns, stop }) = mailbox.take_news() else { return !self.stopped };
+        let Some(Inbox { qpns, heat, stop }) = mailbox.take_news() else { return !self.stopped };
+        self.heat.wanted.extend(heat);
         if stop {
             self.stopped = true;
             self.slots.drain().for_each(|(_, mut slot)| slot.requester.abandon(hca));
@@ -140,7 +149,16 @@ impl Engine {
 
     /// Looks at the doorbell records of the queue pairs on UAR page `uar`.
     pub(super) fn look_at(&mut self, hca: &Hca, uar: u32) {
+        if hca.config.hot_doorbells && hca.heat.rung(uar) {
+            self.heat.wanted.insert(uar);
+        }
+        self.look_at_records(hca, uar);
+    }
+
+    /// True: there is work.
+    pub(super) fn look_at_records(&mut self, hca: &Hca, uar: u32) -> bool {
         let Self { number, slots, by_uar, ready, .. } = self;
+        let mut found = false;
         let _section = hca.quiesce.enter(*number);
         for qpn in by_uar.get(&uar).into_iter().flatten() {
             if let Some(slot) = slots.get_mut(qpn)
@@ -149,8 +167,10 @@ impl Engine {
             {
                 slot.queued = true;
                 ready.push_back(*qpn);
+                found = true;
             }
         }
+        found
     }
 
     fn enqueue(&mut self, hca: &Hca, qpn: u32) {

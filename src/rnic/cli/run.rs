@@ -62,7 +62,7 @@ pub struct RunArgs {
     /// Persistent memory, /dev/pmem0 in the guest: size=SIZE (bytes of a temporary file) or path=FILE[,size=SIZE]. Up to 4 times.
     #[arg(long)]
     pmem: Vec<Pmem>,
-    /// An RDMA NIC, by default with on-demand paging; may be given several times: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=auto|inline|N].
+    /// An RDMA NIC, by default with on-demand paging; may be given several times: [odp=on|off][,model=cx5vf|cx5][,log=commands][,engines=auto|inline|N][,doorbells=exit|hot].
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "OPTIONS")]
     nic: Vec<Nic>,
     /// What follows when the guest asks for a reset: exit (with status 10) or restart [default: exit].

@@ -130,6 +130,14 @@ fn switch(value: &str) -> Result<bool, String> {
     }
 }
 
+fn hot(value: &str) -> Result<bool, String> {
+    match value {
+        "hot" => Ok(true),
+        "exit" => Ok(false),
+        _ => Err(format!("{value:?} is neither doorbells=hot nor doorbells=exit")),
+    }
+}
+
 impl From<Disk> for DiskConfig {
     fn from(disk: Disk) -> Self {
         DiskConfig { readonly: disk.readonly, queues: disk.queues, serial: disk.serial, ..DiskConfig::new(disk.path) }
@@ -148,7 +156,12 @@ impl Nic {
             "model" => self.0.model = model(value)?,
             "log" => self.0.log_commands = command_log(value)?,
             "engines" => self.0.engines = value.parse()?,
-            _ => return Err(format!("{name:?} is not an option of the NIC; use odp=, model=, log=, engines=")),
+            "doorbells" => self.0.hot_doorbells = hot(value)?,
+            _ => {
+                return Err(format!(
+                    "{name:?} is not an option of the NIC; use odp=, model=, log=, engines=, doorbells="
+                ));
+            }
         }
         Ok(())
     }
@@ -189,6 +202,7 @@ struct NicTable {
     model: Option<String>,
     log: Option<String>,
     engines: Option<Engines>,
+    doorbells: Option<String>,
 }
 
 impl TryFrom<NicTable> for Nic {
@@ -201,7 +215,14 @@ impl TryFrom<NicTable> for Nic {
             Engines::Count(count) => count.to_string(),
             Engines::Policy(policy) => policy,
         });
-        for (name, value) in [("odp", odp), ("model", table.model), ("log", table.log), ("engines", engines)] {
+        let all = [
+            ("odp", odp),
+            ("model", table.model),
+            ("log", table.log),
+            ("engines", engines),
+            ("doorbells", table.doorbells),
+        ];
+        for (name, value) in all {
             value.map_or(Ok(()), |value| nic.set(name, &value))?;
         }
         Ok(nic)
@@ -345,13 +366,20 @@ mod tests {
     fn nics() {
         let parse = |text: &str| text.parse::<Nic>().map(NicConfig::from);
         assert_eq!(parse(""), Ok(NicConfig::default()));
-        let all = NicConfig { model: Model::Cx5, odp: false, log_commands: true, engines: EnginePolicy::Threads(1) };
-        assert_eq!(parse("odp=off,model=cx5,log=commands,engines=1"), Ok(all.clone()));
+        let all = NicConfig {
+            model: Model::Cx5,
+            odp: false,
+            log_commands: true,
+            engines: EnginePolicy::Threads(1),
+            hot_doorbells: true,
+        };
+        assert_eq!(parse("odp=off,model=cx5,log=commands,engines=1,doorbells=hot"), Ok(all.clone()));
         for (text, word) in [
             ("odp", "neither on nor off"),
             ("odp=", "neither on nor off"),
             ("model=cx7", "model=cx5vf"),
             ("log=all", "log=commands"),
+            ("doorbells=on", "doorbells=hot nor doorbells=exit"),
             ("engines=0", "auto, inline or 1 to 16"),
             ("engines=17", "1 to 16"),
             ("engines=many", "1 to 16"),
@@ -362,7 +390,7 @@ mod tests {
         }
         let table = |text: &str| toml::from_str::<Nic>(text).map(NicConfig::from);
         assert_eq!(table("").unwrap(), NicConfig::default());
-        assert_eq!(table("odp = false\nmodel = 'cx5'\nlog = 'commands'\nengines = 1").unwrap(), all);
+        assert_eq!(table("odp = false\nmodel = 'cx5'\nlog = 'commands'\nengines = 1\ndoorbells = 'hot'").unwrap(), all);
         assert!(table("engines = 17").unwrap_err().message().contains("1 to 16"));
         assert!(table("speed = 1").is_err());
     }

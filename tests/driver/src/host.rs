@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use pci::{Doorbell, DoorbellHost, MsiRouter};
+use pci::{Doorbell, DoorbellHost, Exposed, MsiRouter};
 use probe::Patience;
 
 /// Counts messages by the data value that the vector's table entry held when it was sent.
@@ -63,13 +64,25 @@ impl MsiRouter for Interrupts {
 #[derive(Default)]
 pub struct Doorbells {
     attached: RwLock<HashMap<u64, Doorbell>>,
+    /// Pages of plain memory in place of registers, by address.
+    exposed: RwLock<HashMap<u64, Arc<Page>>>,
+    /// Writes that went there.
+    pub silent: AtomicU64,
     /// Attaching fails, as when the host has no ioeventfds left: every doorbell is an exit then.
     pub refuse: AtomicBool,
 }
 
 impl Doorbells {
-    /// Signals the doorbell at `address`, if a write of `data` there is one.
+    /// Signals the doorbell at `address`, if a write of `data` there is one, or takes it where memory is in place of the register.
     pub fn ring(&self, address: u64, data: &[u8]) -> bool {
+        let exposed = self.exposed.read();
+        if let Some(page) = exposed.get(&(address & !(PAGE - 1))) {
+            let at = (address % PAGE) as usize;
+            page.0.lock()[at..at + data.len()].copy_from_slice(data);
+            self.silent.fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
+        drop(exposed);
         let attached = self.attached.read();
         let Some(doorbell) = attached.get(&address) else { return false };
         let mut value = [0; 8];
@@ -97,7 +110,33 @@ impl Doorbells {
     }
 }
 
+const PAGE: u64 = 4096;
+
+struct Page(Mutex<[u8; PAGE as usize]>);
+
+impl Exposed for Page {
+    fn load(&self, at: u64) -> [u8; 8] {
+        let at = (at % PAGE) as usize;
+        self.0.lock()[at..at + 8].try_into().unwrap_or_default()
+    }
+}
+
 impl DoorbellHost for Doorbells {
+    fn expose(&self, address: u64) -> io::Result<Arc<dyn Exposed>> {
+        if self.refuse.load(Ordering::Relaxed) {
+            return Err(io::Error::other("this host has no memory slots"));
+        }
+        let page = Arc::new(Page(Mutex::new([0; PAGE as usize])));
+        match self.exposed.write().insert(address, page.clone()) {
+            None => Ok(page),
+            Some(_) => panic!("{address:#x} exposed twice"),
+        }
+    }
+
+    fn conceal(&self, address: u64) -> io::Result<()> {
+        self.exposed.write().remove(&address).map(|_| ()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
     fn attach(&self, address: u64, doorbell: &Doorbell) -> io::Result<()> {
         if self.refuse.load(Ordering::Relaxed) {
             return Err(io::Error::other("this host has no ioeventfds"));

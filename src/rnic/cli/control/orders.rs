@@ -104,7 +104,8 @@ impl Machine {
         };
         let nics: Vec<Value> = self.nics().map(NicHandle::inspect).collect();
         let disks: Vec<Value> = self.disks().iter().map(disk).collect();
-        let resident = resident_kib().map(|Resident { guest, own, files }| json!({"guest": guest, "own": own, "files": files}));
+        let resident =
+            resident_kib().map(|Resident { guest, own, files }| json!({"guest": guest, "own": own, "files": files}));
         Ok(json!({"machine": machine, "resident_kib": resident, "nics": nics, "disks": disks}))
     }
 

@@ -11,7 +11,7 @@ use super::buffer::GuestBuffer;
 use super::bus::Bus;
 use super::eq::Event;
 use super::users::{Used, Users, Uses};
-use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, opcode, state as cq_state, status};
+use mlx5_spec::cq::{CQE_SIZE, cqc, cqe, cqe_sz, opcode, state as cq_state, status};
 use mlx5_spec::eq::{eqe_comp, eqe_cq_err, event};
 use mlx5_spec::uar::{arm_cmd, cq_arm};
 
@@ -66,6 +66,8 @@ struct Ring {
     log_stride: u32,
     /// Byte of the 64-byte entry within its stride: 64 for 128-byte CQEs.
     offset: u64,
+    /// The lower half is written too, as zeroes.
+    padded: bool,
     buffer: GuestBuffer,
 }
 
@@ -73,7 +75,7 @@ impl Ring {
     /// `entry` as in [`CqSpec::entry`].
     fn new(log_size: u32, entry: u32, buffer: GuestBuffer) -> Self {
         let (log_stride, offset) = if entry == 0 { (6, 0) } else { (7, CQE_SIZE as u64) };
-        Self { log_size, log_stride, offset, buffer }
+        Self { log_size, log_stride, offset, padded: entry == cqe_sz::BYTES_128_PADDED, buffer }
     }
 
     fn size(&self) -> u32 {
@@ -84,6 +86,9 @@ impl Ring {
     fn write(&self, bus: &Bus, index: u32, entry: &mut [u8; CQE_SIZE]) -> Result<(), dma::DmaError> {
         cqe::OWNER.set(entry, index >> self.log_size & 1);
         let slot = u64::from(index & (self.size() - 1)) << self.log_stride;
+        if self.padded {
+            self.buffer.write(&bus.dma, slot, &[0; CQE_SIZE])?;
+        }
         self.buffer.publish(&bus.dma, slot + self.offset, entry)
     }
 }
@@ -164,7 +169,7 @@ pub struct CqSpec {
     pub eqn: u32,
     /// log2 of the number of entries.
     pub log_size: u32,
-    /// CQC.cqe_sz: 0: 64 bytes; 1 and 2: 128, the entry in the upper half. Consumers of either look there (rdma-core and mlx5_ib make no difference).
+    /// CQC.cqe_sz: 0: 64 bytes; 1 and 2: 128, the entry in the upper half, with 2 the lower one is zeroes. Consumers of either look there (rdma-core and mlx5_ib make no difference).
     pub entry: u32,
     /// CQC.oi.
     pub ignore_overrun: bool,

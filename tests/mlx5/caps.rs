@@ -169,6 +169,12 @@ const GENERAL: &[Row] = &[
         "the port's number on the board",
         Not("an index that drivers keep beside link aggregation only"),
     ),
+    (
+        "CQE_128_ALWAYS",
+        1,
+        "entries of 128 bytes, padded",
+        By("src/mlx5/queue_tests.rs::entries_of_128_bytes_are_in_the_upper_half"),
+    ),
     ("LOG_MAX_UCTX", 12, "so many user contexts at once", Run(shown::as_many_objects_as_offered)),
     ("LOG_MAX_UMEM", 18, "so many umems at once", Run(shown::as_many_objects_as_offered)),
     (

@@ -75,6 +75,7 @@ const GENERAL: &[(Field, u32)] = &[
     (cap::LOG_MAX_XRCD, limits::LOG_MAX_XRCD),
     (cap::LOG_MAX_RMP, limits::LOG_MAX_SRQ),
     (cap::NATIVE_PORT_NUM, 1),
+    (cap::CQE_128_ALWAYS, 1),
     (cap::LOG_MAX_UCTX, limits::LOG_MAX_UCTX),
     (cap::LOG_MAX_UMEM, limits::LOG_MAX_UMEM),
     // The timer of the initialization segment counts nanoseconds (contract 15.10).

@@ -147,7 +147,6 @@ const TRIES: &[(&str, Try)] = &[
     ("TLS_RX", Type(0x11)),
     ("LOG_UAR_PAGE_SZ", Nothing("SET_HCA_CAP refuses another: tests/mlx5/caps/limits.rs")),
     ("ADV_VIRTUALIZATION", Nothing("there is no function behind this one")),
-    ("CQE_128_ALWAYS", Nothing("the driver chooses among the sizes")),
     ("CQE_COMPRESSION_128", Value(Opcode::CREATE_CQ, cqc::CQE_COMP_EN.plus(cq_in::CQC), 1)),
     ("CQE_COMPRESSION", Value(Opcode::CREATE_CQ, cqc::CQE_COMP_EN.plus(cq_in::CQC), 1)),
     ("TAG_MATCHING", Command(Opcode::CREATE_XRQ.0)),

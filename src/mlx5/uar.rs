@@ -266,11 +266,12 @@ impl UarDoorbells {
 
     /// Makes page `uar` plain memory. `None`: it is not the time, or not the page for it.
     pub(super) fn heat(&self, hca: &Hca, uar: u32) -> Option<Arc<dyn Exposed>> {
-        // Event queues are told of what was taken by registers alone: there is no record to look at.
+        let mut inner = self.inner.lock();
+        // Event queues are told of what was taken by registers alone: there is no record to look at. Asked under the lock: one that comes now finds
+        // the page hot (`disturb`).
         if hca.eqs.all().iter().any(|(_, eq)| eq.uar == uar) {
             return None;
         }
-        let mut inner = self.inner.lock();
         let base = inner.base?;
         let page = inner.pages.get_mut(&uar).filter(|page| page.hot.is_none() && !page.crowded)?;
         if page.barred.is_some_and(|until| Instant::now() < until) {
@@ -301,7 +302,7 @@ impl UarDoorbells {
         }
     }
 
-    /// An event queue has come that rings there, or something else that needs registers.
+    /// An event queue has come that rings there; it is in its table.
     pub fn disturb(&self, uar: u32) {
         self.cool(uar, false);
     }

@@ -99,6 +99,12 @@ impl<E: Event> Ring<E> {
         (kept.events.iter().rev().take(new).any(want), kept.pushed)
     }
 
+    /// Events kept, and their weight.
+    pub fn held(&self) -> (usize, usize) {
+        let kept = self.kept.lock();
+        (kept.events.len(), kept.weight)
+    }
+
     /// Events dropped because the ring was full.
     pub fn dropped(&self) -> u64 {
         self.kept.lock().dropped

@@ -32,6 +32,8 @@ pub trait DiskLedger {
     fn touching(&self, page_gpa: u64, since: Seq) -> Vec<RequestRecord>;
     /// Records dropped because the ring was full.
     fn dropped(&self) -> u64;
+    /// Requests on record, and pages of theirs.
+    fn requests_held(&self) -> (usize, usize);
     /// Whether every request alive at `since` or later is still on record and with all its pages. An oracle that finds
     /// nothing may say "nothing" only when this holds.
     fn complete_since(&self, since: Seq) -> bool;
@@ -74,6 +76,10 @@ impl DiskLedger for Ledger {
 
     fn dropped(&self) -> u64 {
         self.book::<Book>().requests.dropped()
+    }
+
+    fn requests_held(&self) -> (usize, usize) {
+        self.book::<Book>().requests.held()
     }
 
     fn complete_since(&self, since: Seq) -> bool {

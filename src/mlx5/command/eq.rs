@@ -29,8 +29,8 @@ pub fn create(request: &mut Request<'_>) -> Result<Reply, CommandError> {
     ];
     let mask = words.map(|word| request.get64(word));
     let spec = EqSpec { vector, uar, mask, log_size, buffer, context: context.to_vec() };
-    request.doorbells.disturb(uar);
     let eq = request.hca.insert_eq(spec).ok_or(CommandError::Exhausted("EQ"))?;
+    request.doorbells.disturb(uar);
     Ok(Reply::new(create_out::SIZE).with(create_out::EQN, eq.eqn))
 }
 

@@ -203,6 +203,8 @@ pub trait NicLedger {
     fn nic(&self, since: Seq) -> Vec<NicRecord>;
     /// The oldest events at `since` or later, at most `limit`.
     fn nic_page(&self, since: Seq, limit: usize) -> Vec<NicRecord>;
+    /// Events on record.
+    fn nic_events_held(&self) -> usize;
     /// Whether every event at `since` or later is still on record.
     fn nic_complete_since(&self, since: Seq) -> bool;
     /// A NIC registers the counters that it keeps by itself. Counts from here on are compared with the records.
@@ -247,6 +249,10 @@ impl NicLedger for Ledger {
 
     fn nic_page(&self, since: Seq, limit: usize) -> Vec<NicRecord> {
         self.book::<Book>().events.page(limit, |record| record.seq >= since)
+    }
+
+    fn nic_events_held(&self) -> usize {
+        self.book::<Book>().events.held().0
     }
 
     fn nic_complete_since(&self, since: Seq) -> bool {

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use blk::DiskHandle;
+use blk::{DiskHandle, DiskLedger};
 use lab::machine::Devices;
 use mlx5::NicHandle;
+use mlx5::hooks::NicLedger;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use vmm::orders::{Order, Remote, State};
@@ -106,7 +107,9 @@ impl Machine {
         let disks: Vec<Value> = self.disks().iter().map(disk).collect();
         let resident =
             resident_kib().map(|Resident { guest, own, files }| json!({"guest": guest, "own": own, "files": files}));
-        Ok(json!({"machine": machine, "resident_kib": resident, "nics": nics, "disks": disks}))
+        let (requests, pages) = self.devices.ledger.requests_held();
+        let ledger = json!({"requests": requests, "pages": pages, "nic_events": self.devices.ledger.nic_events_held()});
+        Ok(json!({"machine": machine, "resident_kib": resident, "ledger": ledger, "nics": nics, "disks": disks}))
     }
 
     fn counters(&self) -> Value {
